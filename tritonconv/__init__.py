@@ -1,0 +1,1 @@
+"""A compiler of convolution blocks: `tritonconv.patch(model)` runs a PyTorch CNN on fused Triton kernels."""
