@@ -1,0 +1,146 @@
+"""`patch(model)` and what undoes and shows it.
+
+Patching rewrites what is computed and not the modules: children, parameters, buffers, `state_dict` keys and hooks stay
+what and where they are, so optimizers, checkpoints and averaged copies do not notice. Two things happen, in place:
+
+1. Every supported convolution and pooling module is swapped: its own forward runs one kernel. That needs nothing to
+   be known about its surroundings.
+2. A forward in which a fusable pattern was found (`capture`) is rewritten, for the module that has it.
+
+Where the second does not hold for a call (a child was replaced, an attribute changed that the forward branches on, an
+optional input was given), the module's own forward runs, on the swapped children of the first. Where a hook wants a
+value inside a pattern, the modules of the pattern run one by one. So what could be fused never changes the result.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from . import swap
+from .blocks import intercepted
+from .capture import EXCLUDED, Accept, capture
+from .report import Report, Site
+from .rewrite import rewrite
+
+# Wrappers by the name of their class (importing some of them takes seconds), and what they hold.
+_WRAPPERS = {
+    "OptimizedModule": "torch.compile",
+    "ScriptModule": "torch.jit",
+    "DataParallel": "DataParallel",
+    "DistributedDataParallel": "DistributedDataParallel",
+    "FullyShardedDataParallel": "FullyShardedDataParallel",
+}
+
+
+def patch(
+    model: nn.Module,
+    *,
+    include: str | Iterable[str] = "*",
+    exclude: str | Iterable[str] = (),
+    filter_fn: Accept | None = None,
+    strict: bool = False,
+) -> nn.Module:
+    """Makes `model` run its convolutions, convolution+ReLU and max-pooling on fused Triton kernels, and returns it.
+
+    In place, undone by `unpatch`; `report(model)` lists every site, and why if it was left alone. Patching again starts
+    over. Parameters and `state_dict` are untouched. Patch before wrapping (torch.compile, DistributedDataParallel).
+
+    include, exclude: glob patterns over the sites' names, such as "features.*". A site is patched if it matches one of
+        `include` and none of `exclude`.
+    filter_fn: `filter_fn(fqn, module) -> bool`; False leaves the site alone.
+    strict: raise `ValueError` with all the reasons, and leave `model` unpatched, if any site that was not excluded
+        cannot be patched or there is no site at all. Otherwise a model without any patched site is warned about.
+
+    Raises `TypeError` if `model` is no module, or a wrapper around the model.
+    """
+    _check(model)
+    unpatch(model)
+    found = capture(model, _acceptance(include, exclude, filter_fn))
+    report = Report(type(model).__name__, tuple(found.sites))
+    _complain(report, strict)
+
+    rewritten = {
+        module: forwards
+        for module, forwards in found.forwards.items()
+        if any(match.in_caller for _, matches in forwards for match in matches)
+    }
+    # First all classes, because a rewritten forward notes those of the children that it counts on.
+    for module in (*found.leaves, *rewritten, model):
+        swap.install(module, swap.Plan())
+    for module, forwards in rewritten.items():
+        swap.install(module, swap.Plan(tuple(rewrite(module, *forward) for forward in forwards)))
+    swap.install(model, replace(swap.plan_of(model), report=report))
+    return model
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Makes `model`, and every module in it, exactly what it was before `patch`, and returns it."""
+    for module in model.modules():
+        swap.remove(module)
+    return model
+
+
+@contextmanager
+def patched(model: nn.Module, **options) -> Iterator[nn.Module]:
+    """`with patched(model):` patches within the block, with the options of `patch`, and puts back what was before."""
+    before = {module: swap.plan_of(module) for module in model.modules()}
+    try:
+        yield patch(model, **options)
+    finally:
+        unpatch(model)
+        for module, plan in before.items():
+            if plan is not None:
+                swap.install(module, plan)
+
+
+def report(model: nn.Module) -> Report:
+    """What `patch(model)` did to each site, and what hooks that were added since undo. Raises `ValueError` if `model`
+    is not what `patch` was given."""
+    plan = swap.plan_of(model)
+    if plan is None or plan.report is None:
+        raise ValueError(f"report: this {type(model).__name__} was not given to tritonconv.patch, so there is none")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return replace(plan.report, sites=tuple(_as_of_now(site, modules) for site in plan.report))
+
+
+def _as_of_now(site: Site, modules: dict[str, nn.Module]) -> Site:
+    if site.status == "fused" and any(name not in modules or intercepted(modules[name]) for name in site.members):
+        return replace(site, status="swapped", reason="runs unfused: since patching, a member was hooked or removed")
+    return site
+
+
+def _check(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"patch expects a torch.nn.Module, got {type(model).__name__}")
+    for cls in type(model).__mro__:
+        if cls.__name__ in _WRAPPERS:
+            raise TypeError(
+                f"patch expects the model itself, got it wrapped by {_WRAPPERS[cls.__name__]}: patch first, then wrap"
+            )
+
+
+def _acceptance(include: str | Iterable[str], exclude: str | Iterable[str], filter_fn: Accept | None) -> Accept:
+    include, exclude = ((globs,) if isinstance(globs, str) else tuple(globs) for globs in (include, exclude))
+
+    def accept(fqn: str, module: nn.Module) -> bool:
+        return (
+            any(fnmatchcase(fqn, glob) for glob in include)
+            and not any(fnmatchcase(fqn, glob) for glob in exclude)
+            and (filter_fn is None or bool(filter_fn(fqn, module)))
+        )
+
+    return accept
+
+
+def _complain(report: Report, strict: bool) -> None:
+    refused = [site for site in report if site.status == "left" and site.reason != EXCLUDED]
+    if strict and (refused or not report):
+        sites = "".join(f"\n  {site.fqn} ({site.pattern}): {site.reason}" for site in refused)
+        raise ValueError(f"patch: {len(refused)} of {len(report)} sites of {report.name} cannot be patched{sites}")
+    if all(site.status == "left" for site in report):
+        why = "report(model) says why" if report else "it has no Conv2d and no max-pooling"
+        warnings.warn(f"patch: none of the {len(report)} sites of {report.name} is patched; {why}", stacklevel=3)

@@ -1,0 +1,71 @@
+"""What `patch` did to each site of a model, as a table for people and as JSON for programs."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+Status = Literal["fused", "swapped", "left"]
+
+# What each status means for what runs.
+_MEANING: dict[Status, str] = {
+    "fused": "one kernel for the pattern",
+    "swapped": "a kernel of its own",
+    "left": "torch's own code",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One convolution or pooling call.
+
+    fqn: fully qualified name of the module, or of the calling module and the call (`decoder.max_pool2d`).
+    pattern: `conv2d`, `conv2d+relu` or `max_pool2d`.
+    members: fully qualified names of the modules the pattern covers.
+    reason: why it is not (or not further) fused; empty if there is nothing to say.
+    """
+
+    fqn: str
+    pattern: str
+    status: Status
+    reason: str = ""
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every site of the model `name`, in module order. Prints as a table."""
+
+    name: str
+    sites: tuple[Site, ...]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __rich__(self) -> Table:
+        counts = Counter(site.status for site in self.sites)
+        caption = "\n".join(f"{counts[status]} {status}: {meaning}" for status, meaning in _MEANING.items())
+        table = Table(title=f"tritonconv: {self.name}, {len(self)} sites", caption=caption)
+        for heading in ("site", "pattern", "status", "reason"):
+            table.add_column(heading, overflow="fold")
+        for site in self.sites:
+            table.add_row(escape(site.fqn or "(model)"), site.pattern, site.status, escape(site.reason))
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=120, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def to_json(self) -> str:
+        """A JSON object {"model": name, "sites": [{fqn, pattern, status, reason, members}, …]}."""
+        return json.dumps({"model": self.name, "sites": [asdict(site) for site in self.sites]}, indent=2)

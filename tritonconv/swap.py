@@ -1,0 +1,143 @@
+"""Makes an instance run another forward by giving it a subclass of its own class, and takes it back.
+
+One such subclass exists per original class. A class, unlike a forward put on the instance, keeps hooks, `super()`,
+isinstance and deepcopy (the copy runs on its own weights) working. The instance's state stays as it is but for one
+entry, its `Plan`; pickle and torch.save see neither, so that what is saved loads as the original class, where
+tritonconv is absent too.
+"""
+
+import copy
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from . import blocks
+from .report import Report
+
+_PLAN = "_tritonconv"
+_MISSING = object()
+
+# What the swapped leaves run. All other classes run a rewritten forward, or their own.
+_LEAF_FORWARDS = {nn.Conv2d: blocks.conv2d, nn.MaxPool2d: blocks.max_pool2d}
+
+# A subclass holds its original class, so it must not be held here, or neither could ever be freed.
+_subclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A rewritten forward, and what must hold for a call to run it.
+
+    run: called as `run(module, *args, **kwargs)`.
+    arity: how many inputs it takes; all must be given, as tensors.
+    reads: plain attributes of the module and the values that the forward was traced with.
+    children: per submodule whose children `run` calls (by path), their names and types.
+    """
+
+    run: Callable
+    arity: int
+    reads: dict[str, object]
+    children: dict[str, tuple[tuple[str, type], ...]]
+
+    def holds(self, module: nn.Module, inputs: tuple) -> bool:
+        return (
+            len(inputs) == self.arity
+            and all(isinstance(value, Tensor) for value in inputs)
+            and all(module.__dict__.get(name, _MISSING) == value for name, value in self.reads.items())
+            and all(children(module.get_submodule(path)) == types for path, types in self.children.items())
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a patched instance carries: its rewritten forwards, and the report if it is the model given to `patch`."""
+
+    forwards: tuple[Forward, ...] = ()
+    report: Report | None = None
+
+
+def children(module: nn.Module) -> tuple[tuple[str, type], ...]:
+    """The names and types of the direct children of `module`."""
+    return tuple((name, type(child)) for name, child in module._modules.items())
+
+
+class Patched:
+    """What the subclasses have in common. `_original` is the class that each stands in for."""
+
+    _original: type[nn.Module]
+
+    def __init_subclass__(cls):
+        """Keeps a subclass hook of the original class (a registry, say) from seeing ours."""
+
+    def __deepcopy__(self, memo):
+        swapped = self.__class__
+        self.__class__ = self._original  # so that the copy is made in whatever way that class makes it
+        try:
+            twin = copy.deepcopy(self, memo)
+        finally:
+            self.__class__ = swapped
+        twin.__class__ = swapped
+        return twin
+
+    def __reduce_ex__(self, protocol):
+        if "_original" not in vars(type(self)):  # somebody else's subclass of ours (parametrize, FSDP): their business
+            return super().__reduce_ex__(protocol)
+        original = object.__new__(self._original)
+        original.__dict__.update(self.__dict__)
+        original.__dict__.pop(_PLAN, None)
+        # Protocol 1, because in later ones pickle compares the class that is saved with the class of `self`.
+        return original.__reduce_ex__(1)
+
+
+def install(module: nn.Module, plan: Plan) -> None:
+    """Makes `module` run by `plan`, in place of any plan it has."""
+    if not isinstance(module, Patched):
+        module.__class__ = _subclass(type(module))
+    module.__dict__[_PLAN] = plan
+
+
+def remove(module: nn.Module) -> None:
+    """Makes `module` what it was before `install`; nothing to do if it has no plan."""
+    module.__dict__.pop(_PLAN, None)
+    if "_original" in vars(type(module)):  # else somebody's subclass of ours is in the way: without a plan it is inert
+        module.__class__ = type(module)._original
+
+
+def plan_of(module: nn.Module) -> Plan | None:
+    return module.__dict__.get(_PLAN)
+
+
+def _subclass(original: type[nn.Module]) -> type[nn.Module]:
+    if original not in _subclasses:
+        forward = _leaf_forward(original) if original in _LEAF_FORWARDS else _planned_forward(original)
+        name = f"Patched{original.__name__}"
+        # The original's __module__, because torch.fx takes what lives in torch.nn for a leaf.
+        namespace = {"forward": forward, "_original": original, "__module__": original.__module__}
+        _subclasses[original] = types.new_class(name, (Patched, original), exec_body=lambda ns: ns.update(namespace))
+    return _subclasses[original]
+
+
+def _leaf_forward(original: type[nn.Module]) -> Callable:
+    leaf = _LEAF_FORWARDS[original]
+
+    @functools.wraps(original.forward)
+    def forward(self, input):
+        return leaf(self, input) if _PLAN in self.__dict__ else original.forward(self, input)
+
+    return forward
+
+
+def _planned_forward(original: type[nn.Module]) -> Callable:
+    @functools.wraps(original.forward)
+    def forward(self, *args, **kwargs):
+        if (plan := plan_of(self)) is not None:
+            for candidate in plan.forwards:
+                if candidate.holds(self, (*args, *kwargs.values())):
+                    return candidate.run(self, *args, **kwargs)
+        return original.forward(self, *args, **kwargs)
+
+    return forward

@@ -1,0 +1,169 @@
+"""Traces a module's forward into a torch.fx graph that can stand for it, or says why it cannot.
+
+A trace is a recording, hence right only while everything else that steered the Python code stays as it was. So
+`trace` notes the plain attributes that the forward read (the trace holds while they keep their values) and refuses
+what no note could cover: side effects, control flow on data, tensors and random numbers made on the spot, a type
+check on an intermediate value, gradient mode or autocast switched on the way. What remains is the assumption that
+a forward does not branch on global state.
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, NoneType
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Every module has these; all but `training` serve torch's own bookkeeping or hold what a trace looks up late.
+_BOOKKEEPING = set(nn.Module().__dict__) - {"training"}
+_CONSTANTS = (NoneType, bool, int, float, str, torch.dtype, type, FunctionType, BuiltinFunctionType)
+
+
+class CannotTrace(Exception):
+    """The reason why a forward has no trace that could stand for it."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One recorded forward. It holds while every attribute in `reads` has the value noted there."""
+
+    graph: fx.Graph
+    reads: dict[str, object]
+
+
+class _Value(fx.Proxy):
+    """A traced value. An input says that it is a tensor (callers of a trace see to that), any other nothing."""
+
+    @property
+    def __class__(self):
+        # isinstance() looks here; torch's own tracing code gets the truth.
+        if sys._getframe(1).f_globals.get("__name__", "").split(".")[0] == "torch":
+            return _Value
+        if self.node.op == "placeholder":
+            return Tensor
+        raise CannotTrace(f"it checks the type of {self.node.name}")
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # else in-place updates of a buffer would happen now instead of at every call
+
+    def __init__(self):
+        super().__init__()
+        self.modes = _modes()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def create_node(self, kind: str, target, *args, **kwargs) -> fx.Node:
+        if _modes() != self.modes:
+            raise CannotTrace("it switches gradient mode, inference mode or autocast")
+        if kind == "placeholder" and target.startswith("*"):
+            raise CannotTrace(f"it takes {target}")
+        return super().create_node(kind, target, *args, **kwargs)
+
+    def create_arg(self, a):
+        if dict in type(a).__mro__[1:]:  # fx would make a plain dict of it
+            raise CannotTrace(f"it passes on a {type(a).__name__}")
+        return super().create_arg(a)
+
+
+class _NoTensors(TorchDispatchMode):
+    """While tracing every value is symbolic, so the result of an operation on tensors would be frozen in the trace."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise CannotTrace(f"it calls {func} on nothing that depends on its inputs")
+
+
+def _modes() -> tuple[bool, ...]:
+    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+
+
+def _is_constant(value: object) -> bool:
+    return isinstance(value, _CONSTANTS) or (isinstance(value, tuple) and all(map(_is_constant, value)))
+
+
+@contextmanager
+def _watch_attributes(root: nn.Module) -> Iterator[dict[str, object]]:
+    """Yields a dict that fills with the plain attributes of `root` that are read; refuses every other use of state.
+
+    Like fx itself it hooks nn.Module for the duration.
+    """
+    reads = {}
+    watched = {id(module) for module in root.modules()}
+    original_setattr = nn.Module.__setattr__
+
+    def read(self, name):
+        value = object.__getattribute__(self, name)
+        if id(self) in watched and name not in _BOOKKEEPING and name in object.__getattribute__(self, "__dict__"):
+            if self is not root or not _is_constant(value):
+                raise CannotTrace(f"it reads {name!r}, a {type(value).__name__} of {type(self).__name__}")
+            reads[name] = value
+        return value
+
+    def write(self, name, value):
+        if id(self) in watched:
+            raise CannotTrace(f"it sets {name!r} of {type(self).__name__}")
+        original_setattr(self, name, value)
+
+    nn.Module.__getattribute__, nn.Module.__setattr__ = read, write
+    try:
+        yield reads
+    finally:
+        del nn.Module.__getattribute__
+        nn.Module.__setattr__ = original_setattr
+
+
+@contextmanager
+def _refuse_random_numbers() -> Iterator[None]:
+    """Python's and numpy's generators; torch's are behind `_NoTensors`."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield
+        drawn = any(np.any(new != old) for new, old in zip(np.random.get_state(), numpy_state, strict=True))
+        if drawn or random.getstate() != python_state:
+            raise CannotTrace("it draws random numbers")
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def trace(module: nn.Module) -> Trace:
+    """Records `module.forward` for inputs that are all tensors, with its children as leaves. Raises `CannotTrace`."""
+    if "forward" in vars(module):
+        raise CannotTrace("the instance has a forward of its own")
+    try:
+        with _refuse_random_numbers(), _watch_attributes(module) as reads, _NoTensors():
+            return Trace(_Tracer().trace(module), reads)
+    except CannotTrace:
+        raise
+    except Exception as error:  # whatever a user's forward raises when it meets symbolic values
+        raise CannotTrace(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def traces(module: nn.Module) -> list[Trace]:
+    """The trace of `module`; two if its forward asks for `self.training`. Raises `CannotTrace` if there is none."""
+    found, refusals = [], []
+    training = module.training
+    try:
+        for mode in (training, not training):
+            module.training = mode
+            try:
+                found.append(trace(module))
+            except CannotTrace as refusal:
+                refusals.append(refusal)
+            if found and "training" not in found[-1].reads:
+                break
+    finally:
+        module.training = training
+    if not found:
+        raise refusals[0]
+    return found
