@@ -24,6 +24,7 @@ from triton.runtime.interpreter import TensorHandle
 from triton.runtime.jit import JITFunction
 
 _lock = threading.RLock()
+_OPTIONS = interpreter.InterpreterOptions(sanitize_overflow=False)
 
 
 class _Rewriter(interpreter.FunctionRewriter):
@@ -75,6 +76,10 @@ def _narrow(handle: TensorHandle) -> TensorHandle:
 
 class _Builder(interpreter.InterpreterBuilder):
     """The numpy behind `triton.language`, with bfloat16 arithmetic."""
+
+    @property
+    def options(self):  # goes before the instance's own, which check each integer operation for overflow: half of the time
+        return _OPTIONS
 
     def set_grid_dim(self, *grid):
         super().set_grid_dim(*grid)

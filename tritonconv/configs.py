@@ -1,0 +1,121 @@
+"""Tile configs: for a problem and a target, the search space as a pure function, the predicted choice first."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+from triton import cdiv, next_power_of_2
+
+from .geometry import ConvGeometry, PoolGeometry
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """A tile of BM × BN outputs, computed BK of the reduction at a time; powers of two.
+
+    GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is in cache.
+    SPLIT: parts that the reduction of wgrad is cut into. Pooling uses BM and BN only.
+    """
+
+    BM: int
+    BN: int
+    BK: int = 1
+    GROUP_M: int = 1
+    SPLIT: int = 1
+    num_warps: int = 1
+    num_stages: int = 1
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What the prediction knows of a target: programs at a time, the cost of starting one and of loading an operand's element,
+    both in multiply-adds, and the smallest operand of a dot."""
+
+    programs: int
+    start: int
+    load: int
+    smallest: int
+
+
+_MACHINES = {
+    "gpu": _Machine(programs=132, start=100_000, load=16, smallest=16),
+    "cpu": _Machine(programs=8, start=10_000, load=1, smallest=1),
+    "interpreter": _Machine(programs=1, start=1_000_000, load=1, smallest=1),
+}
+
+_GPU_TILES_16BIT = (
+    TileConfig(128, 128, 64, num_warps=8, num_stages=3),
+    TileConfig(128, 64, 64, num_warps=4, num_stages=4),
+    TileConfig(64, 128, 64, num_warps=4, num_stages=4),
+    TileConfig(64, 64, 64, num_warps=4, num_stages=4),
+    TileConfig(128, 32, 64, num_warps=4, num_stages=4),
+    TileConfig(64, 32, 64, num_warps=4, num_stages=4),
+    TileConfig(32, 64, 64, num_warps=4, num_stages=4),
+    TileConfig(64, 16, 32, num_warps=4, num_stages=4),
+)
+_GPU_TILES_32BIT = (
+    TileConfig(128, 64, 32, num_warps=4, num_stages=3),
+    TileConfig(64, 128, 32, num_warps=4, num_stages=3),
+    TileConfig(64, 64, 32, num_warps=4, num_stages=3),
+    TileConfig(128, 32, 32, num_warps=4, num_stages=3),
+    TileConfig(64, 32, 32, num_warps=4, num_stages=3),
+    TileConfig(32, 64, 32, num_warps=4, num_stages=3),
+    TileConfig(64, 16, 16, num_warps=4, num_stages=3),
+)
+_GPU_TILES_64BIT = (
+    TileConfig(64, 32, 16, num_warps=4, num_stages=2),
+    TileConfig(32, 32, 16, num_warps=4, num_stages=2),
+    TileConfig(32, 16, 16, num_warps=4, num_stages=2),
+)
+_TILES = {
+    "gpu": {2: _GPU_TILES_16BIT, 4: _GPU_TILES_32BIT, 8: _GPU_TILES_64BIT},
+    "cpu": dict.fromkeys(
+        (2, 4, 8), tuple(TileConfig(*tile) for tile in itertools.product((64, 128, 256), (16, 32, 64), (32, 64, 128)))
+    ),
+    "interpreter": dict.fromkeys((2, 4, 8), (TileConfig(4096, 256, 512), TileConfig(64, 16, 16))),
+}
+
+
+_POOL_AREAS = {"gpu": (2048, 1024, 4096), "cpu": (4096, 1024, 16384), "interpreter": (1 << 18,)}
+
+
+def space(op: str, geometry: ConvGeometry | PoolGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
+    """Configs for `op` on activations of `dtype`.
+
+    `op` is "fprop", "dgrad" or "wgrad" of a ConvGeometry, "max_pool" or "max_pool_backward" of a PoolGeometry.
+    `target` is "cpu", "interpreter" or the name of a GPU ("sm_90", "gfx942").
+    """
+    kind = target if target in _MACHINES else "gpu"
+    if isinstance(geometry, PoolGeometry):
+        pixels = geometry.N * (geometry.P * geometry.Q if op == "max_pool" else geometry.H * geometry.W)
+        BN = min(next_power_of_2(geometry.C), 64)
+        BMs = dict.fromkeys(min(area // BN, next_power_of_2(pixels)) for area in _POOL_AREAS[kind])
+        return tuple(TileConfig(BM, BN, num_warps=4 if kind == "gpu" else 1) for BM in BMs)
+    fitted = (_fit(tile, op, geometry, _MACHINES[kind]) for tile in _TILES[kind][dtype.itemsize])
+    # fromkeys drops the tiles that became equal and keeps the order.
+    return tuple(sorted(dict.fromkeys(fitted), key=lambda tile: _cost(tile, op, geometry, _MACHINES[kind])))
+
+
+def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
+    M, N, _ = geometry.gemm(op)
+    return cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * (geometry.taps * tile.SPLIT if op == "wgrad" else 1)
+
+
+def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: _Machine) -> TileConfig:
+    """`tile` without blocks that only the padding of a small problem would fill, and with the splits that fill the machine."""
+    M, N, K = (max(next_power_of_2(size), machine.smallest) for size in geometry.gemm(op))
+    tile = replace(tile, BM=min(tile.BM, M), BN=min(tile.BN, N), BK=min(tile.BK, K))
+    if op == "wgrad":
+        wanted = 2 * machine.programs // _programs(tile, op, geometry)
+        tile = replace(tile, SPLIT=max(1, min(wanted, K // (4 * tile.BK))))
+    return tile
+
+
+def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: _Machine) -> int:
+    """Multiply-adds of a program, padding included, times how many programs run one after the other."""
+    _, _, K = geometry.gemm(op)
+    steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else geometry.taps * cdiv(K, tile.BK)
+    step = tile.BK * (tile.BM * tile.BN + machine.load * (tile.BM + tile.BN))
+    return cdiv(_programs(tile, op, geometry), machine.programs) * (machine.start + steps * step)

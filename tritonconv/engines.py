@@ -1,0 +1,100 @@
+"""Engines: the ways to run a `@triton.jit` kernel. One table, in order of preference for a device.
+
+A `Launch` says everything about a launch but the tensors. An engine binds it once, so that a call passes tensors only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from . import interpreter
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """kernel[grid](*tensors, *sizes, **constexprs): a kernel takes its tensors first, then its sizes, then its constexprs."""
+
+    kernel: JITFunction
+    grid: tuple[int, int, int]
+    sizes: tuple[int, ...]
+    constexprs: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`bind(launch)` returns a function of the launch's tensors (or None, where the kernel allows it).
+
+    `target(device)` names what the tile configs are chosen for, such as "sm_90", "gfx942" or "cpu".
+    """
+
+    name: str
+    device_types: tuple[str, ...]
+    bind: Callable[[Launch], Callable[..., None]]
+    target: Callable[[torch.device], str]
+    is_available: Callable[[], bool]
+
+
+def _bind_triton(launch: Launch) -> Callable[..., None]:
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+
+    def run(*tensors):
+        with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
+            launch.kernel[launch.grid](*tensors, *launch.sizes, **launch.constexprs, **options)
+
+    return run
+
+
+def _triton_target(device: torch.device) -> str:
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def _bind_interpreter(launch: Launch) -> Callable[..., None]:
+    def run(*tensors):
+        interpreter.run(launch.kernel, launch.grid, *tensors, *launch.sizes, **launch.constexprs)
+
+    return run
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine("triton", ("cuda",), _bind_triton, _triton_target, torch.cuda.is_available),
+        Engine("interpreter", ("cpu", "cuda"), _bind_interpreter, lambda device: "interpreter", lambda: True),
+    )
+}
+_pinned: Engine | None = None
+
+
+def available() -> tuple[str, ...]:
+    """Names of the engines that can run here, the preferred ones first."""
+    return tuple(name for name, engine in ENGINES.items() if engine.is_available())
+
+
+def engine_for(device: torch.device) -> Engine | None:
+    """The engine that runs kernels on tensors of `device`: the pinned one, else the first of the table; None without one."""
+    candidates = ENGINES.values() if _pinned is None else (_pinned,)
+    return next((e for e in candidates if device.type in e.device_types and e.is_available()), None)
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Within this context every kernel runs on the named engine, in all threads (autograd has threads of its own)."""
+    global _pinned
+    if name not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}")
+    previous, _pinned = _pinned, ENGINES[name]
+    try:
+        yield
+    finally:
+        _pinned = previous

@@ -1,0 +1,117 @@
+"""Shape arithmetic of convolution and pooling; no other module computes an output size, a padding or a count."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+Pair = tuple[int, int]
+
+
+def output_size(size: int, window: int, stride: int, padding: Pair, dilation: int, ceil_mode: bool = False) -> int:
+    """Positions of a window of `window` taps along an axis of `size`: ⌊(size + before + after − d(window − 1) − 1)/s⌋ + 1.
+
+    `padding` is (before, after). With `ceil_mode` the quotient is rounded up, but, as in torch, the last window starts inside
+    the input or its leading padding. The result is not positive where no window fits.
+    """
+    span = size + sum(padding) - dilation * (window - 1) - 1
+    if not ceil_mode:
+        return span // stride + 1
+    count = -(-span // stride) + 1
+    return count - 1 if (count - 1) * stride >= size + padding[0] else count
+
+
+def same_padding(window: int, dilation: int) -> Pair:
+    """(before, after) that keep the size at stride 1; the odd one goes after, as in torch."""
+    total = dilation * (window - 1)
+    return total // 2, total - total // 2
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """A 2-D convolution: input [N, C, H, W], weight [K, C/groups, R, S], output [N, K, P, Q].
+
+    `padding` is ((top, bottom), (left, right)). Kernels that need per-group channel counts take `Cg` and `Kg`.
+    """
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    stride: Pair = (1, 1)
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    @functools.cached_property
+    def P(self) -> int:
+        return output_size(self.H, self.R, self.stride[0], self.padding[0], self.dilation[0])
+
+    @functools.cached_property
+    def Q(self) -> int:
+        return output_size(self.W, self.S, self.stride[1], self.padding[1], self.dilation[1])
+
+    @property
+    def Cg(self) -> int:
+        return self.C // self.groups
+
+    @property
+    def Kg(self) -> int:
+        return self.K // self.groups
+
+    @property
+    def taps(self) -> int:
+        return self.R * self.S
+
+    def gemm(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of the GEMM behind "fprop", "dgrad" or "wgrad", for one group.
+
+        K is that of one tap for fprop and dgrad, and M that of dgrad's largest residue class; wgrad is one tap's GEMM.
+        """
+        if op == "fprop":
+            return self.N * self.P * self.Q, self.Kg, self.Cg
+        if op == "dgrad":
+            return self.N * -(-self.H // self.stride[0]) * -(-self.W // self.stride[1]), self.Cg, self.Kg
+        return self.Kg, self.Cg, self.N * self.P * self.Q
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the weight, without a bias."""
+        return self.K * self.Cg * self.taps
+
+    @property
+    def flops(self) -> int:
+        """Two per multiply-add, padding counted: what fprop, dgrad and wgrad each take."""
+        return 2 * self.N * self.P * self.Q * self.parameters
+
+    def bytes(self, itemsize: int) -> int:
+        """Input, weight and output, each moved once."""
+        elements = self.N * self.C * self.H * self.W + self.parameters + self.N * self.K * self.P * self.Q
+        return elements * itemsize
+
+
+@dataclass(frozen=True)
+class PoolGeometry:
+    """A 2-D pooling with windows of R × S: input [N, C, H, W], output [N, C, P, Q]; `padding` is the same on both sides."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    R: int
+    S: int
+    stride: Pair
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
+
+    @functools.cached_property
+    def P(self) -> int:
+        return output_size(self.H, self.R, self.stride[0], (self.padding[0],) * 2, self.dilation[0], self.ceil_mode)
+
+    @functools.cached_property
+    def Q(self) -> int:
+        return output_size(self.W, self.S, self.stride[1], (self.padding[1],) * 2, self.dilation[1], self.ceil_mode)

@@ -1,0 +1,55 @@
+"""Pieces that the convolution and pooling kernels share."""
+
+import math
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def unravel(index, D1, D2):
+    """The coordinates (i0, i1, i2) of a flat index into an array of shape [·, D1, D2]."""
+    i2 = index % D2
+    rest = index // D2
+    return rest // D1, rest % D1, i2
+
+
+@triton.jit
+def inside(h, w, H, W):
+    return (h >= 0) & (h < H) & (w >= 0) & (w < W)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    # `x < 0` is false for NaN, so that NaN stays, as in torch.
+    if ACTIVATION == "relu":
+        x = tl.where(x < 0, 0.0, x)
+    return x
+
+
+@triton.constexpr_function
+def tap_step(stride, dilation):
+    """Taps of one residue class of the stride lie this far apart."""
+    return stride // math.gcd(stride, dilation)
+
+
+@triton.constexpr_function
+def tap_inverse(stride, dilation):
+    divisor = math.gcd(stride, dilation)
+    return pow(dilation // divisor, -1, stride // divisor)
+
+
+@triton.jit
+def taps_of(position, STRIDE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.constexpr):
+    """Which taps of a strided window reach a padded input position: t·DILATION ≡ position (mod STRIDE).
+
+    They are t = first + j·tap_step for 0 <= j < count; returns (first, count). Solvable where gcd(STRIDE, DILATION) divides the
+    position; then `first` is the quotient times the inverse of DILATION, both divided by that gcd.
+    """
+    STEP: tl.constexpr = tap_step(STRIDE, DILATION)
+    DIVISOR: tl.constexpr = STRIDE // STEP
+    INVERSE: tl.constexpr = tap_inverse(STRIDE, DILATION)
+    residue = position % STRIDE
+    first = (residue // DIVISOR * INVERSE) % STEP
+    count = tl.where(residue % DIVISOR == 0, (TAPS - first + STEP - 1) // STEP, 0)
+    return first, count

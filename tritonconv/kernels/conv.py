@@ -1,0 +1,195 @@
+"""Convolution as an implicit GEMM: fprop, dgrad and wgrad over NHWC activations and packed weights.
+
+C and K are channels per group, GROUPS of them side by side in a pixel. Sizes that vary at run time: N, H, W of the input and
+P, Q of the output. An offset that is a multiple of the channel count is int64, since a tensor may have 2³¹ elements or more.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import activate, inside, tap_step, taps_of, unravel
+
+
+@triton.jit
+def implicit_gemm(
+    a_ptr, h, w, in_range, H, W, PIXEL: tl.constexpr,
+    b_ptr, b_tap, B_STEP_H: tl.constexpr, B_STEP_W: tl.constexpr,
+    taps_h, taps_w, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
+    C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[BM, BN] sums over taps (r, s) and channels c of image[h + r·STEP_H, w + s·STEP_W, c] × panel[tap, c, n].
+
+    `a_ptr` [BM] points at channel 0 of pixel (h, w) of each row's H × W image, PIXEL elements a pixel; pixels outside the image
+    and rows not `in_range` count as zero. `b_ptr` is the panel [·, C, BN] of one output tile, whose tap for (r, s) is
+    b_tap + r·B_STEP_H + s·B_STEP_W.
+    """
+    C_BLOCKS: tl.constexpr = (C + BK - 1) // BK
+    o_c = tl.arange(0, BK)
+    p_a = a_ptr[:, None] + o_c[None, :]
+    p_b = b_ptr + o_c[:, None] * BN + tl.arange(0, BN)[None, :]
+    acc = tl.zeros((BM, BN), ACC)
+    # One flat loop over (tap, channel block), which compilers pipeline; nested loops they do not.
+    for i in range(0, taps_h * taps_w * C_BLOCKS):
+        tap = i // C_BLOCKS
+        c = (i % C_BLOCKS) * BK
+        r = tap // taps_w
+        s = tap % taps_w
+        m_row = in_range & inside(h + r * STEP_H, w + s * STEP_W, H, W)
+        o_a = (r * STEP_H * W + s * STEP_W).to(tl.int64) * PIXEL + c
+        o_b = ((b_tap + r * B_STEP_H + s * B_STEP_W) * C + c) * BN
+        if C % BK == 0:
+            a = tl.load(p_a + o_a, mask=m_row[:, None], other=0.0)  # [BM, BK]
+            b = tl.load(p_b + o_b)  # [BK, BN]
+        else:
+            # Both operands are masked: beyond C lie the next pixel and the next tap, whose inf or NaN times zero is NaN.
+            m_c = o_c < C - c
+            a = tl.load(p_a + o_a, mask=m_row[:, None] & m_c[None, :], other=0.0)  # [BM, BK]
+            b = tl.load(p_b + o_b, mask=m_c[:, None], other=0.0)  # [BK, BN]
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
+    return acc
+
+
+@triton.jit
+def store_rows(out_ptr, row, in_range, acc, n, N: tl.constexpr, BN: tl.constexpr):
+    """Store acc [BM, BN] at rows `out_ptr + row` [BM], columns n [BN] of N."""
+    mask = in_range[:, None]
+    if N % BN != 0:
+        mask = mask & (n < N)[None, :]
+    tl.store(out_ptr + row[:, None] + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def conv_fprop(
+    x_ptr, w_ptr, bias_ptr, y_ptr, N, H, W, P, Q,
+    GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """y[n, p, q, k] = activation(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k]).
+
+    Grid: (tiles of N·P·Q × tiles of K, groups). `w_ptr`: panels [GROUPS, tiles of K, R·S·C, BN].
+    """
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    K_TILES: tl.constexpr = (K + BN - 1) // BN
+    M = N * P * Q
+    pid = tl.program_id(0)
+    group = tl.program_id(1).to(tl.int64)
+    tile_m, tile_n = tl.swizzle2d(pid // K_TILES, pid % K_TILES, tl.cdiv(M, BM), K_TILES, GROUP_M)
+
+    m = tile_m * BM + tl.arange(0, BM)
+    n, p, q = unravel(m, P, Q)
+    h = p * STRIDE_H - PAD_H
+    w = q * STRIDE_W - PAD_W
+    acc = implicit_gemm(
+        x_ptr + group * C + ((n * H + h) * W + w).to(tl.int64) * (GROUPS * C), h, w, m < M, H, W, GROUPS * C,
+        w_ptr + (group * K_TILES + tile_n) * (R * S * C * BN), 0, S, 1,
+        R, S, DIL_H, DIL_W,
+        C, BM, BN, BK, ACC, PRECISION,
+    )  # fmt: skip
+
+    k = tile_n * BN + tl.arange(0, BN)
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + group * K + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+    acc = activate(acc, ACTIVATION)
+    store_rows(y_ptr + group * K, m.to(tl.int64) * (GROUPS * K), m < M, acc, k, K, BN)
+
+
+@triton.jit
+def conv_dgrad(
+    dy_ptr, w_ptr, dx_ptr, N, H, W, P, Q,
+    GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """dx[n, h, w, c] = Σ dy[n, p, q, k] w[r, s, k, c] over the (p, r) with p·stride + r·dilation = h + pad, likewise (q, s).
+
+    Which taps take part depends only on (h, w) modulo the stride, so each residue class is a GEMM of its own, without a wasted
+    product. A class that no tap reaches still writes its zeros.
+    Grid: (tiles of a class's pixels × tiles of C, groups, classes). `w_ptr`: panels [GROUPS, tiles of C, R·S·K, BN].
+    """
+    ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    C_TILES: tl.constexpr = (C + BN - 1) // BN
+    TAP_H: tl.constexpr = tap_step(STRIDE_H, DIL_H)
+    TAP_W: tl.constexpr = tap_step(STRIDE_W, DIL_W)
+    pid = tl.program_id(0)
+    group = tl.program_id(1).to(tl.int64)
+    h0 = tl.program_id(2) // STRIDE_W
+    w0 = tl.program_id(2) % STRIDE_W
+    m_tiles = tl.cdiv(N * tl.cdiv(H, STRIDE_H) * tl.cdiv(W, STRIDE_W), BM)  # of the largest class
+    tile_m, tile_n = tl.swizzle2d(pid // C_TILES, pid % C_TILES, m_tiles, C_TILES, GROUP_M)
+
+    # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W).
+    class_h = (H - h0 + STRIDE_H - 1) // STRIDE_H
+    class_w = (W - w0 + STRIDE_W - 1) // STRIDE_W
+    m = tile_m * BM + tl.arange(0, BM)
+    in_range = m < N * class_h * class_w
+    n, i, j = unravel(m, class_h, class_w)
+    r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
+    s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)
+    p = i + (h0 + PAD_H - r * DIL_H) // STRIDE_H  # exact: the class's taps are congruent
+    q = j + (w0 + PAD_W - s * DIL_W) // STRIDE_W
+    acc = implicit_gemm(
+        dy_ptr + group * K + ((n * P + p) * Q + q).to(tl.int64) * (GROUPS * K), p, q, in_range, P, Q, GROUPS * K,
+        w_ptr + (group * C_TILES + tile_n) * (R * S * K * BN), r * S + s, TAP_H * S, TAP_W,
+        taps_h, taps_w, -(TAP_H * DIL_H // STRIDE_H), -(TAP_W * DIL_W // STRIDE_W),
+        K, BM, BN, BK, ACC, PRECISION,
+    )  # fmt: skip
+
+    c = tile_n * BN + tl.arange(0, BN)
+    pixel = (n * H + h0 + i * STRIDE_H) * W + w0 + j * STRIDE_W
+    store_rows(dx_ptr + group * C, pixel.to(tl.int64) * (GROUPS * C), in_range, acc, c, C, BN)
+
+
+@triton.jit
+def conv_wgrad(
+    dy_ptr, x_ptr, dw_ptr, N, H, W, P, Q, rows, stride_split, stride_k, stride_c, stride_tap,
+    GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """dw[split][k, c, r, s] = Σ dy[m, k] x[n, p·stride − pad + r·dilation, …, c] over the `rows` output pixels m = (n, p, q) of a split.
+
+    Grid: (tiles of K × tiles of C, taps, groups × splits). Strides are those of `dw_ptr`, in elements.
+    """
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    C_TILES: tl.constexpr = (C + BN - 1) // BN
+    tap = tl.program_id(1)
+    group = (tl.program_id(2) % GROUPS).to(tl.int64)
+    split = tl.program_id(2) // GROUPS
+    k = tl.program_id(0) // C_TILES * BM + tl.arange(0, BM)
+    c = tl.program_id(0) % C_TILES * BN + tl.arange(0, BN)
+    h0 = tap // S * DIL_H - PAD_H
+    w0 = tap % S * DIL_W - PAD_W
+    p_dy = dy_ptr + group * K + k[:, None]
+    p_x = x_ptr + group * C + c[None, :]
+    acc = tl.zeros((BM, BN), ACC)
+    stop = tl.minimum((split + 1) * rows, N * P * Q)
+    for start in range(split * rows, stop, BK):
+        m = start + tl.arange(0, BK)
+        n, p, q = unravel(m, P, Q)
+        h = p * STRIDE_H + h0
+        w = q * STRIDE_W + w0
+        # A padded pixel masks dy too: an inf there must not meet the zero that stands for the pixel.
+        m_row = (m < stop) & inside(h, w, H, W)
+        o_x = ((n * H + h) * W + w).to(tl.int64) * (GROUPS * C)
+        o_dy = m.to(tl.int64) * (GROUPS * K)
+        dy = tl.load(p_dy + o_dy[None, :], mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
+        x = tl.load(p_x + o_x[:, None], mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
+        acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+    o_dw = split.to(tl.int64) * stride_split + (group * K + k)[:, None] * stride_k + c[None, :] * stride_c + tap * stride_tap
+    tl.store(dw_ptr + o_dw, acc.to(dw_ptr.dtype.element_ty), mask=(k < K)[:, None] & (c < C)[None, :])
+
+
+@triton.jit
+def sum_splits(partial_ptr, out_ptr, SPLIT, size, BLOCK: tl.constexpr):
+    """out[i] = Σ partial[split, i], in the order of the splits. Grid: (tiles of `size`)."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    p_partial = partial_ptr + i
+    acc = tl.load(p_partial, mask=i < size, other=0.0)  # [BLOCK]
+    for _ in range(1, SPLIT):
+        p_partial += size
+        acc += tl.load(p_partial, mask=i < size, other=0.0)  # [BLOCK]
+    tl.store(out_ptr + i, acc.to(out_ptr.dtype.element_ty), mask=i < size)

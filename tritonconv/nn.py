@@ -1,0 +1,37 @@
+"""Modules with the parameters, `state_dict` and errors of `torch.nn`, run by this project's kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import functional
+
+
+class Conv2d(torch.nn.Conv2d):
+    """`torch.nn.Conv2d`, followed by `activation` (None or "relu") in the same kernel."""
+
+    def __init__(self, *args, activation: str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return functional.conv2d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+
+
+class MaxPool2d(torch.nn.MaxPool2d):
+    """`torch.nn.MaxPool2d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return functional.max_pool2d(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )

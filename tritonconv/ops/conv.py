@@ -1,0 +1,147 @@
+"""Convolution with autograd: check, Function, launch.
+
+The three Functions are linear maps whose derivatives are each other, which gives derivatives of every order.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import launch
+from ..geometry import ConvGeometry, same_padding
+from .activations import ACTIVATIONS
+from .support import autocast, is_channels_last, pair, unsupported
+
+
+class Fprop(Function):
+    @staticmethod
+    def forward(x, weight, bias, geometry, activation):
+        return launch.fprop(x, weight, bias, geometry, activation)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, _, ctx.geometry, ctx.activation = inputs
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        ctx.weight_format = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
+        ctx.save_for_backward(
+            x if needs_weight else None, weight if needs_x else None, output if ctx.activation else None
+        )
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, y = ctx.saved_tensors
+        if ctx.activation:
+            dy = ACTIVATIONS[ctx.activation].backward(dy, y)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dx = Dgrad.apply(dy, weight, ctx.geometry) if needs_x else None
+        dw = Wgrad.apply(dy, x, ctx.geometry, ctx.weight_format) if needs_weight else None
+        db = dy.sum((0, 2, 3)) if needs_bias else None
+        return dx, dw, db, None, None
+
+
+class Dgrad(Function):
+    @staticmethod
+    def forward(dy, weight, geometry):
+        return launch.dgrad(dy, weight, geometry)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        dy, weight, ctx.geometry = inputs
+        ctx.save_for_backward(dy, weight)
+
+    @staticmethod
+    def backward(ctx, ddx):
+        dy, weight = ctx.saved_tensors
+        needs_dy, needs_weight = ctx.needs_input_grad[:2]
+        ddy = Fprop.apply(ddx, weight, None, ctx.geometry, None) if needs_dy else None
+        dw = Wgrad.apply(dy, ddx, ctx.geometry, torch.contiguous_format) if needs_weight else None
+        return ddy, dw, None
+
+
+class Wgrad(Function):
+    @staticmethod
+    def forward(dy, x, geometry, memory_format):
+        return launch.wgrad(dy, x, geometry, memory_format)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        dy, x, ctx.geometry, _ = inputs
+        ctx.save_for_backward(dy, x)
+
+    @staticmethod
+    def backward(ctx, ddw):
+        dy, x = ctx.saved_tensors
+        needs_dy, needs_x = ctx.needs_input_grad[:2]
+        ddy = Fprop.apply(x, ddw, None, ctx.geometry, None) if needs_dy else None
+        dx = Dgrad.apply(dy, ddw, ctx.geometry) if needs_x else None
+        return ddy, dx, None, None
+
+
+@functools.lru_cache(maxsize=4096)
+def _geometry(input_shape, weight_shape, bias_shape, stride, padding, dilation, groups) -> ConvGeometry | str:
+    if stride is None or padding is None or dilation is None or type(groups) is not int:
+        return "stride, padding, dilation and groups are not all integers"
+    if len(input_shape) not in (3, 4) or len(weight_shape) != 4:
+        return f"an input of {len(input_shape)} dimensions with a weight of {len(weight_shape)}"
+    N, C, H, W = (1, *input_shape)[-4:]
+    K, Cg, R, S = weight_shape
+    if min(N, C, K, R, S) < 1:
+        return f"nothing to compute for input {tuple(input_shape)} and weight {tuple(weight_shape)}"
+    if groups < 1 or K % groups or C != groups * Cg or bias_shape not in (None, (K,)):
+        return f"{groups} groups of {C} and {K} channels do not fit the weight {tuple(weight_shape)} or the bias"
+    if padding == "same" and stride == (1, 1):
+        padding = same_padding(R, dilation[0]), same_padding(S, dilation[1])
+    elif padding == "valid":
+        padding = (0, 0), (0, 0)
+    elif isinstance(padding, str):
+        return f"padding {padding!r} with stride {stride}"
+    else:
+        padding = (padding[0],) * 2, (padding[1],) * 2
+    if min(stride) < 1 or min(dilation) < 1 or min(map(min, padding)) < 0:
+        return f"stride {stride}, padding {padding}, dilation {dilation}"
+    geometry = ConvGeometry(N, C, H, W, K, R, S, stride, padding, dilation, groups)
+    if geometry.P < 1 or geometry.Q < 1:
+        return "the kernel is larger than the padded input"
+    if N * max(H * W, geometry.P * geometry.Q) >= 2**31:
+        return "2**31 pixels or more"
+    return geometry
+
+
+def geometry_of(input, weight, bias, stride, padding, dilation, groups) -> ConvGeometry | str:
+    """The geometry of a call of `conv2d`, or, where it is torch that has to run it, why."""
+    reason = unsupported(input, weight) if bias is None else unsupported(input, weight, bias)
+    if reason is not None:
+        return reason
+    return _geometry(
+        input.shape,
+        weight.shape,
+        None if bias is None else bias.shape,
+        pair(stride),
+        padding if isinstance(padding, str) else pair(padding),
+        pair(dilation),
+        groups,
+    )
+
+
+def conv2d(input, weight, bias, stride, padding, dilation, groups, activation) -> Tensor:
+    """See `tritonconv.functional.conv2d`."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r}")
+    x, w, b = autocast(input, weight, bias)
+    geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
+    if isinstance(geometry, str):
+        y = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return y if activation is None else ACTIVATIONS[activation].apply(y)
+    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)):
+        y = Fprop.apply(batched, w, b, geometry, activation)
+    else:
+        y = launch.fprop(batched, w, b, geometry, activation)
+    if not (is_channels_last(batched) or is_channels_last(w)):
+        y = y.contiguous()
+    return y if x.dim() == 4 else y.squeeze(0)

@@ -1,0 +1,106 @@
+"""Max-pooling with autograd: check, Function, launch."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import launch
+from ..geometry import PoolGeometry
+from .support import is_channels_last, pair, unsupported
+
+
+class MaxPool(Function):
+    @staticmethod
+    def forward(x, geometry, index_dtype):
+        return launch.max_pool(x, geometry, index_dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.geometry, _ = inputs
+        _, indices = output
+        ctx.mark_non_differentiable(indices)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(indices)
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        if dy is None:
+            return None, None, None
+        (indices,) = ctx.saved_tensors
+        return MaxPoolBackward.apply(dy, indices, ctx.geometry), None, None
+
+
+class MaxPoolBackward(Function):
+    @staticmethod
+    def forward(dy, indices, geometry):
+        return launch.max_pool_backward(dy, indices, geometry)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, indices, _ = inputs
+        ctx.save_for_backward(indices)
+
+    @staticmethod
+    def backward(ctx, ddx):
+        (indices,) = ctx.saved_tensors
+        chosen = indices.flatten(2).long()
+        return ddx.flatten(2).gather(2, chosen).view(indices.shape), None, None
+
+
+@functools.lru_cache(maxsize=4096)
+def _geometry(shape, window, stride, padding, dilation, ceil_mode) -> PoolGeometry | str:
+    if window is None or stride is None or padding is None or dilation is None or type(ceil_mode) is not bool:
+        return "kernel_size, stride, padding and dilation are not all integers"
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        return f"nothing to compute for input {tuple(shape)}"
+    N, C, H, W = (1, *shape)[-4:]
+    if min(window) < 1 or min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
+        return f"kernel_size {window}, stride {stride}, padding {padding}, dilation {dilation}"
+    if any(2 * pad > dil * (size - 1) + 1 for pad, dil, size in zip(padding, dilation, window, strict=True)):
+        return f"padding {padding} is more than half of the window"
+    geometry = PoolGeometry(N, C, H, W, *window, stride, padding, dilation, ceil_mode)
+    if geometry.P < 1 or geometry.Q < 1:
+        return "the window is larger than the padded input"
+    if N * max(H * W, geometry.P * geometry.Q) >= 2**31:
+        return "2**31 pixels or more"
+    return geometry
+
+
+def geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode) -> PoolGeometry | str:
+    """The geometry of a call of `max_pool2d`, or, where it is torch that has to run it, why."""
+    reason = unsupported(input)
+    if reason is not None:
+        return reason
+    window = pair(kernel_size)
+    return _geometry(
+        input.shape,
+        window,
+        window if stride is None or stride == [] or stride == () else pair(stride),
+        pair(padding),
+        pair(dilation),
+        ceil_mode,
+    )
+
+
+def max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
+    """See `tritonconv.functional.max_pool2d`."""
+    geometry = geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode)
+    if isinstance(geometry, str):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    index_dtype = torch.int64 if return_indices else torch.int32
+    if torch.is_grad_enabled() and input.requires_grad:
+        y, indices = MaxPool.apply(batched, geometry, index_dtype)
+    else:
+        y, indices = launch.max_pool(batched, geometry, index_dtype if return_indices else None)
+
+    def like_input(result: Tensor) -> Tensor:
+        result = result if is_channels_last(batched) else result.contiguous()
+        return result if input.dim() == 4 else result.squeeze(0)
+
+    return (like_input(y), like_input(indices)) if return_indices else like_input(y)
