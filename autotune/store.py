@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 def directory() -> Path:
-    """Where the entries lie: `$TRITONCONV_CACHE_DIR/tuned`, or else `tritonconv/tuned` in the user's cache directory."""
+    """Where the entries lie: `$TRITONCONV_CACHE_DIR/tuned`, else `tritonconv/tuned` in the user's cache directory."""
     root = os.environ.get("TRITONCONV_CACHE_DIR")
     if not root:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tritonconv")

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 
-import autotune
 import pytest
+
+import autotune
 from autotune import store
 
 KEY = {"op": "gemm", "shape": (64, 32), "dtype": "float32"}
