@@ -1,0 +1,345 @@
+"""Integer and pointer arithmetic on the abstract domain of `values.py`, and its way into LLVM registers."""
+
+from __future__ import annotations
+
+from .code import Code
+from .values import MEM, REG, SIZE, WIDTH, Aff, Ptr, Uni, Val, Vec, const, is_uniform
+
+_I64 = "i64"
+
+
+class Affine:
+    """Arithmetic that keeps integers affine where it can; everything else becomes one register per lane vector."""
+
+    def __init__(self, code: Code):
+        self.code = code
+        self.width = 1  # lanes of a Vec in the loop nest being written
+        self.floor = 0  # vectors are read no further out than this level: their addresses may rest on an assumption
+        self.spent = 0  # accesses written that are not plain vector moves
+
+    # ---- into registers -------------------------------------------------------------------------------------------
+
+    def scalar(self, v: Val) -> tuple[str, int]:
+        """(SSA name or literal, level) of a uniform value."""
+        if isinstance(v, Uni):
+            return v.ssa, v.depth
+        if isinstance(v, Ptr):
+            return self.address(v)
+        ty, pure = REG[v.elem], self.code.pure
+        parts = sorted(
+            [*v.terms, *((iv.depth, self._scaled(iv, c, ty)) for iv, c in v.ivs)],
+        )
+        if not parts:
+            return str(v.const), 0
+        depth, acc = parts[0]
+        if v.const:
+            acc = pure(depth, f"add {ty} {acc}, {v.const}")
+        for d, ssa in parts[1:]:
+            depth, acc = d, pure(d, f"add {ty} {acc}, {ssa}")
+        return acc, depth
+
+    def _scaled(self, iv, coef: int, ty: str) -> str:
+        ssa = iv.ssa
+        if ty != _I64:
+            ssa = self.code.pure(iv.depth, f"trunc i64 {ssa} to {ty}")
+        return ssa if coef == 1 else self.code.pure(iv.depth, f"mul {ty} {ssa}, {coef}")
+
+    def vector(self, v: Val, width: int | None = None) -> tuple[str, int]:
+        """(SSA name, level) of a value as a vector of `width` lanes."""
+        if isinstance(v, Vec):
+            return v.ssa, v.depth
+        width = width or self.width
+        pure = self.code.pure
+        if isinstance(v, Ptr):
+            if v.uniform:
+                ssa, depth = self.address(v)
+                return self.splat("ptr", ssa, depth, width), depth
+            off, depth = self.vector(v.off, width)
+            depth = max(depth, v.depth)
+            return pure(depth, f"getelementptr i8, ptr {v.base}, <{width} x i64> {off}"), depth
+        ty = REG[v.elem]
+        if isinstance(v, Uni) or v.step == 0:
+            ssa, depth = self.scalar(v)
+            return self.splat(ty, ssa, depth, width), depth
+        ramp = "<" + ", ".join(f"{ty} {const(v.elem, i * v.step).const}" for i in range(width)) + ">"
+        base, depth = self.scalar(v._replace(step=0))
+        if base == "0":
+            return ramp, 0
+        return pure(depth, f"add <{width} x {ty}> {self.splat(ty, base, depth, width)}, {ramp}"), depth
+
+    def splat(self, ty: str, ssa: str, depth: int, width: int) -> str:
+        if not ssa.startswith("%") and not ssa.startswith("@"):
+            return "<" + ", ".join([f"{ty} {ssa}"] * width) + ">"
+        one = self.code.pure(depth, f"insertelement <{width} x {ty}> poison, {ty} {ssa}, i64 0")
+        return self.code.pure(
+            depth, f"shufflevector <{width} x {ty}> {one}, <{width} x {ty}> poison, <{width} x i32> zeroinitializer"
+        )
+
+    def pair(self, a: Val, b: Val) -> tuple[str, str, int, int]:
+        """Two operands brought to one shape: (ssa, ssa, level, width), width 0 for scalars."""
+        if is_uniform(a) and is_uniform(b):
+            (x, dx), (y, dy) = self.scalar(a), self.scalar(b)
+            return x, y, max(dx, dy), 0
+        (x, dx), (y, dy) = self.vector(a), self.vector(b)
+        return x, y, max(dx, dy), self.width
+
+    def wrap(self, elem: str, ssa: str, depth: int, width: int) -> Val:
+        """A register as a value: integers come back as affine, so that further arithmetic on them can be."""
+        if width:
+            return Vec(elem, ssa, depth, width)
+        if elem == "ptr":
+            return Ptr(ssa, depth, const("i64", 0))
+        if elem in WIDTH and elem != "i1":
+            return Aff(elem, ((depth, ssa),), (), 0, 0)
+        return Uni(elem, ssa, depth)
+
+    def typed(self, elem: str, width: int) -> str:
+        return f"<{width} x {REG[elem]}>" if width else REG[elem]
+
+    # ---- affine arithmetic ----------------------------------------------------------------------------------------
+
+    def add(self, a: Val, b: Val, sign: int = 1) -> Val:
+        if not (isinstance(a, Aff) and isinstance(b, Aff)):
+            x, y, depth, width = self.pair(a, b)
+            ty = self.typed(a.elem, width)
+            return self.wrap(a.elem, self.code.pure(depth, f"{'add' if sign > 0 else 'sub'} {ty} {x}, {y}"), depth, width)
+        ty = REG[a.elem]
+        terms = dict(a.terms)
+        for d, ssa in b.terms:
+            if d in terms:
+                terms[d] = self.code.pure(d, f"{'add' if sign > 0 else 'sub'} {ty} {terms[d]}, {ssa}")
+            else:
+                terms[d] = ssa if sign > 0 else self.code.pure(d, f"sub {ty} 0, {ssa}")
+        ivs = dict(a.ivs)
+        for iv, c in b.ivs:
+            ivs[iv] = ivs.get(iv, 0) + sign * c
+        value = const(a.elem, a.const + sign * b.const).const
+        return Aff(
+            a.elem, tuple(sorted(terms.items())), tuple((i, c) for i, c in ivs.items() if c), value, a.step + sign * b.step
+        )
+
+    def mul(self, a: Val, b: Val) -> Val:
+        if isinstance(a, Aff) and isinstance(b, Aff):
+            if a.is_const or (not b.is_const and a.uniform and (a.depth < b.depth or not b.uniform)):
+                a, b = b, a
+            if b.is_const:
+                return self.scale(a, b.const)
+            if b.uniform and a.uniform:
+                return self._product(a, b)
+        x, y, depth, width = self.pair(a, b)
+        return self.wrap(a.elem, self.code.pure(depth, f"mul {self.typed(a.elem, width)} {x}, {y}"), depth, width)
+
+    def scale(self, a: Aff, by: int) -> Aff:
+        if by in (0, 1):
+            return a if by else const(a.elem, 0)
+        ty = REG[a.elem]
+        terms = tuple((d, self.code.pure(d, f"mul {ty} {s}, {by}")) for d, s in a.terms)
+        ivs = tuple((iv, c * by) for iv, c in a.ivs)
+        return Aff(a.elem, terms, ivs, const(a.elem, a.const * by).const, a.step * by)
+
+    def _product(self, a: Aff, b: Aff) -> Aff:
+        """a * b, both uniform: distributed over a's terms, so that the outer part stays on the outer level."""
+        ty, pure = REG[a.elem], self.code.pure
+        y, dy = self.scalar(b)
+        total = const(a.elem, 0)
+        parts = [*a.terms, *((iv.depth, self._scaled(iv, c, ty)) for iv, c in a.ivs)]
+        for d, ssa in parts:
+            depth = max(d, dy)
+            total = self.add(total, Aff(a.elem, ((depth, pure(depth, f"mul {ty} {ssa}, {y}")),), (), 0, 0))
+        if a.const:
+            ssa = y if a.const == 1 else pure(dy, f"mul {ty} {y}, {a.const}")
+            total = self.add(total, Aff(a.elem, ((dy, ssa),), (), 0, 0))
+        return total
+
+    def cast(self, v: Val, elem: str, signed: bool = True) -> Val:
+        """Integer to integer. Sign extension distributes over an affine sum: index arithmetic does not wrap."""
+        if v.elem == elem:
+            return v
+        old, new = WIDTH[v.elem], WIDTH[elem]
+        how = "trunc" if new < old else "sext" if signed else "zext"
+        if isinstance(v, Aff):
+            if v.is_const:
+                return const(elem, v.const if signed or new < old else v.const & ((1 << old) - 1))
+            if old == new:
+                return v._replace(elem=elem)
+            if how != "zext":
+                src, dst = REG[v.elem], REG[elem]
+                terms = tuple((d, self.code.pure(d, f"{how} {src} {s} to {dst}")) for d, s in v.terms)
+                return Aff(elem, terms, v.ivs, const(elem, v.const).const, v.step)
+        ssa, depth = self.scalar(v) if is_uniform(v) else self.vector(v)
+        width = 0 if is_uniform(v) else self.width
+        if old == new:
+            return self.wrap(elem, ssa, depth, width)
+        text = f"{how} {self.typed(v.elem, width)} {ssa} to {self.typed(elem, width)}"
+        return self.wrap(elem, self.code.pure(depth, text), depth, width)
+
+    # ---- pointers -------------------------------------------------------------------------------------------------
+
+    def pointer(self, v: Val) -> Ptr:
+        """A pointer value in base + offset form."""
+        if isinstance(v, Ptr):
+            return v
+        if isinstance(v, Vec):
+            raw = self.code.pure(v.depth, f"ptrtoint <{v.width} x ptr> {v.ssa} to <{v.width} x i64>")
+            return Ptr("null", 0, Vec("i64", raw, v.depth, v.width))
+        return Ptr(v.ssa, v.depth, const("i64", 0))
+
+    def advance(self, p: Ptr, by: Val, size: int) -> Ptr:
+        return p._replace(off=self.add(p.off, self.mul(self.cast(by, "i64"), const("i64", size))))
+
+    def address(self, p: Ptr, depth: int | None = None, base: tuple[str, int] | None = None) -> tuple[str, int]:
+        """(SSA name, level) of the address of lane 0: outer parts added first, the constant last."""
+        ssa, at = base or (p.base, p.depth)
+        parts = sorted([*p.off.terms, *((iv.depth, self._scaled(iv, c, _I64)) for iv, c in p.off.ivs)])
+        for d, part in parts:
+            at = max(at, d)
+            ssa = self.code.pure(at, f"getelementptr i8, ptr {ssa}, i64 {part}")
+        if p.off.const:
+            ssa = self.code.pure(at, f"getelementptr i8, ptr {ssa}, i64 {p.off.const}")
+        return ssa, at
+
+    def guarded(self, p: Ptr, mask: Uni, size: int) -> Ptr:
+        """`p` where the mask holds, else a place in a block of zeros from which the same bytes can be read.
+
+        The choice is made on the mask's level: loop variables of deeper levels stay offsets on top of it.
+        """
+        deep = [(iv, c) for iv, c in p.off.ivs if iv.depth > mask.depth and c > 0]
+        reach = sum((iv.extent - 1) * c for iv, c in deep)
+        if reach > 1 << 16:
+            deep, reach = [], 0
+        shallow = p._replace(off=p.off._replace(ivs=tuple(x for x in p.off.ivs if x not in deep)))
+        ssa, at = self.address(shallow)
+        depth = max(at, mask.depth)
+        room = self.zeros(reach + size)
+        chosen = self.code.pure(depth, f"select i1 {mask.ssa}, ptr {ssa}, ptr {room}")
+        return Ptr(chosen, depth, Aff("i64", (), tuple(deep), 0, p.off.step))
+
+    def zeros(self, size: int) -> str:
+        """A constant block of at least `size` zero bytes."""
+        room = 1 << max(6, (size - 1).bit_length())
+        return self.code.constant(f"zeros{room}", f"private constant [{room} x i8] zeroinitializer, align 64")
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def from_memory(self, elem: str, ssa: str, depth: int, width: int) -> Val:
+        """A loaded register in computing form: bool from byte, half types as float."""
+        code = self.code
+        if elem == "i1":
+            ty = f"<{width} x i8>" if width else "i8"
+            ssa = code.pure(depth, f"icmp ne {ty} {ssa}, {'zeroinitializer' if width else 0}")
+        elif elem == "f16":
+            ty = (f"<{width} x half>", f"<{width} x float>") if width else ("half", "float")
+            ssa = code.pure(depth, f"fpext {ty[0]} {ssa} to {ty[1]}")
+        elif elem == "bf16":
+            t16, t32, tf = (f"<{width} x {t}>" if width else t for t in ("i16", "i32", "float"))
+            wide = code.pure(depth, f"zext {t16} {ssa} to {t32}")
+            sixteen = self.splat("i32", "16", 0, width) if width else "16"
+            wide = code.pure(depth, f"shl {t32} {wide}, {sixteen}")
+            ssa = code.pure(depth, f"bitcast {t32} {wide} to {tf}")
+        return self.wrap(elem, ssa, depth, width)
+
+    def to_memory(self, v: Val, width: int) -> tuple[str, str]:
+        """(SSA name, LLVM type) of a value in the form it has in memory, as a scalar (width 0) or vector."""
+        ssa, depth = self.vector(v, width) if width else self.scalar(v)
+        ty = f"<{width} x {MEM[v.elem]}>" if width else MEM[v.elem]
+        code = self.code
+        if v.elem == "i1":
+            ssa = code.pure(depth, f"zext {'<%d x i1>' % width if width else 'i1'} {ssa} to {ty}")
+        elif v.elem == "f16":
+            ssa = code.pure(depth, f"fptrunc {'<%d x float>' % width if width else 'float'} {ssa} to {ty}")
+        elif v.elem == "bf16":
+            t32, tf = (f"<{width} x {t}>" if width else t for t in ("i32", "float"))
+            bits = code.pure(depth, f"bitcast {tf} {ssa} to {t32}")
+            sixteen = self.splat("i32", "16", 0, width) if width else "16"
+            bits = code.pure(depth, f"lshr {t32} {bits}, {sixteen}")
+            ssa = code.pure(depth, f"trunc {t32} {bits} to {ty}")
+        return ssa, ty
+
+    def load(self, p: Ptr, elem: str, mask: Val, other: Val | None, region: int) -> Val:
+        """Loads one value (uniform address) or one vector; written no further out than the level `region`."""
+        code, width, size = self.code, self.width, SIZE[elem]
+        zero_other = other is None or (isinstance(other, Uni) and other.ssa.strip("-") in ("0.0", "0", "false")) or (
+            isinstance(other, Aff) and other.is_const and other.const == 0
+        )  # fmt: skip
+        always = is_uniform(mask) and mask.ssa == "true"
+        lanes = 0 if is_uniform(p) else width
+        contiguous = isinstance(p.off, Aff) and p.off.step in (0, size)
+        if contiguous and is_uniform(mask):
+            if not always:
+                p = self.guarded(p, mask, size * max(lanes, 1))
+            ssa, depth = self.address(p)
+            depth = max(depth, self.floor if lanes else 0, region)
+            ty = f"<{lanes} x {MEM[elem]}>" if lanes else MEM[elem]
+            raw = code.op(f"load {ty}, ptr {ssa}, align {size}", depth)
+            value = self.from_memory(elem, raw, depth, lanes)
+            return value if always or zero_other else self.select(mask, value, other)
+        self.cost(width if not contiguous else 1)
+        ty = f"<{width} x {MEM[elem]}>"
+        bits, dm = self.vector(mask)
+        suffix = f"v{width}{_mangle(MEM[elem])}"
+        if contiguous and p.off.step:
+            ssa, depth = self.address(p._replace(off=p.off._replace(step=0)))
+            depth = max(depth, dm, self.floor, region)
+            f = code.intrinsic(f"llvm.masked.load.{suffix}.p0", ty, ("ptr", "i32", f"<{width} x i1>", ty))
+            raw = code.op(f"call {ty} {f}(ptr {ssa}, i32 {size}, <{width} x i1> {bits}, {ty} zeroinitializer)", depth)
+        else:
+            ssa, depth = self.vector(p)
+            depth = max(depth, dm, self.floor, region)
+            f = code.intrinsic(f"llvm.masked.gather.{suffix}.v{width}p0", ty, (f"<{width} x ptr>", "i32", f"<{width} x i1>", ty))
+            raw = code.op(f"call {ty} {f}(<{width} x ptr> {ssa}, i32 {size}, <{width} x i1> {bits}, {ty} zeroinitializer)", depth)
+        value = self.from_memory(elem, raw, depth, width)
+        return value if always or zero_other else self.select(mask, value, other)
+
+    def store(self, p: Ptr, v: Val, mask: Val):
+        """Stores one value, or one vector of `width` lanes, at the current position."""
+        code, width, size = self.code, self.width, SIZE[v.elem]
+        always = is_uniform(mask) and mask.ssa == "true"
+        if is_uniform(mask) and not always:
+            with code.when(mask.ssa):
+                self.store(p, v, Uni("i1", "true", 0))
+            return
+        if is_uniform(p) and always:
+            lane = v
+            if not is_uniform(v):  # every lane has the same address: the last one stays
+                lane = self.wrap(v.elem, code.pure(v.depth, f"extractelement {self.typed(v.elem, width)} {v.ssa}, i64 {width - 1}"), v.depth, 0)  # fmt: skip
+            value, ty = self.to_memory(lane, 0)
+            code.do(f"store {ty} {value}, ptr {self.address(p)[0]}, align {size}")
+            return
+        value, ty = self.to_memory(v, width)
+        if isinstance(p.off, Aff) and p.off.step == size:
+            address = self.address(p._replace(off=p.off._replace(step=0)))[0]
+            if always:
+                code.do(f"store {ty} {value}, ptr {address}, align {size}")
+                return
+            name, where, at = f"llvm.masked.store.v{width}{_mangle(MEM[v.elem])}.p0", "ptr", address
+        else:
+            self.cost(width)
+            name = f"llvm.masked.scatter.v{width}{_mangle(MEM[v.elem])}.v{width}p0"
+            where, at = f"<{width} x ptr>", self.vector(p)[0]
+        f = code.intrinsic(name, "void", (ty, where, "i32", f"<{width} x i1>"))
+        code.do(f"call void {f}({ty} {value}, {where} {at}, i32 {size}, <{width} x i1> {self.vector(mask)[0]})")
+
+    def cost(self, amount: int):
+        """Counts accesses that are not plain vector moves; a loop nest is laid out to have the fewest."""
+        self.spent += amount
+
+    def select(self, c: Val, a: Val, b: Val) -> Val:
+        if is_uniform(c) and c.ssa in ("true", "false"):
+            return a if c.ssa == "true" else b
+        if isinstance(a, Ptr) or isinstance(b, Ptr):
+            a, b = self.pointer(a), self.pointer(b)
+            a, b = (Uni("ptr", *self.address(v)) if v.uniform else Vec("ptr", *self.vector(v), self.width) for v in (a, b))
+        elem = a.elem
+        if is_uniform(a) and is_uniform(b) and is_uniform(c):
+            (x, dx), (y, dy) = self.scalar(a), self.scalar(b)
+            depth = max(dx, dy, c.depth)
+            ty = REG[elem]
+            return self.wrap(elem, self.code.pure(depth, f"select i1 {c.ssa}, {ty} {x}, {ty} {y}"), depth, 0)
+        (x, dx), (y, dy) = self.vector(a), self.vector(b)
+        depth, ty = max(dx, dy, c.depth), self.typed(elem, self.width)
+        ct = "i1" if is_uniform(c) else f"<{self.width} x i1>"
+        return self.wrap(elem, self.code.pure(depth, f"select {ct} {c.ssa}, {ty} {x}, {ty} {y}"), depth, self.width)
+
+
+def _mangle(ty: str) -> str:
+    return {"float": "f32", "double": "f64", "half": "f16", "ptr": "p0"}.get(ty, ty)

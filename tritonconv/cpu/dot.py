@@ -1,0 +1,340 @@
+"""Matrix products: a tile of accumulators stays in registers over the whole reduction.
+
+`tl.dot` in a loop that does nothing else is interchanged: the tile's panels run outside, the loop inside,
+
+    for each panel of vectors j:  for each panel of rows i:  for the loop's turns:  for kk:  acc[i, j] += a[i, kk] * b[kk, j]
+
+with `a` broadcast from memory through row pointers (no im2col copy, no packing) and `b` loaded as vectors. Any other
+product first brings its operands into scratch memory, and its accumulators live there between calls.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from . import ir
+from .elements import PURE, Buffer, Elements
+from .plan import SHAPE, Plan
+from .values import REG, SIZE, TRUE, Aff, Uni, Val, Vec, const, index, is_uniform, lanes, shift
+
+
+def _tile(low, elem: str, columns: int) -> tuple[int, int, int]:
+    """(rows, vectors, lanes) of the register tile."""
+    width = min(columns, low.target.lanes(SIZE[elem]))
+    rows, vectors = low.target.dot_tile
+    return rows, max(1, min(vectors, columns // width)), width
+
+
+class Product:
+    """One product's code: panels outside, accumulation inside."""
+
+    def __init__(self, low, op: ir.Op, dest: Buffer, prefix: tuple = ()):
+        self.low, self.op, self.dest, self.prefix = low, op, dest, prefix
+        self.e: Elements = low.elements
+        self.m, self.k = op.operands[0].type.shape[-2:]
+        self.n = op.operands[1].type.shape[-1]
+        self.elem = op.result.type.elem
+        self.reg = REG[self.elem]
+        self.rows, self.vectors, self.width = _tile(low, dest.stored, self.n)
+
+    def run(self, start, reduction):
+        """`start(idx)` gives the accumulators' first value; `reduction(panel, phis)` writes the loops that add to them."""
+        e, code = self.e, self.low.code
+        outer, e.width = e.width, self.width
+        step = self.vectors * self.width
+        with ExitStack() as loops:
+            column = const("index", 0)
+            if self.n > step:
+                column = index(loops.enter_context(code.loop(self.n, step)).iv)
+            self.low.speculate(lambda: self._rows(column, start, reduction))
+        e.width = outer
+
+    def _rows(self, column: Aff, start, reduction):
+        code = self.low.code
+        full = self.m // self.rows * self.rows
+        if full > self.rows:
+            with code.loop(full, self.rows) as loop:
+                self._panel(index(loop.iv), column, self.rows, start, reduction)
+        elif full:
+            self._panel(const("index", 0), column, self.rows, start, reduction)
+        if full < self.m:
+            self._panel(const("index", full), column, self.m - full, start, reduction)
+
+    def _panel(self, row: Aff, column: Aff, rows: int, start, reduction):
+        e = self.e
+        self.row, self.column = row, column
+        self.at_rows = [shift(row, i) for i in range(rows)]
+        self.at_columns = [lanes(shift(column, j * self.width)) if self.width > 1 else shift(column, j) for j in range(self.vectors)]
+        places = [(*self.prefix, i, j) for i in self.at_rows for j in self.at_columns]
+        ty = f"<{self.width} x {self.reg}>" if self.width > 1 else self.reg
+        first = [(ty, self._register(start(idx))) for idx in places]
+        for idx, ssa in zip(places, reduction(first), strict=True):
+            value = e.wrap(self.elem, ssa, self.low.code.depth, self.width if self.width > 1 else 0)
+            e.store(self.dest.pointer(e, idx), e.rounded(value)._replace(elem=self.dest.stored), TRUE)
+
+    def _register(self, v: Val) -> str:
+        return (self.e.vector(v, self.width) if self.width > 1 else self.e.scalar(v))[0]
+
+    def multiply(self, kk: Aff, acc: list[str], a, b) -> list[str]:
+        """acc[i, j] += a(i, kk) * b(kk, j) for the panel."""
+        e, out = self.e, []
+        columns = [b((*self.prefix, kk, j)) for j in self.at_columns]
+        for i, at in enumerate(self.at_rows):
+            x = a((*self.prefix, at, kk))
+            for j, y in enumerate(columns):
+                out.append(self._step(acc[i * self.vectors + j], x, y))
+        del e
+        return out
+
+    def _step(self, acc: str, x: Val, y: Val) -> str:
+        e, code = self.e, self.low.code
+        held = e.wrap(self.elem, acc, code.depth, self.width if self.width > 1 else 0)
+        if self.elem in ("i32", "i64"):
+            product = e.mul(e.cast(x, self.elem), e.cast(y, self.elem))
+            return self._register(e.add(held, product))
+        fma = e.apply("llvm.fmuladd", x._replace(elem=self.dest.stored), y._replace(elem=self.dest.stored), held._replace(elem=self.dest.stored))  # fmt: skip
+        return self._register(fma)
+
+
+def lower_dot(low, op: ir.Op):
+    """A product by itself: operands and accumulators in scratch memory."""
+    a, b, c = op.operands
+    e, code = low.elements, low.code
+    left, right = low.buffer(a), _row_major(low, b)
+    dest = low.destinations.get(op.result) or low.allocate(op.result.type.elem, op.result.type.shape)
+    with ExitStack() as loops:
+        prefix = tuple(index(loops.enter_context(code.loop(n)).iv) for n in op.result.type.shape[:-2])
+        product = Product(low, op, dest, prefix)
+
+        def reduction(first):
+            with code.loop(product.k, 1, first) as loop:
+                loop.next = product.multiply(index(loop.iv), loop.phi, lambda i: left.at(e, i), lambda i: right.at(e, i))
+            return loop.result
+
+        product.run(lambda idx: e.at(c, idx), reduction)
+    e.bound[op.result] = dest
+
+
+def _row_major(low, value: ir.Value) -> Buffer:
+    """The product's right operand is read along its rows."""
+    held = low.elements.bound.get(value)
+    if isinstance(held, Buffer) and held.strides[-1] == 1:
+        return held
+    dest = low.allocate(value.type.elem, value.type.shape)
+    low.fill(dest, lambda idx: low.elements.at(value, idx))
+    return dest
+
+
+# ---- the interchanged loop --------------------------------------------------------------------------------------------
+
+
+def _through(value: ir.Value) -> ir.Op | None:
+    """The load that an operand comes from, looking through transpositions."""
+    while value.op and value.op.name in ("tt.trans", "tt.broadcast", "tt.expand_dims"):
+        value = value.op.operands[0]
+    return value.op
+
+
+def _match(low, op: ir.Op) -> ir.Op | None:
+    """The only product of a loop that holds nothing else, or None."""
+    body, plan = op.body, low.plan
+    products = [o for o in body.ops if o.name == "tt.dot"]
+    if len(products) != 1:
+        return None
+    (product,) = products
+    a, b, c = product.operands
+    if a.type.elem not in ("f32", "f64") or a.type.rank != 2 or c not in body.args or c.users != [product]:
+        return None
+    position = body.args.index(c) - 1
+    if body.ops[-1].operands[position] is not product.result or product.result.users != [body.ops[-1]]:
+        return None
+    loads = {o for o in body.ops if o.name == "tt.load"}
+    if loads != {_through(a), _through(b)} or len(loads) != 2 or not loads <= plan.fused:
+        return None
+    for o in body.ops:
+        if o is not product and o not in loads and o is not body.ops[-1] and (o.name not in PURE or (o.results and o.result in plan.kept)):
+            return None
+    for argument, last in zip(body.args[1:], body.ops[-1].operands, strict=True):
+        if argument is not c and argument.type.rank and (argument.type.is_float or _moving(argument, last) is None):
+            return None
+    return product
+
+
+def _moving(argument, last):
+    from .lower import moving_step
+
+    return moving_step(argument, last)
+
+
+def fused_loop(low, op: ir.Op) -> bool:
+    """Lowers `op` (scf.for) as an interchanged product if it is one."""
+    from .lower import ForLoop
+
+    product_op = _match(low, op)
+    if product_op is None:
+        return False
+    e, code, body = low.elements, low.code, op.body
+    accumulator = product_op.operands[2]
+    position = body.args.index(accumulator) - 1
+    first_value, result = op.operands[3 + position], op.results[position]
+    dest = low.destinations.get(result) or low.allocate(result.type.elem, result.type.shape)
+    product = Product(low, product_op, dest)
+    state = ForLoop(low, op, skip=(accumulator,))
+    ty, lower, upper, step = state.bounds()
+    others = state.phis()
+    finals: list[list[str]] = []
+
+    def reduction(first):
+        with code.while_loop(ty, lower, upper, step, [*first, *others]) as loop:
+            count = len(first)
+            state.bind(loop.ssa, loop.phi[count:], loop.depth, state.arguments())
+            operands = Operands(product, loop.depth)
+            end = operands.end()
+            outer, e.region = e.region, loop.depth + 1
+            if end is None:
+                with code.loop(product.k, 1, list(zip([t for t, _ in first], loop.phi[:count], strict=True))) as inner:
+                    inner.next = product.multiply(index(inner.iv), inner.phi, operands.a, operands.b)
+            else:
+                phis = list(zip([t for t, _ in first], loop.phi[:count], strict=True))
+                with code.while_loop("i64", "0", end, "1", phis) as inner:
+                    from .code import Iv
+
+                    kk = index(Iv(inner.ssa, inner.depth, product.k))
+                    inner.next = product.multiply(kk, inner.phi, operands.a, operands.b)
+            e.region = outer
+            loop.next = [*inner.result, *state.advance(loop.phi[count:], loop.depth)]
+        finals.append(loop.result[count:])
+        return loop.result[:count]
+
+    product.run(lambda idx: e.at(first_value, idx), reduction)
+    e.bound[result] = dest
+    rest = [r for i, r in enumerate(op.results) if i != position]
+    if any(r.users for r in rest):
+        _replay(low, op, state, rest)
+    return True
+
+
+def _replay(low, op, state, rest):
+    """Results other than the product: the loop once more, for its scalars alone."""
+    code = low.code
+    ty, lower, upper, step = state.bounds()
+    with code.while_loop(ty, lower, upper, step, state.phis()) as loop:
+        state.bind(loop.ssa, loop.phi, loop.depth, state.arguments())
+        loop.next = state.advance(loop.phi, loop.depth)
+    state.bind("", loop.result, code.depth, rest, counter=False)
+
+
+class Operands:
+    """The two loads of an interchanged product. Masks on the reduction index alone become the inner loop's bound: what
+    they mask off is zero in one factor."""
+
+    def __init__(self, product: Product, depth: int):
+        self.product, self.e, self.depth = product, product.e, depth
+        self.limits: list[Val] = []
+        a, b = product.op.operands[:2]
+        self.left, self.right = a, b
+        self.dropped: set = set()
+
+    def end(self) -> str | None:
+        """The inner loop's runtime bound, if masks give one."""
+        from .code import Iv
+
+        e, product = self.e, self.product
+        probe = Iv("%kk", self.depth + 1, product.k)
+        kk = index(probe)
+        limits = []
+        for value, place in ((self.left, lambda i: (product.at_rows[0], i)), (self.right, lambda i: (i, product.at_columns[0]))):
+            load, idx = _index_through(value, place(kk))
+            if len(load.operands) < 2 or not _zero(load):
+                continue
+            for leaf, at in _conjuncts(load.operands[1], idx):
+                bound = self._limit(leaf, at, probe)
+                if bound is not None:
+                    self.dropped.add(leaf)
+                    limits.append(bound)
+        if not limits:
+            return None
+        end = const("i64", product.k)
+        for bound in limits:
+            end = e.apply("llvm.smin", end, e.cast(bound, "i64"))
+        return e.scalar(end)[0]
+
+    def _limit(self, leaf: ir.Value, at, probe) -> Val | None:
+        """n such that the comparison `leaf` holds exactly for kk < n, if it depends on kk alone."""
+        e = self.e
+        if not leaf.op or leaf.op.name != "arith.cmpi" or leaf.op.int("predicate") != 2:
+            return None
+        if not any(isinstance(i, Aff) and i.ivs and i.ivs[0][0] is probe for i in at):
+            return None
+        x, y = (e.at(v, at) for v in leaf.op.operands)
+        if not (isinstance(x, Aff) and isinstance(y, Aff)):
+            return None
+        room = e.add(y, x, -1)
+        if dict(room.ivs).get(probe) != -1 or room.step or room.depth > self.depth + 1:
+            return None
+        bound = room._replace(ivs=tuple(p for p in room.ivs if p[0] is not probe))
+        return bound if bound.depth <= self.depth else None
+
+    def a(self, idx) -> Val:
+        return self._load(self.left, idx)
+
+    def b(self, idx) -> Val:
+        return self._load(self.right, idx)
+
+    def _load(self, value: ir.Value, idx) -> Val:
+        e = self.e
+        load, idx = _index_through(value, idx)
+        mask: Val = TRUE
+        if len(load.operands) > 1:
+            for leaf, at in _conjuncts(load.operands[1], idx):
+                if leaf not in self.dropped:
+                    m = e.at(leaf, at)
+                    mask = m if mask == TRUE else e.binary("and {}", mask, m)
+        other = e.at(load.operands[2], idx) if len(load.operands) > 2 else None
+        return e.load(e.pointer(e.at(load.operands[0], idx)), load.result.type.elem, mask, other, e.region)
+
+
+def _zero(load: ir.Op) -> bool:
+    """Whether what the mask leaves out reads as zero."""
+    if len(load.operands) < 3:
+        return True
+    value = load.operands[2]
+    while value.op and value.op.name in SHAPE:
+        value = value.op.operands[0]
+    return bool(value.op) and value.op.name == "arith.constant" and ir.constant(value.op) == 0
+
+
+def _index_through(value: ir.Value, idx):
+    while value.op.name != "tt.load":
+        idx = _source_index(value.op, idx)
+        value = value.op.operands[0]
+    return value.op, idx
+
+
+def _source_index(op: ir.Op, idx):
+    if op.name == "tt.broadcast":
+        return tuple(const("index", 0) if n == 1 else i for i, n in zip(idx, op.operands[0].type.shape, strict=True))
+    if op.name == "tt.expand_dims":
+        axis = op.int("axis")
+        return idx[:axis] + idx[axis + 1 :]
+    source = [None] * len(idx)
+    for i, axis in zip(idx, op.ints("order"), strict=True):
+        source[axis] = i
+    return tuple(source)
+
+
+def _conjuncts(mask: ir.Value, idx):
+    """The comparisons that a mask is the conjunction of, each with its own index."""
+    op = mask.op
+    if op and op.name == "arith.andi":
+        for v in op.operands:
+            yield from _conjuncts(v, idx)
+    elif op and op.name in ("tt.broadcast", "tt.expand_dims", "tt.trans"):
+        yield from _conjuncts(op.operands[0], _source_index(op, idx))
+    elif op and op.name == "tt.splat":
+        yield op.operands[0], ()
+    else:
+        yield mask, idx
+
+
+__all__ = ["Plan", "Uni", "Vec", "fused_loop", "is_uniform", "lower_dot"]

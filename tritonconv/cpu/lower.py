@@ -1,0 +1,558 @@
+"""TTIR function → LLVM IR text: statements, control flow and the loop nests that tensors become.
+
+The result is one function that runs a range of the grid:
+
+    void kernel(ptr arguments, ptr scratch, i64 first, i64 last)
+
+`arguments` holds the kernel's arguments in 8-byte slots, then the three grid sizes (i32, a slot each); `scratch` is private
+to the calling thread, `Lowered.scratch` bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from . import dot, ir, reduce
+from .code import Code, Level
+from .elements import PURE, Buffer, Elements, Fixed, Index, Moving
+from .errors import UnsupportedOp
+from .plan import Plan
+from .target import Target
+from .values import FALSE, MEM, REG, SIZE, TRUE, Aff, Ptr, Uni, Val, Vec, const, index, is_uniform, lanes
+
+STATEMENTS: dict[str, Callable] = {}
+
+
+def statement(*names):
+    def register(function):
+        STATEMENTS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Lowered:
+    name: str
+    llvm: str
+    scratch: int  # bytes per thread
+    arguments: tuple[ir.Type, ...]
+
+
+def lower(function: ir.Op, target: Target, fuse: bool = True) -> Lowered:
+    return Lowering(function, target, fuse).run()
+
+
+class Lowering:
+    def __init__(self, function: ir.Op, target: Target, fuse: bool):
+        self.function, self.target = function, target
+        self.code = Code()
+        self.elements = Elements(self.code, fuse)
+        self.plan = Plan(function)
+        self.used = self.high_water = 0  # scratch bytes
+        self.destinations: dict[ir.Value, Buffer] = {}  # where a kept value is wanted
+
+    # ---- the function ---------------------------------------------------------------------------------------------
+
+    def run(self) -> Lowered:
+        name = self.function.attrs["sym_name"].strip('"')
+        code, entry, e = self.code, self.function.body, self.elements
+        for slot, value in enumerate([*entry.args, "x", "y", "z"]):
+            elem = value.type.elem if isinstance(value, ir.Value) else "i32"
+            at = code.pure(0, f"getelementptr i8, ptr %arguments, i64 {8 * slot}")
+            raw = code.op(f"load {MEM[elem]}, ptr {at}, align 8")
+            if isinstance(value, ir.Value):
+                e.bound[value] = Fixed(e.from_memory(elem, raw, 0, 0))
+            else:
+                setattr(self, "grid_" + value, raw)
+        with code.while_loop("i64", "%first", "%last", "1") as loop:
+            pid = code.pure(1, f"trunc i64 {loop.ssa} to i32")
+            yz = code.pure(1, f"udiv i32 {pid}, {self.grid_x}")
+            self.program = (
+                code.pure(1, f"urem i32 {pid}, {self.grid_x}"),
+                code.pure(1, f"urem i32 {yz}, {self.grid_y}"),
+                code.pure(1, f"udiv i32 {yz}, {self.grid_y}"),
+            )
+            self.end = code.name("end")
+            e.region = 1
+            self.blocks(self.function.regions[0])
+            code.goto(self.end)
+            code.start(self.end)
+        code.do("ret void")
+        text = [f"target triple = \"{self.target.triple}\"", *code.globals.values()]
+        text.append(f"define void @{name}(ptr noalias nocapture readonly %arguments, ptr noalias %scratch, i64 %first, i64 %last) #0 {{")
+        text += ["entry:", *code.levels[0].lines, "}", *code.declared.values()]
+        width = self.target.vector_bytes * 8
+        text.append(f'attributes #0 = {{ nounwind "target-cpu"="{self.target.cpu}" "target-features"="{self.target.features}" "prefer-vector-width"="{width}" "no-trapping-math"="true" }}')
+        scratch = (self.high_water + 4095) // 4096 * 4096
+        return Lowered(name, "\n".join(text) + "\n", scratch, tuple(v.type for v in entry.args))
+
+    def blocks(self, blocks: list[ir.Block]):
+        """The function's body: one block, or several where the kernel returns early."""
+        if len(blocks) == 1:
+            return self.block(blocks[0])
+        labels = {b.label: self.code.name("bb") for b in blocks}
+        self.labels, self.block_args = labels, {b.label: b.args for b in blocks}
+        for i, block in enumerate(blocks):
+            if i:
+                self.code.start(labels[block.label])
+                self.code.top.known.clear()  # what the last block computed does not dominate this one
+                self.code.top.memo.clear()
+            self.block(block)
+            self.code.start(self.code.name("dead"))
+
+    def block(self, block: ir.Block):
+        for op in block.ops:
+            rule = STATEMENTS.get(op.name)
+            if rule:
+                rule(self, op)
+            elif op.name in PURE:
+                if op.result in self.plan.kept:
+                    self.keep(op.result)
+            else:
+                raise UnsupportedOp(op)
+
+    def region(self, block: ir.Block):
+        """A nested body: memory is read inside it, and its scratch is free again after it."""
+        outer, used = self.elements.region, self.used
+        self.elements.region = self.code.depth
+        self.block(block)
+        self.elements.region = outer
+        return used
+
+    # ---- scratch memory -------------------------------------------------------------------------------------------
+
+    def allocate(self, elem: str, shape: tuple[int, ...], order: tuple[int, ...] | None = None) -> Buffer:
+        """Scratch for a tensor; `order` lists its dimensions from the slowest to the fastest."""
+        strides, step = [0] * len(shape), 1
+        for d in reversed(order or range(len(shape))):
+            strides[d], step = step, step * shape[d]
+        stored = "f32" if elem in ("f16", "bf16") else elem
+        at, self.used = self.used, self.used + (step * SIZE[stored] + 63) // 64 * 64
+        self.high_water = max(self.high_water, self.used)
+        return Buffer(Ptr("%scratch", 0, const("i64", at)), elem, shape, tuple(strides))
+
+    def keep(self, value: ir.Value, dest: Buffer | None = None) -> Buffer:
+        """Computes a tensor into a buffer, now; later uses read the buffer."""
+        body = lambda idx: self.elements.at(value, idx)  # noqa: E731
+        if dest is None:
+            dest = self.destinations.get(value)
+        if dest is None:
+            dest = self.allocate(value.type.elem, value.type.shape, self.order(value.type, body))
+        self.fill(dest, body)
+        self.elements.bound[value] = dest
+        return dest
+
+    def fill(self, dest: Buffer, body: Callable[[Index], Val]):
+        def write(idx):
+            v = body(idx)
+            self.elements.store(dest.pointer(self.elements, idx), v._replace(elem=dest.stored), TRUE)
+
+        lane = max(range(len(dest.shape)), key=lambda d: (dest.shape[d] > 1, -dest.strides[d])) if dest.shape else None
+        self.nest(dest.shape, write, dest.elem, lane)
+
+    def buffer(self, value: ir.Value) -> Buffer:
+        """The buffer a tensor is in; computed into one if it is not."""
+        held = self.elements.bound.get(value)
+        return held if isinstance(held, Buffer) else self.keep(value)
+
+    # ---- loop nests -----------------------------------------------------------------------------------------------
+
+    def nest(self, shape: tuple[int, ...], body: Callable[[Index], None], elem: str, lane: int | None = None):
+        """Runs `body` over all indices of `shape`, one dimension in vector lanes."""
+        e, outer = self.elements, self.elements.width
+        if lane is None:
+            lane = self.order_of(shape, body, elem)[-1] if shape else None
+        width = min(shape[lane], 2 * self.target.lanes(max(4, SIZE[elem]))) if shape else 1
+        with ExitStack() as loops:
+            idx = []
+            for d, n in enumerate(shape):
+                step = width if d == lane else 1
+                if n == step:
+                    at = const("index", 0)
+                else:
+                    at = index(loops.enter_context(self.code.loop(n, step)).iv)
+                idx.append(lanes(at) if d == lane and width > 1 else at)
+            e.width = width
+            self.speculate(lambda: body(tuple(idx)))
+        e.width = outer
+
+    def speculate(self, body: Callable[[], None]):
+        """Writes `body` assuming that masks are full and runs unbroken; where that has to be checked, also without."""
+        e, code = self.elements, self.code
+        if e.assumed is not None:
+            return body()
+        e.assumed, e.assume_depth = [], code.depth
+        floor = e.floor
+        with code.arm("fast") as fast:
+            e.floor = fast.depth
+            body()
+        conditions, e.assumed = e.assumed, None
+        if not conditions:
+            e.floor = floor
+            return code.inline(fast)
+        with code.arm("slow") as slow:
+            body()
+        e.floor = floor
+        conditions = list(dict.fromkeys(conditions))
+        ok = conditions[0]
+        for c in conditions[1:]:
+            ok = code.op(f"and i1 {ok}, {c}")
+        code.branch(ok, fast, slow)
+
+    def order(self, type: ir.Type, body) -> tuple[int, ...]:
+        return self.order_of(type.shape, lambda idx: body(idx) and None, type.elem)
+
+    def order_of(self, shape: tuple[int, ...], body: Callable[[Index], None], elem: str) -> tuple[int, ...]:
+        """Dimensions from slowest to fastest: the fastest is the one along which memory is best read and written."""
+        wide = [d for d in reversed(range(len(shape))) if shape[d] > 1]
+        if len(wide) > 1:
+            best = min(wide, key=lambda d: (self.probe(shape, body, elem, d), -d))
+        else:
+            best = wide[0] if wide else len(shape) - 1
+        return tuple(d for d in range(len(shape)) if d != best) + (best,)
+
+    def probe(self, shape, body, elem: str, lane: int) -> float:
+        """Cost per element of `body` with its lanes along `lane`: writes it to a level that is thrown away."""
+        e, code, depth = self.elements, self.code, self.code.depth
+        saved = e.width, e.spent, e.assumed
+        e.width, e.spent = min(shape[lane], self.target.lanes(4)), 0
+        e.assumed, e.assume_depth = [], depth + len(shape)
+        idx = []
+        for d, n in enumerate(shape):
+            code.push(code.name("probe"))
+            from .code import Iv
+
+            at = index(Iv(code.name("iv"), code.depth, n)) if n > 1 else const("index", 0)
+            idx.append(lanes(at) if d == lane else at)
+        code.push(code.name("probe"))
+        body(tuple(idx))
+        cost = (e.spent + 1) / e.width
+        while code.depth > depth:
+            code.pop()
+        e.width, e.spent, e.assumed = saved
+        return cost
+
+
+# ---- scalars and memory -----------------------------------------------------------------------------------------------
+
+
+@statement("tt.get_program_id")
+def _program_id(low: Lowering, op):
+    low.elements.bound[op.result] = Fixed(Aff("i32", ((1, low.program[op.int("axis")]),), (), 0, 0))
+
+
+@statement("tt.get_num_programs")
+def _num_programs(low: Lowering, op):
+    low.elements.bound[op.result] = Fixed(Aff("i32", ((0, getattr(low, "grid_" + "xyz"[op.int("axis")])),), (), 0, 0))
+
+
+def _load_rule(e: Elements, op, idx):
+    """A load inside the nest that uses it, or of a scalar."""
+    p = e.pointer(e.at(op.operands[0], idx))
+    mask = e.at(op.operands[1], idx) if len(op.operands) > 1 else TRUE
+    other = e.at(op.operands[2], idx) if len(op.operands) > 2 else None
+    return e.load(p, op.result.type.elem, mask, other, e.region)
+
+
+PURE["tt.load"] = _load_rule
+
+
+@statement("tt.load")
+def _load(low: Lowering, op):
+    e = low.elements
+    if not op.result.type.rank:
+        e.bound[op.result] = Fixed(e.at(op.result))
+    elif op not in low.plan.fused:
+        low.keep(op.result)
+
+
+@statement("tt.store")
+def _store(low: Lowering, op):
+    e = low.elements
+
+    def write(idx):
+        mask = e.at(op.operands[2], idx) if len(op.operands) > 2 else TRUE
+        e.store(e.pointer(e.at(op.operands[0], idx)), e.at(op.operands[1], idx), mask)
+
+    type = op.operands[1].type
+    low.nest(type.shape or (), write, type.elem)
+
+
+_RMW = {1: "and", 2: "or", 3: "xor", 4: "add", 5: "fadd", 6: "max", 7: "min", 8: "umax", 9: "umin", 10: "xchg"}
+
+
+@statement("tt.atomic_rmw", "tt.atomic_cas")
+def _atomic(low: Lowering, op):
+    """One lane after another; lanes that are masked off return 0."""
+    e, code, type = low.elements, low.code, op.result.type
+    ty, ordering = MEM[type.elem], "seq_cst"
+    dest = low.allocate(type.elem, type.shape) if type.rank and op.result.users else None
+
+    def write(idx):
+        p = e.pointer(e.at(op.operands[0], idx))
+        raw = [e.to_memory(e.at(v, idx), 0)[0] for v in op.operands[1 : 3 if op.name.endswith("cas") else 2]]
+        mask = TRUE
+        if op.name.endswith("rmw") and len(op.operands) > 2:
+            mask = e.at(op.operands[2], idx)
+        address = e.address(p)[0]
+        with code.arm("on") as on:
+            if op.name.endswith("cas"):
+                # floats are compared by their bits
+                bits = f"i{8 * SIZE[type.elem]}"
+                if ty != bits:
+                    raw = [code.op(f"bitcast {ty} {r} to {bits}") for r in raw]
+                pair = code.op(f"cmpxchg ptr {address}, {bits} {raw[0]}, {bits} {raw[1]} {ordering} {ordering}")
+                old = code.op(f"extractvalue {{ {bits}, i1 }} {pair}, 0")
+                old = old if ty == bits else code.op(f"bitcast {bits} {old} to {ty}")
+            else:
+                how = _RMW[op.int("atomic_rmw_op")]
+                if type.is_float and how in ("max", "min"):
+                    how = "f" + how
+                old = code.op(f"atomicrmw {how} ptr {address}, {ty} {raw[0]} {ordering}, align {SIZE[type.elem]}")
+        with code.arm("off") as off:
+            pass
+        zero = "zeroinitializer"
+        ends = code.branch(mask.ssa, on, off)
+        before = code.op(f"phi {ty} [ {old}, {ends[0]} ], [ {zero}, {ends[1]} ]")
+        result = e.from_memory(type.elem, before, code.depth, 0)
+        if dest:
+            e.store(dest.pointer(e, idx), result._replace(elem=dest.stored), TRUE)
+        elif not type.rank:
+            e.bound[op.result] = Fixed(result)
+
+    outer, e.width = e.width, 1
+    with ExitStack() as loops:
+        write(tuple(index(loops.enter_context(code.loop(n)).iv) for n in type.shape or ()))
+    e.width = outer
+    if dest:
+        e.bound[op.result] = dest
+
+
+# ---- control flow -----------------------------------------------------------------------------------------------------
+
+
+@statement("tt.return")
+def _return(low: Lowering, op):
+    low.code.goto(low.end)
+    low.code.start(low.code.name("dead"))
+
+
+@statement("cf.br", "cf.cond_br")
+def _jump(low: Lowering, op):
+    if any(low.block_args[s] for s in op.successors):
+        raise UnsupportedOp(op, "values passed between blocks")
+    targets = [f"label {low.labels[s]}" for s in op.successors]
+    condition = f"i1 {low.elements.at(op.operands[0]).ssa}, " if op.name == "cf.cond_br" else ""
+    low.code.do(f"br {condition}{', '.join(targets)}")
+
+
+@statement("ttg.barrier", "gpu.barrier", "llvm.intr.assume", "ttg.async_wait", "tt.debug_barrier")
+def _nothing(low: Lowering, op):
+    """One thread runs a program in order: there is nothing to wait for."""
+
+
+@statement("scf.if")
+def _if(low: Lowering, op):
+    e, code = low.elements, low.code
+    condition = e.at(op.operands[0])
+    dests = [low.allocate(r.type.elem, r.type.shape) if r.type.rank else None for r in op.results]
+    arms: list[Level] = []
+    scalars: list[list[str]] = []
+    for blocks in op.regions:
+        with code.arm() as arm:
+            if blocks:
+                used = low.region(blocks[0])
+                values = blocks[0].ops[-1].operands
+                for value, dest in zip(values, dests, strict=True):
+                    if dest:
+                        low.fill(dest, lambda idx, value=value: e.at(value, idx))
+                scalars.append([e.scalar(e.at(v))[0] for v in values if not v.type.rank])
+                low.used = used
+        arms.append(arm)
+    ends = code.branch(condition.ssa, *arms)
+    position = 0
+    for result, dest in zip(op.results, dests, strict=True):
+        if dest:
+            e.bound[result] = dest
+            continue
+        pair = ", ".join(f"[ {s[position]}, {end} ]" for s, end in zip(scalars, ends, strict=True))
+        ssa = code.op(f"phi {REG[result.type.elem]} {pair}")
+        e.bound[result] = Fixed(e.wrap(result.type.elem, ssa, code.depth, 0))
+        position += 1
+
+
+@statement("scf.yield", "tt.reduce.return", "tt.scan.return", "scf.condition")
+def _terminator(low: Lowering, op):
+    """Read by the operation whose body it ends."""
+
+
+@dataclass
+class Carried:
+    """A loop-carried value: a scalar, a moving integer/pointer tensor, or a tensor in one of two buffers that swap."""
+
+    value: ir.Value  # the body's argument
+    first: ir.Value
+    last: ir.Value  # what the body yields
+    step: ir.Value | None = None  # scalar that a moving tensor advances by
+    buffers: tuple[Buffer, Buffer] | None = None
+
+
+def moving_step(argument: ir.Value, last: ir.Value) -> ir.Value | None:
+    """The scalar s if the loop's body turns the tensor `argument` into `argument + s`."""
+    op = last.op
+    if op is None or op.name not in ("tt.addptr", "arith.addi") or argument not in op.operands:
+        return None
+    by = op.operands[1] if op.operands[0] is argument else op.operands[0]
+    while by.op and by.op.name == "tt.broadcast":
+        by = by.op.operands[0]
+    if by.op and by.op.name in ("tt.splat", "arith.constant"):
+        return by
+    return None
+
+
+class ForLoop:
+    """What `scf.for` carries from turn to turn, as LLVM phis. Also used by the fused matrix product."""
+
+    def __init__(self, low: Lowering, op: ir.Op, skip: tuple[ir.Value, ...] = ()):
+        self.low, self.op = low, op
+        body = op.body
+        self.carried: list[Carried] = []
+        for first, argument, last in zip(op.operands[3:], body.args[1:], body.ops[-1].operands, strict=True):
+            item = Carried(argument, first, last)
+            if argument not in skip:
+                if argument.type.rank and not argument.type.is_float:
+                    item.step = moving_step(argument, last)
+                if argument.type.rank and item.step is None:
+                    shape = argument.type.shape
+                    item.buffers = (low.allocate(argument.type.elem, shape), low.allocate(argument.type.elem, shape))
+                self.carried.append(item)
+
+    def bounds(self) -> tuple[str, str, str, str]:
+        values = [self.low.elements.at(v) for v in self.op.operands[:3]]
+        return REG[values[0].elem], *(self.low.elements.scalar(v)[0] for v in values)
+
+    def phis(self) -> list[tuple[str, str]]:
+        low, e, out = self.low, self.low.elements, []
+        for c in self.carried:
+            if c.buffers:
+                low.fill(c.buffers[0], lambda idx, c=c: e.at(c.first, idx))
+                out += [("ptr", e.address(b.base)[0]) for b in c.buffers]
+            elif c.step:
+                out.append(("i64" if c.value.type.elem == "ptr" else REG[c.value.type.elem], "0"))
+            else:
+                out.append((REG[c.value.type.elem], e.scalar(e.at(c.first))[0]))
+        return out
+
+    def bind(self, ssa: str, phi: list[str], depth: int, values: list[ir.Value], counter: bool = True):
+        """Gives the body's arguments (or, after the loop, its results) their values."""
+        e, at = self.low.elements, iter(phi)
+        if counter:
+            e.bound[self.op.body.args[0]] = Fixed(Aff(self.op.body.args[0].type.elem, ((depth, ssa),), (), 0, 0))
+        for c, value in zip(self.carried, values, strict=True):
+            elem = value.type.elem
+            if c.buffers:
+                current, other = next(at), next(at)
+                c.other = other
+                e.bound[value] = Buffer(Ptr(current, depth, const("i64", 0)), elem, value.type.shape, c.buffers[0].strides)
+            elif c.step:
+                e.bound[value] = Moving(c.first, Aff("i64" if elem == "ptr" else elem, ((depth, next(at)),), (), 0, 0))
+            else:
+                e.bound[value] = Fixed(e.wrap(elem, next(at), depth, 0))
+
+    def arguments(self) -> list[ir.Value]:
+        return [c.value for c in self.carried]
+
+    def aim(self, depth: int):
+        """Values that the body yields are best computed right into the buffer of the next turn."""
+        for c in self.carried:
+            if c.buffers and c.last.op and c.last.op.block is self.op.body and c.last.users == [self.op.body.ops[-1]]:
+                b = c.buffers[0]
+                self.low.destinations[c.last] = Buffer(Ptr(c.other, depth, const("i64", 0)), b.elem, b.shape, b.strides)
+
+    def advance(self, phi: list[str], depth: int) -> list[str]:
+        """The values for the next turn, computed at the end of the body."""
+        low, e, out, at = self.low, self.low.elements, [], iter(phi)
+        for c in self.carried:
+            if c.buffers:
+                current, other = next(at), next(at)
+                dest = Buffer(Ptr(other, depth, const("i64", 0)), c.buffers[0].elem, c.buffers[0].shape, c.buffers[0].strides)
+                held = e.bound.get(c.last)
+                if not (isinstance(held, Buffer) and held.base == dest.base):
+                    low.fill(dest, lambda idx, c=c: e.at(c.last, idx))
+                out += [other, current]
+            elif c.step:
+                offset = Aff("i64" if c.value.type.elem == "ptr" else c.value.type.elem, ((depth, next(at)),), (), 0, 0)
+                by = e.at(c.step, (const("index", 0),) * c.step.type.rank)
+                if c.value.type.elem == "ptr":
+                    by = e.mul(e.cast(by, "i64"), const("i64", SIZE[c.value.type.pointee]))
+                out.append(e.scalar(e.add(offset, by))[0])
+            else:
+                next(at)
+                out.append(e.scalar(e.at(c.last))[0])
+        return out
+
+
+@statement("scf.for")
+def _for(low: Lowering, op):
+    if dot.fused_loop(low, op):
+        return
+    code, used = low.code, low.used
+    state = ForLoop(low, op)
+    held = low.used
+    ty, first, last, step = state.bounds()
+    with code.while_loop(ty, first, last, step, state.phis()) as loop:
+        state.bind(loop.ssa, loop.phi, loop.depth, state.arguments())
+        state.aim(loop.depth)
+        outer, low.elements.region = low.elements.region, loop.depth
+        low.block(op.body)
+        loop.next = state.advance(loop.phi, loop.depth)
+        low.elements.region = outer
+    state.bind("", loop.result, code.depth, op.results, counter=False)
+    low.used = held if op.results else used
+
+
+@statement("scf.while")
+def _while(low: Lowering, op):
+    """Scalars only are carried; tensors live in buffers that both regions write."""
+    e, code = low.elements, low.code
+    if any(v.type.rank for v in [*op.operands, *op.results]):
+        raise UnsupportedOp(op, "tensors carried by a while loop")
+    head, body, done = code.name("head"), code.name("body"), code.name("done")
+    phis = [(REG[v.type.elem], e.scalar(e.at(v))[0], code.name("phi")) for v in op.operands]
+    before, after = op.regions[0][0], op.regions[1][0]
+    level = code.push(head)
+    depth = code.depth
+    for argument, (_, _, ssa) in zip(before.args, phis, strict=True):
+        e.bound[argument] = Fixed(e.wrap(argument.type.elem, ssa, depth, 0))
+    outer, e.region = e.region, depth
+    low.block(before)
+    condition, *passed = before.ops[-1].operands
+    values = [e.at(v) for v in passed]
+    registers = [e.scalar(v)[0] for v in values]
+    code.do(f"br i1 {e.at(condition).ssa}, label {body}, label {done}")
+    code.start(body)
+    for argument, value in zip(after.args, values, strict=True):
+        e.bound[argument] = Fixed(value)
+    low.block(after)
+    nexts = [e.scalar(e.at(v))[0] for v in after.ops[-1].operands]
+    e.region = outer
+    code.pop()
+    entry = code.top.label
+    code.goto(head)
+    code.start(head)
+    for (ty, first, ssa), new in zip(phis, nexts, strict=True):
+        code.do(f"{ssa} = phi {ty} [ {first}, {entry} ], [ {new}, {level.label} ]")
+    code.top.lines += level.lines
+    code.goto(head)
+    code.start(done)
+    for result, ssa in zip(op.results, registers, strict=True):
+        e.bound[result] = Fixed(e.wrap(result.type.elem, ssa, code.depth, 0))
+
+
+statement("tt.dot")(dot.lower_dot)
+statement("tt.reduce")(reduce.lower_reduce)
+statement("tt.scan")(reduce.lower_scan)
+__all__ = ["FALSE", "Lowered", "Uni", "Vec", "is_uniform", "lower"]

@@ -1,0 +1,104 @@
+"""Decides which tensors are kept in memory and which are recomputed where they are used.
+
+A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …). An expression that ends in
+one root is computed inside that root's nest. One that ends in several, or inside a loop body below it, or that a broadcast
+would repeat, is kept in scratch memory, unless it costs next to nothing (integers, constants).
+"""
+
+from __future__ import annotations
+
+from .elements import PURE
+from .ir import Block, Op, Value, walk
+
+SHAPE = {"tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.trans", "tt.reshape", "tt.join", "tt.cat"}
+WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "tt.print", "tt.assert", "tt.call"}
+_COSTLY_INTEGERS = {"tt.mulhiui"}
+
+
+def writes(op: Op) -> bool:
+    return any(o.name in WRITES for o in walk(op))
+
+
+class Plan:
+    def __init__(self, function: Op):
+        self.kept: set[Value] = set()  # pure values to be computed once, into a buffer
+        self.fused: set[Op] = set()  # loads performed inside the nest that uses them
+        self.roots: dict[Value, set] = {}
+        for op in walk(function):
+            for region in op.regions:
+                for block in region:
+                    self._block(block)
+
+    def _block(self, block: Block):
+        place = {op: i for i, op in enumerate(block.ops)}
+        barriers = [i for i, op in enumerate(block.ops) if writes(op)]
+        for op in reversed(block.ops):
+            if len(op.results) != 1 or not op.result.type.rank or not (op.name in PURE or op.name == "tt.load"):
+                continue
+            value = op.result
+            roots = self.roots[value] = self._roots_of(value, block)
+            if op.name == "tt.load":
+                if self._fusable(op, roots, place, barriers):
+                    self.fused.add(op)
+            elif op.name not in SHAPE and op.name != "arith.constant" and self._costly(op):
+                repeated = any(_expands(user) for user in _through_shapes(value))
+                if len(roots) > 1 or any(isinstance(r, tuple) for r in roots) or repeated:
+                    self.kept.add(value)
+
+    def _roots_of(self, value: Value, block: Block) -> set:
+        roots = set()
+        for user in value.users:
+            if user.block is not block:  # used inside a nested region
+                roots.add(("inside", _enclosing(user, block)))
+            elif user.name in PURE and user.result.type.rank and user.result not in self.kept:
+                roots |= self.roots.get(user.result, set())
+            else:
+                roots.add(user)
+        return roots
+
+    @staticmethod
+    def _costly(op: Op) -> bool:
+        return op.result.type.is_float or op.name in _COSTLY_INTEGERS
+
+    def _fusable(self, load: Op, roots: set, place: dict, barriers: list[int]) -> bool:
+        if len(roots) != 1:
+            return False
+        (root,) = roots
+        if isinstance(root, tuple) or any(place[load] < b < place[root] for b in barriers):
+            return False
+        if root.name == "tt.store":
+            return same_place(load.operands[0], root.operands[0])
+        if root.name in ("tt.reduce", "tt.scan"):
+            return len(load.operands) == 1 or load.result.type.elem in ("f32", "f64", "i32", "i64")
+        return root.name not in WRITES and not root.regions
+
+
+def _through_shapes(value: Value):
+    """The users of a value, looking through operations that only rearrange it."""
+    for user in value.users:
+        yield user
+        if user.name in SHAPE and not _expands(user):
+            yield from _through_shapes(user.result)
+
+
+def _expands(op: Op) -> bool:
+    return op.name == "tt.broadcast" and op.result.type.numel > op.operands[0].type.numel
+
+
+def _enclosing(op: Op, block: Block) -> Op:
+    while op.block is not block:
+        op = op.block.parent
+    return op
+
+
+def same_place(a: Value, b: Value) -> bool:
+    """Whether two pointer tensors differ only in the scalar pointer they start from."""
+    if a is b:
+        return True
+    if a.type.rank == 0 and b.type.rank == 0:
+        return a.type.elem == "ptr"
+    if not a.op or not b.op or a.op.name != b.op.name or a.op.attrs != b.op.attrs or a.type.shape != b.type.shape:
+        return False
+    return all(
+        x is y or (x.type.elem == "ptr" and same_place(x, y)) for x, y in zip(a.op.operands, b.op.operands, strict=True)
+    )
