@@ -180,9 +180,10 @@ class Code:
 
     def inline(self, arm: Level):
         """Place an arm's code here without a branch."""
+        self.goto(arm.start)
+        self.start(arm.start)
         self.top.lines += arm.lines
-        if arm.label != arm.start:
-            self.top.label = arm.label
+        self.top.label = arm.label
 
 
 class Loop:
