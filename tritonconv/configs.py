@@ -15,8 +15,8 @@ from .geometry import ConvGeometry, PoolGeometry
 class TileConfig:
     """A tile of BM × BN outputs, computed BK of the reduction at a time; powers of two.
 
-    GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is in cache.
-    SPLIT: parts that the reduction of wgrad is cut into. Pooling uses BM and BN only.
+    GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is
+    in cache. SPLIT: parts that the reduction of wgrad is cut into. Pooling uses BM and BN only.
     """
 
     BM: int
@@ -30,8 +30,11 @@ class TileConfig:
 
 @dataclass(frozen=True)
 class _Machine:
-    """What the prediction knows of a target: programs at a time, the cost of starting one and of loading an operand's element,
-    both in multiply-adds, and the smallest operand of a dot."""
+    """What the prediction knows of a kind of target.
+
+    `programs` run at a time; starting one costs as much as `start` multiply-adds, loading an element of an operand as
+    much as `load`. `smallest` is the least extent of a dot.
+    """
 
     programs: int
     start: int
@@ -78,24 +81,29 @@ _TILES = {
 }
 
 
-_POOL_AREAS = {"gpu": (2048, 1024, 4096), "cpu": (4096, 1024, 16384), "interpreter": (1 << 18,)}
+# (BM × BN, num_warps)
+_POOL_TILES = {"gpu": ((512, 4), (1024, 8)), "cpu": ((4096, 1), (1024, 1), (16384, 1)), "interpreter": ((1 << 18, 1),)}
 
 
 def space(op: str, geometry: ConvGeometry | PoolGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
-    """Configs for `op` on activations of `dtype`.
+    """Configs for `op` on activations of `dtype`, the predicted choice first.
 
     `op` is "fprop", "dgrad" or "wgrad" of a ConvGeometry, "max_pool" or "max_pool_backward" of a PoolGeometry.
     `target` is "cpu", "interpreter" or the name of a GPU ("sm_90", "gfx942").
     """
     kind = target if target in _MACHINES else "gpu"
     if isinstance(geometry, PoolGeometry):
-        pixels = geometry.N * (geometry.P * geometry.Q if op == "max_pool" else geometry.H * geometry.W)
-        BN = min(next_power_of_2(geometry.C), 64)
-        BMs = dict.fromkeys(min(area // BN, next_power_of_2(pixels)) for area in _POOL_AREAS[kind])
-        return tuple(TileConfig(BM, BN, num_warps=4 if kind == "gpu" else 1) for BM in BMs)
-    fitted = (_fit(tile, op, geometry, _MACHINES[kind]) for tile in _TILES[kind][dtype.itemsize])
+        tiles = (_fit_pool(area, warps, op, geometry) for area, warps in _POOL_TILES[kind])
+        return tuple(dict.fromkeys(tiles))
+    tiles = (_fit(tile, op, geometry, _MACHINES[kind]) for tile in _TILES[kind][dtype.itemsize])
     # fromkeys drops the tiles that became equal and keeps the order.
-    return tuple(sorted(dict.fromkeys(fitted), key=lambda tile: _cost(tile, op, geometry, _MACHINES[kind])))
+    return tuple(sorted(dict.fromkeys(tiles), key=lambda tile: _cost(tile, op, geometry, _MACHINES[kind])))
+
+
+def _fit_pool(area: int, num_warps: int, op: str, geometry: PoolGeometry) -> TileConfig:
+    pixels = geometry.N * (geometry.P * geometry.Q if op == "max_pool" else geometry.H * geometry.W)
+    BN = min(next_power_of_2(geometry.C), 64)
+    return TileConfig(min(area // BN, next_power_of_2(pixels)), BN, num_warps=num_warps)
 
 
 def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
@@ -104,7 +112,7 @@ def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
 
 
 def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: _Machine) -> TileConfig:
-    """`tile` without blocks that only the padding of a small problem would fill, and with the splits that fill the machine."""
+    """`tile`, no larger than the problem and with the splits that fill the machine."""
     M, N, K = (max(next_power_of_2(size), machine.smallest) for size in geometry.gemm(op))
     tile = replace(tile, BM=min(tile.BM, M), BN=min(tile.BN, N), BK=min(tile.BK, K))
     if op == "wgrad":

@@ -6,6 +6,7 @@ A `Launch` says everything about a launch but the tensors. An engine binds it on
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from . import interpreter
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """kernel[grid](*tensors, *sizes, **constexprs): a kernel takes its tensors first, then its sizes, then its constexprs."""
+    """kernel[grid](*tensors, *sizes, **constexprs): kernels take tensors first, then sizes, then constexprs."""
 
     kernel: JITFunction
     grid: tuple[int, int, int]
@@ -28,7 +29,7 @@ class Launch:
     num_stages: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Engine:
     """`bind(launch)` returns a function of the launch's tensors (or None, where the kernel allows it).
 
@@ -81,18 +82,27 @@ def available() -> tuple[str, ...]:
     return tuple(name for name, engine in ENGINES.items() if engine.is_available())
 
 
+@functools.cache
+def _preferred(device_type: str) -> Engine | None:
+    return next((e for e in ENGINES.values() if device_type in e.device_types and e.is_available()), None)
+
+
 def engine_for(device: torch.device) -> Engine | None:
-    """The engine that runs kernels on tensors of `device`: the pinned one, else the first of the table; None without one."""
-    candidates = ENGINES.values() if _pinned is None else (_pinned,)
-    return next((e for e in candidates if device.type in e.device_types and e.is_available()), None)
+    """The engine that runs kernels on tensors of `device`: the pinned one, else the first of the table, else None."""
+    if _pinned is None:
+        return _preferred(device.type)
+    return _pinned if device.type in _pinned.device_types else None
 
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
-    """Within this context every kernel runs on the named engine, in all threads (autograd has threads of its own)."""
+    """Within this context every kernel runs on the named engine, in all threads (autograd has threads of its own).
+
+    Tensors on devices that the engine does not know are left to torch.
+    """
     global _pinned
-    if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}")
+    if name not in available():
+        raise ValueError(f"engine must be one of {', '.join(available())}; got {name!r}")
     previous, _pinned = _pinned, ENGINES[name]
     try:
         yield

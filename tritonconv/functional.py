@@ -1,7 +1,7 @@
 """Functions with the signatures, results and errors of `torch.nn.functional`, run by this project's kernels.
 
-A call that the kernels do not take (an empty batch, integers, a device without an engine, invalid arguments …) runs torch's own
-function, which then raises torch's own errors.
+A call that the kernels do not take (an empty batch, integers, a device without an engine, invalid arguments …) runs
+torch's own function, which then raises torch's own errors.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ def conv2d(
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, followed by an activation in the same kernel.
 
-    input [N, C, H, W] or [C, H, W]; weight [K, C/groups, R, S]; bias [K]; all of float16, bfloat16, float32 or float64, as
-    autocast decides. Returns [N, K, P, Q] (or [K, P, Q]) in the memory format that torch would choose.
+    input [N, C, H, W] or [C, H, W]; weight [K, C/groups, R, S]; bias [K]; all float16, bfloat16, float32 or float64,
+    under autocast in its dtype. Returns [N, K, P, Q] (or [K, P, Q]) in the memory format that torch would choose.
+    activation: None or "relu"; another raises ValueError.
+
     Sums are kept in float32 (float64 for float64); TF32 products are used only where
-    `torch.backends.cudnn.conv.fp32_precision` allows them. The result is the same, bit by bit, each time; derivatives of every
-    order are supported. activation: None or "relu"; another raises ValueError.
+    `torch.backends.cudnn.conv.fp32_precision` allows them. The result is the same, bit by bit, each time.
+    Derivatives of every order are supported.
     """
     return conv.conv2d(input, weight, bias, stride, padding, dilation, groups, activation)
 
@@ -44,7 +46,7 @@ def max_pool2d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`torch.nn.functional.max_pool2d`: input [N, C, H, W] or [C, H, W], result [N, C, P, Q] or [C, P, Q].
 
-    NaN wins, the first of equal maxima is the one chosen, and with `return_indices` its place h·W + w comes along as int64.
-    The gradient is gathered in a fixed order: the same, bit by bit, each time.
+    NaN wins, the first of equal maxima is the one chosen, and with `return_indices` its place h·W + w comes along as
+    int64. The gradient is gathered in a fixed order: the same, bit by bit, each time.
     """
     return pool.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)

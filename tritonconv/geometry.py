@@ -9,10 +9,10 @@ Pair = tuple[int, int]
 
 
 def output_size(size: int, window: int, stride: int, padding: Pair, dilation: int, ceil_mode: bool = False) -> int:
-    """Positions of a window of `window` taps along an axis of `size`: ⌊(size + before + after − d(window − 1) − 1)/s⌋ + 1.
+    """Positions of a window along an axis: ⌊(size + before + after − dilation·(window − 1) − 1) / stride⌋ + 1.
 
-    `padding` is (before, after). With `ceil_mode` the quotient is rounded up, but, as in torch, the last window starts inside
-    the input or its leading padding. The result is not positive where no window fits.
+    `padding` is (before, after). With `ceil_mode` the quotient is rounded up, but, as in torch, the last window starts
+    inside the input or its leading padding. The result is not positive where no window fits.
     """
     span = size + sum(padding) - dilation * (window - 1) - 1
     if not ceil_mode:
@@ -95,7 +95,7 @@ class ConvGeometry:
 
 @dataclass(frozen=True)
 class PoolGeometry:
-    """A 2-D pooling with windows of R × S: input [N, C, H, W], output [N, C, P, Q]; `padding` is the same on both sides."""
+    """A 2-D pooling with windows of R × S: input [N, C, H, W], output [N, C, P, Q]; `padding` holds for both sides."""
 
     N: int
     C: int

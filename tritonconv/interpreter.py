@@ -1,10 +1,10 @@
 """Runs a `@triton.jit` kernel on Triton's interpreter (numpy, one program after the other), in this process.
 
-Triton offers its interpreter only to processes started with TRITON_INTERPRET=1, because then `@triton.jit` itself returns
-something else. Here the kernel is the ordinary JITFunction that the compilers take. What a launch needs is put in place for
-its duration and taken away after it: `triton.language` speaks numpy (Triton's own patch), and a JITFunction that is called,
-or bound as a method (`x.max(axis=0)`), runs its interpreted twin. Bfloat16, on whose bits Triton's interpreter computes as if
-they were integers, is computed in float32 and rounded to nearest even.
+Triton offers its interpreter only to processes started with TRITON_INTERPRET=1, because then `@triton.jit` itself
+returns something else. Here the kernel is the ordinary JITFunction that the compilers take. What a launch needs is put
+in place for its duration and taken away after it: `triton.language` speaks numpy (Triton's own patch), and a
+JITFunction that is called, or bound as a method (`x.max(axis=0)`), runs its interpreted twin. Bfloat16, on whose bits
+Triton's interpreter computes as if they were integers, is computed in float32 and rounded to nearest even.
 
 Launches are serialised by a lock. No kernel may be compiled in another thread meanwhile: both use `triton.language`.
 """
@@ -31,8 +31,8 @@ class _Rewriter(interpreter.FunctionRewriter):
     """Triton's rewriting of a kernel's source, compiled into a namespace of its own instead of the kernel's module."""
 
     def _compile_and_exec(self, tree):
-        # GridExecutor patches the language modules that it finds in this namespace; `tl.core` is what `tl.max` and its like
-        # call, and kernels rarely import it themselves.
+        # GridExecutor patches the language modules that it finds in this namespace; `tl.core` is what `tl.max` and its
+        # like call, and kernels rarely import it themselves.
         namespace = {
             **vars(interpreter),
             "_triton_language_core": tl.core,
@@ -78,13 +78,14 @@ class _Builder(interpreter.InterpreterBuilder):
     """The numpy behind `triton.language`, with bfloat16 arithmetic."""
 
     @property
-    def options(self):  # goes before the instance's own, which check each integer operation for overflow: half of the time
+    def options(self):
+        # Goes before the instance's own, which check each integer operation for overflow and so take twice the time.
         return _OPTIONS
 
     def set_grid_dim(self, *grid):
         super().set_grid_dim(*grid)
-        # Runs after Triton's patch and before the first program. Triton 3.6 converts an array of shape (1,), which numpy
-        # refuses since 2.4; the patch being undone restores the original.
+        # Runs after Triton's patch and before the first program. Triton 3.6 converts an array of shape (1,), which
+        # numpy refuses since 2.4; the patch being undone restores the original.
         tl.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
 
     def get_bf16(self, value):
@@ -105,10 +106,14 @@ class _Builder(interpreter.InterpreterBuilder):
         return result if result.data.dtype == bool else _narrow(result)
 
     def unary_op(self, arg, op):
-        return self._in_float32(super().unary_op, arg, op=op) if _is_bf16(arg) else super().unary_op(arg, op)
+        if _is_bf16(arg):
+            return self._in_float32(super().unary_op, arg, op=op)
+        return super().unary_op(arg, op)
 
     def binary_op(self, lhs, rhs, op):
-        return self._in_float32(super().binary_op, lhs, rhs, op=op) if _is_bf16(lhs) else super().binary_op(lhs, rhs, op)
+        if _is_bf16(lhs):
+            return self._in_float32(super().binary_op, lhs, rhs, op=op)
+        return super().binary_op(lhs, rhs, op)
 
     def ternary_op(self, lhs, rhs, other, op):
         if _is_bf16(other):
@@ -125,7 +130,7 @@ class _Builder(interpreter.InterpreterBuilder):
 
 @contextlib.contextmanager
 def _installed() -> Iterator[None]:
-    """Within this context a JITFunction can be called, is a method where it is an attribute of a class, and computes here."""
+    """Within this context a JITFunction can be called, is a method where a class has it, and computes by `_Builder`."""
     refusal, builder = JITFunction.__call__, interpreter.interpreter_builder
     JITFunction.__call__, JITFunction.__get__, builder.__class__ = _call, _bind, _Builder
     try:

@@ -1,8 +1,9 @@
 """From a problem to a running kernel: algorithm and tile config, grid, launch, engine.
 
-`*_launch` are pure functions from a target and a problem to a `Launch`, which a compiler can take without a device; they run
-once a problem. The others run once a call: they allocate the output, fetch the packed weight and start the bound kernel.
-Activations are [N, C, H, W] tensors of any strides, and results are in channels_last memory: NHWC, as the kernels see them.
+`*_launch` are pure functions from a target and a problem to a `Launch`, which a compiler can take without a device;
+they run once a problem. The others run once a call: they allocate the output, fetch the packed weight and start the
+bound kernel. Activations are [N, C, H, W] tensors of any strides, and results are in channels_last memory: NHWC, as the
+kernels see them.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import asdict
 
-import autotune
 import torch
 from torch import Tensor
 from triton import cdiv
+
+import autotune
 
 from . import configs, engines, packing
 from .configs import TileConfig
@@ -23,6 +25,7 @@ from .geometry import ConvGeometry, PoolGeometry
 from .kernels import conv, pool
 
 Geometry = ConvGeometry | PoolGeometry
+Bound = tuple[Launch, Callable[..., None]]
 
 
 def _config(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> TileConfig:
@@ -38,8 +41,8 @@ def _window(geometry: Geometry, padding: tuple[int, int]) -> dict[str, int]:
     return dict(zip(names, (geometry.R, geometry.S, *geometry.stride, *padding, *geometry.dilation), strict=True))
 
 
-def _image_sizes(geometry: Geometry) -> tuple[int, ...]:
-    return geometry.H, geometry.W, geometry.P, geometry.Q
+def _sizes(geometry: Geometry) -> tuple[int, ...]:
+    return geometry.N, geometry.H, geometry.W, geometry.P, geometry.Q
 
 
 def _conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) -> dict:
@@ -60,14 +63,9 @@ def fprop_launch(target: str, geometry: ConvGeometry, dtype, precision, activati
     """Tensors: x, panels "fprop", bias or None, y."""
     config = config or _config("fprop", geometry, dtype, target)
     M, N, _ = geometry.gemm("fprop")
-    return Launch(
-        kernel=conv.conv_fprop,
-        grid=(cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, 1),
-        sizes=(geometry.N, *_image_sizes(geometry)),
-        constexprs=_conv_constexprs(geometry, precision, config) | {"GROUP_M": config.GROUP_M, "ACTIVATION": activation},
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
+    grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, 1
+    constexprs = _conv_constexprs(geometry, precision, config) | {"GROUP_M": config.GROUP_M, "ACTIVATION": activation}
+    return Launch(conv.conv_fprop, grid, _sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
 
 def dgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, config=None) -> Launch:
@@ -75,14 +73,9 @@ def dgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, config=N
     config = config or _config("dgrad", geometry, dtype, target)
     M, N, _ = geometry.gemm("dgrad")
     classes = geometry.stride[0] * geometry.stride[1]
-    return Launch(
-        kernel=conv.conv_dgrad,
-        grid=(cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, classes),
-        sizes=(geometry.N, *_image_sizes(geometry)),
-        constexprs=_conv_constexprs(geometry, precision, config) | {"GROUP_M": config.GROUP_M},
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
+    grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, classes
+    constexprs = _conv_constexprs(geometry, precision, config) | {"GROUP_M": config.GROUP_M}
+    return Launch(conv.conv_dgrad, grid, _sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
 
 def wgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, channels_last: bool, config=None) -> Launch:
@@ -90,54 +83,47 @@ def wgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, channels
     config = config or _config("wgrad", geometry, dtype, target)
     M, N, pixels = geometry.gemm("wgrad")
     rows = cdiv(cdiv(pixels, config.SPLIT), config.BK) * config.BK  # of a split
-    stride_k, stride_c, stride_tap = geometry.Cg * geometry.taps, *((1, geometry.Cg) if channels_last else (geometry.taps, 1))
-    return Launch(
-        kernel=conv.conv_wgrad,
-        grid=(cdiv(M, config.BM) * cdiv(N, config.BN), geometry.taps, geometry.groups * cdiv(pixels, rows)),
-        sizes=(geometry.N, *_image_sizes(geometry), rows, geometry.parameters, stride_k, stride_c, stride_tap),
-        constexprs=_conv_constexprs(geometry, precision, config),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
+    stride_c, stride_tap = (1, geometry.Cg) if channels_last else (geometry.taps, 1)
+    strides = geometry.parameters, geometry.Cg * geometry.taps, stride_c, stride_tap
+    grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.taps, geometry.groups * cdiv(pixels, rows)
+    sizes = *_sizes(geometry), rows, *strides
+    constexprs = _conv_constexprs(geometry, precision, config)
+    return Launch(conv.conv_wgrad, grid, sizes, constexprs, config.num_warps, config.num_stages)
 
 
 def sum_splits_launch(target: str, splits: int, size: int) -> Launch:
     """Tensors: partial [splits, size], out [size]."""
     block = 1024
-    return Launch(conv.sum_splits, (cdiv(size, block), 1, 1), (splits, size), {"BLOCK": block}, num_warps=4, num_stages=1)
-
-
-def _pool_launch(op: str, kernel, pixels: int, target: str, geometry: PoolGeometry, dtype, config) -> Launch:
-    config = config or _config(op, geometry, dtype, target)
-    return Launch(
-        kernel=kernel,
-        grid=(cdiv(geometry.N * pixels, config.BM), cdiv(geometry.C, config.BN), 1),
-        sizes=(geometry.N, geometry.C, *_image_sizes(geometry)),
-        constexprs=_window(geometry, geometry.padding) | {"BM": config.BM, "BN": config.BN},
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
+    return Launch(conv.sum_splits, (cdiv(size, block), 1, 1), (splits, size), {"BLOCK": block}, 4, 1)
 
 
 def max_pool_launch(target: str, geometry: PoolGeometry, dtype, config=None) -> Launch:
     """Tensors: x, y, indices or None."""
-    return _pool_launch("max_pool", pool.max_pool, geometry.P * geometry.Q, target, geometry, dtype, config)
+    config = config or _config("max_pool", geometry, dtype, target)
+    return _pool_launch(pool.max_pool, geometry, geometry.P * geometry.Q, config)
 
 
 def max_pool_backward_launch(target: str, geometry: PoolGeometry, dtype, config=None) -> Launch:
     """Tensors: dy, indices, dx."""
-    pixels = geometry.H * geometry.W
-    return _pool_launch("max_pool_backward", pool.max_pool_backward, pixels, target, geometry, dtype, config)
+    config = config or _config("max_pool_backward", geometry, dtype, target)
+    return _pool_launch(pool.max_pool_backward, geometry, geometry.H * geometry.W, config)
+
+
+def _pool_launch(kernel, geometry: PoolGeometry, pixels: int, config: TileConfig) -> Launch:
+    grid = cdiv(geometry.N * pixels, config.BM), cdiv(geometry.C, config.BN), 1
+    constexprs = _window(geometry, geometry.padding) | {"BM": config.BM, "BN": config.BN}
+    N, *image = _sizes(geometry)
+    return Launch(kernel, grid, (N, geometry.C, *image), constexprs, config.num_warps, config.num_stages)
 
 
 @functools.lru_cache(maxsize=4096)
-def _bound(engine: Engine, device: torch.device, make: Callable[..., Launch], *problem) -> tuple[Launch, Callable[..., None]]:
+def _bind(engine: Engine, device: torch.device, make: Callable[..., Launch], *problem) -> Bound:
     launch = make(engine.target(device), *problem)
     return launch, engine.bind(launch)
 
 
-def _prepare(device: torch.device, make: Callable[..., Launch], *problem) -> tuple[Launch, Callable[..., None]]:
-    return _bound(engines.engine_for(device), device, make, *problem)
+def _prepare(device: torch.device, make: Callable[..., Launch], *problem) -> Bound:
+    return _bind(engines.engine_for(device), device, make, *problem)
 
 
 def _precision(x: Tensor) -> str:

@@ -1,18 +1,18 @@
 """Weights packed into the panels that the kernels read: [groups, tiles, reduction, BN], zero beyond the last channel.
 
-A tile of a GEMM's right operand is then one contiguous piece of memory. Packs are kept as long as their weight lives unmodified.
+A tile of a GEMM's right operand is then one contiguous piece of memory. Packs are kept as long as their weight lives
+unmodified.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .geometry import ConvGeometry
 
-# weight -> (version and storage it was packed at, {(layout, BN): panels}). Weak, so that a freed weight takes its packs along.
+# weight -> (version and address at which it was packed, its packs); weak, so that packs go with their weight.
 _packs: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 # From [groups, Kg, Cg, R, S] to [groups, R, S, reduced channels, columns].

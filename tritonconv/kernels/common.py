@@ -43,8 +43,8 @@ def tap_inverse(stride, dilation):
 def taps_of(position, STRIDE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.constexpr):
     """Which taps of a strided window reach a padded input position: t·DILATION ≡ position (mod STRIDE).
 
-    They are t = first + j·tap_step for 0 <= j < count; returns (first, count). Solvable where gcd(STRIDE, DILATION) divides the
-    position; then `first` is the quotient times the inverse of DILATION, both divided by that gcd.
+    They are t = first + j·tap_step for 0 <= j < count; returns (first, count). There are none unless the position is a
+    multiple of gcd(STRIDE, DILATION); all divided by which, `first` is the position times the inverse of DILATION.
     """
     STEP: tl.constexpr = tap_step(STRIDE, DILATION)
     DIVISOR: tl.constexpr = STRIDE // STEP

@@ -1,7 +1,8 @@
 """Convolution as an implicit GEMM: fprop, dgrad and wgrad over NHWC activations and packed weights.
 
-C and K are channels per group, GROUPS of them side by side in a pixel. Sizes that vary at run time: N, H, W of the input and
-P, Q of the output. An offset that is a multiple of the channel count is int64, since a tensor may have 2³¹ elements or more.
+C and K are channels per group, GROUPS of them side by side in a pixel. Sizes that vary at run time: N, H, W of the
+input and P, Q of the output. An offset that is a multiple of the channel count is int64, since a tensor may have 2³¹
+elements or more.
 """
 
 import triton
@@ -19,9 +20,9 @@ def implicit_gemm(
 ):  # fmt: skip
     """[BM, BN] sums over taps (r, s) and channels c of image[h + r·STEP_H, w + s·STEP_W, c] × panel[tap, c, n].
 
-    `a_ptr` [BM] points at channel 0 of pixel (h, w) of each row's H × W image, PIXEL elements a pixel; pixels outside the image
-    and rows not `in_range` count as zero. `b_ptr` is the panel [·, C, BN] of one output tile, whose tap for (r, s) is
-    b_tap + r·B_STEP_H + s·B_STEP_W.
+    `a_ptr` [BM] points at channel 0 of pixel (h, w) of each row's H × W image, PIXEL elements a pixel; pixels outside
+    the image and rows not `in_range` count as zero. `b_ptr` is the panel [·, C, BN] of one output tile, whose tap for
+    (r, s) is b_tap + r·B_STEP_H + s·B_STEP_W.
     """
     C_BLOCKS: tl.constexpr = (C + BK - 1) // BK
     o_c = tl.arange(0, BK)
@@ -41,7 +42,7 @@ def implicit_gemm(
             a = tl.load(p_a + o_a, mask=m_row[:, None], other=0.0)  # [BM, BK]
             b = tl.load(p_b + o_b)  # [BK, BN]
         else:
-            # Both operands are masked: beyond C lie the next pixel and the next tap, whose inf or NaN times zero is NaN.
+            # Both are masked: beyond C lie the next pixel and the next tap, and their inf or NaN times zero is NaN.
             m_c = o_c < C - c
             a = tl.load(p_a + o_a, mask=m_row[:, None] & m_c[None, :], other=0.0)  # [BM, BK]
             b = tl.load(p_b + o_b, mask=m_c[:, None], other=0.0)  # [BK, BN]
@@ -103,10 +104,10 @@ def conv_dgrad(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """dx[n, h, w, c] = Σ dy[n, p, q, k] w[r, s, k, c] over the (p, r) with p·stride + r·dilation = h + pad, likewise (q, s).
+    """dx[n, h, w, c] = Σ dy[n, p, q, k] w[r, s, k, c] where p·stride + r·dilation = h + pad, and so for (q, s) and w.
 
-    Which taps take part depends only on (h, w) modulo the stride, so each residue class is a GEMM of its own, without a wasted
-    product. A class that no tap reaches still writes its zeros.
+    Which taps take part depends only on (h, w) modulo the stride, so each residue class is a GEMM of its own, without a
+    wasted product. A class that no tap reaches still writes its zeros.
     Grid: (tiles of a class's pixels × tiles of C, groups, classes). `w_ptr`: panels [GROUPS, tiles of C, R·S·K, BN].
     """
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -150,8 +151,9 @@ def conv_wgrad(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """dw[split][k, c, r, s] = Σ dy[m, k] x[n, p·stride − pad + r·dilation, …, c] over the `rows` output pixels m = (n, p, q) of a split.
+    """dw[split][k, c, r, s] = Σ dy[n, p, q, k] x[n, p·stride − pad + r·dilation, …, c] over a split's (n, p, q).
 
+    A split has `rows` output pixels, the last what remains.
     Grid: (tiles of K × tiles of C, taps, groups × splits). Strides are those of `dw_ptr`, in elements.
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -179,8 +181,9 @@ def conv_wgrad(
         dy = tl.load(p_dy + o_dy[None, :], mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
         x = tl.load(p_x + o_x[:, None], mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
         acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
-    o_dw = split.to(tl.int64) * stride_split + (group * K + k)[:, None] * stride_k + c[None, :] * stride_c + tap * stride_tap
-    tl.store(dw_ptr + o_dw, acc.to(dw_ptr.dtype.element_ty), mask=(k < K)[:, None] & (c < C)[None, :])
+    p_dw = dw_ptr + split.to(tl.int64) * stride_split + tap * stride_tap
+    o_dw = (group * K + k)[:, None] * stride_k + c[None, :] * stride_c
+    tl.store(p_dw + o_dw, acc.to(dw_ptr.dtype.element_ty), mask=(k < K)[:, None] & (c < C)[None, :])
 
 
 @triton.jit

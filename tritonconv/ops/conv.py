@@ -1,6 +1,7 @@
 """Convolution with autograd: check, Function, launch.
 
-The three Functions are linear maps whose derivatives are each other, which gives derivatives of every order.
+The three Functions are linear in each tensor and have each other as derivatives, so that there are derivatives of
+every order.
 """
 
 from __future__ import annotations
@@ -15,22 +16,18 @@ from torch.autograd import Function
 from .. import launch
 from ..geometry import ConvGeometry, same_padding
 from .activations import ACTIVATIONS
-from .support import autocast, is_channels_last, pair, unsupported
+from .support import autocast, is_channels_last, operand, pair, unsupported_call, unsupported_operands
 
 
 class Fprop(Function):
     @staticmethod
-    def forward(x, weight, bias, geometry, activation):
-        return launch.fprop(x, weight, bias, geometry, activation)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, _, ctx.geometry, ctx.activation = inputs
+    def forward(ctx, x, weight, bias, geometry, activation):
+        y = launch.fprop(x, weight, bias, geometry, activation)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, y if activation else None)
+        ctx.geometry, ctx.activation = geometry, activation
         ctx.weight_format = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
-        ctx.save_for_backward(
-            x if needs_weight else None, weight if needs_x else None, output if ctx.activation else None
-        )
+        return y
 
     @staticmethod
     def backward(ctx, dy):
@@ -46,13 +43,10 @@ class Fprop(Function):
 
 class Dgrad(Function):
     @staticmethod
-    def forward(dy, weight, geometry):
-        return launch.dgrad(dy, weight, geometry)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        dy, weight, ctx.geometry = inputs
+    def forward(ctx, dy, weight, geometry):
         ctx.save_for_backward(dy, weight)
+        ctx.geometry = geometry
+        return launch.dgrad(dy, weight, geometry)
 
     @staticmethod
     def backward(ctx, ddx):
@@ -65,13 +59,10 @@ class Dgrad(Function):
 
 class Wgrad(Function):
     @staticmethod
-    def forward(dy, x, geometry, memory_format):
-        return launch.wgrad(dy, x, geometry, memory_format)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        dy, x, ctx.geometry, _ = inputs
+    def forward(ctx, dy, x, geometry, memory_format):
         ctx.save_for_backward(dy, x)
+        ctx.geometry = geometry
+        return launch.wgrad(dy, x, geometry, memory_format)
 
     @staticmethod
     def backward(ctx, ddw):
@@ -83,27 +74,31 @@ class Wgrad(Function):
 
 
 @functools.lru_cache(maxsize=4096)
-def _geometry(input_shape, weight_shape, bias_shape, stride, padding, dilation, groups) -> ConvGeometry | str:
+def _geometry(input, weight, bias, stride, padding, dilation, groups) -> ConvGeometry | str:
+    """The geometry of a convolution of these operands, or why there is no kernel for it."""
+    reason = unsupported_operands(input, weight, bias)
+    if reason is not None:
+        return reason
     if stride is None or padding is None or dilation is None or type(groups) is not int:
         return "stride, padding, dilation and groups are not all integers"
-    if len(input_shape) not in (3, 4) or len(weight_shape) != 4:
-        return f"an input of {len(input_shape)} dimensions with a weight of {len(weight_shape)}"
-    N, C, H, W = (1, *input_shape)[-4:]
-    K, Cg, R, S = weight_shape
+    if len(input.shape) not in (3, 4) or len(weight.shape) != 4:
+        return f"an input of {len(input.shape)} dimensions with a weight of {len(weight.shape)}"
+    N, C, H, W = (1, *input.shape)[-4:]
+    K, Cg, R, S = weight.shape
     if min(N, C, K, R, S) < 1:
-        return f"nothing to compute for input {tuple(input_shape)} and weight {tuple(weight_shape)}"
-    if groups < 1 or K % groups or C != groups * Cg or bias_shape not in (None, (K,)):
-        return f"{groups} groups of {C} and {K} channels do not fit the weight {tuple(weight_shape)} or the bias"
+        return f"nothing to compute for input {tuple(input.shape)} and weight {tuple(weight.shape)}"
+    if groups < 1 or K % groups or groups * Cg != C or (bias is not None and bias.shape != (K,)):
+        return f"{C} and {K} channels in {groups} groups do not fit weight {tuple(weight.shape)} and bias"
+    if min(stride) < 1 or min(dilation) < 1:
+        return f"stride {stride}, dilation {dilation}"
     if padding == "same" and stride == (1, 1):
         padding = same_padding(R, dilation[0]), same_padding(S, dilation[1])
     elif padding == "valid":
         padding = (0, 0), (0, 0)
-    elif isinstance(padding, str):
+    elif isinstance(padding, str) or min(padding) < 0:
         return f"padding {padding!r} with stride {stride}"
     else:
         padding = (padding[0],) * 2, (padding[1],) * 2
-    if min(stride) < 1 or min(dilation) < 1 or min(map(min, padding)) < 0:
-        return f"stride {stride}, padding {padding}, dilation {dilation}"
     geometry = ConvGeometry(N, C, H, W, K, R, S, stride, padding, dilation, groups)
     if geometry.P < 1 or geometry.Q < 1:
         return "the kernel is larger than the padded input"
@@ -114,17 +109,12 @@ def _geometry(input_shape, weight_shape, bias_shape, stride, padding, dilation, 
 
 def geometry_of(input, weight, bias, stride, padding, dilation, groups) -> ConvGeometry | str:
     """The geometry of a call of `conv2d`, or, where it is torch that has to run it, why."""
-    reason = unsupported(input, weight) if bias is None else unsupported(input, weight, bias)
+    reason = unsupported_call(input, weight, bias)
     if reason is not None:
         return reason
+    padding = padding if isinstance(padding, str) else pair(padding)
     return _geometry(
-        input.shape,
-        weight.shape,
-        None if bias is None else bias.shape,
-        pair(stride),
-        padding if isinstance(padding, str) else pair(padding),
-        pair(dilation),
-        groups,
+        operand(input), operand(weight), operand(bias), pair(stride), padding, pair(dilation), groups
     )
 
 

@@ -11,21 +11,18 @@ from torch.autograd import Function
 
 from .. import launch
 from ..geometry import PoolGeometry
-from .support import is_channels_last, pair, unsupported
+from .support import is_channels_last, operand, pair, unsupported_call, unsupported_operands
 
 
 class MaxPool(Function):
     @staticmethod
-    def forward(x, geometry, index_dtype):
-        return launch.max_pool(x, geometry, index_dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, ctx.geometry, _ = inputs
-        _, indices = output
+    def forward(ctx, x, geometry, index_dtype):
+        y, indices = launch.max_pool(x, geometry, index_dtype)
+        ctx.save_for_backward(indices)
+        ctx.geometry = geometry
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(indices)
+        return y, indices
 
     @staticmethod
     def backward(ctx, dy, _):
@@ -37,13 +34,9 @@ class MaxPool(Function):
 
 class MaxPoolBackward(Function):
     @staticmethod
-    def forward(dy, indices, geometry):
-        return launch.max_pool_backward(dy, indices, geometry)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, indices, _ = inputs
+    def forward(ctx, dy, indices, geometry):
         ctx.save_for_backward(indices)
+        return launch.max_pool_backward(dy, indices, geometry)
 
     @staticmethod
     def backward(ctx, ddx):
@@ -53,12 +46,16 @@ class MaxPoolBackward(Function):
 
 
 @functools.lru_cache(maxsize=4096)
-def _geometry(shape, window, stride, padding, dilation, ceil_mode) -> PoolGeometry | str:
+def _geometry(input, window, stride, padding, dilation, ceil_mode) -> PoolGeometry | str:
+    """The geometry of a max-pooling of this operand, or why there is no kernel for it."""
+    reason = unsupported_operands(input)
+    if reason is not None:
+        return reason
     if window is None or stride is None or padding is None or dilation is None or type(ceil_mode) is not bool:
         return "kernel_size, stride, padding and dilation are not all integers"
-    if len(shape) not in (3, 4) or min(shape) < 1:
-        return f"nothing to compute for input {tuple(shape)}"
-    N, C, H, W = (1, *shape)[-4:]
+    if len(input.shape) not in (3, 4) or min(input.shape) < 1:
+        return f"nothing to compute for input {tuple(input.shape)}"
+    N, C, H, W = (1, *input.shape)[-4:]
     if min(window) < 1 or min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
         return f"kernel_size {window}, stride {stride}, padding {padding}, dilation {dilation}"
     if any(2 * pad > dil * (size - 1) + 1 for pad, dil, size in zip(padding, dilation, window, strict=True)):
@@ -73,18 +70,12 @@ def _geometry(shape, window, stride, padding, dilation, ceil_mode) -> PoolGeomet
 
 def geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode) -> PoolGeometry | str:
     """The geometry of a call of `max_pool2d`, or, where it is torch that has to run it, why."""
-    reason = unsupported(input)
+    reason = unsupported_call(input)
     if reason is not None:
         return reason
     window = pair(kernel_size)
-    return _geometry(
-        input.shape,
-        window,
-        window if stride is None or stride == [] or stride == () else pair(stride),
-        pair(padding),
-        pair(dilation),
-        ceil_mode,
-    )
+    stride = window if stride in (None, [], ()) else pair(stride)
+    return _geometry(operand(input), window, stride, pair(padding), pair(dilation), ceil_mode)
 
 
 def max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):

@@ -1,11 +1,13 @@
-"""Which tensors the kernels take. What they do not take goes to torch, which then also raises its own errors."""
+"""Which calls the kernels take. What they do not take goes to torch, which then also raises its own errors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from .. import engines
@@ -14,33 +16,49 @@ from ..geometry import Pair
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def unsupported(*tensors: Tensor) -> str | None:
-    """Why kernels cannot run on these tensors together, or None if they can."""
-    first = tensors[0]
+class Operand(NamedTuple):
+    """What the choice of kernels depends on; hashable, so that a call's checks are made once for all calls like it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.layout
+
+
+def operand(tensor: Tensor | None) -> Operand | None:
+    return None if tensor is None else Operand(tensor.shape, tensor.dtype, tensor.device, tensor.layout)
+
+
+def unsupported_call(*tensors: Tensor | None) -> str | None:
+    """Why kernels cannot run on these tensors at this moment, or None if they can."""
     for tensor in tensors:
-        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not Parameter:
             return f"{type(tensor).__name__} is not a plain tensor"
-        if tensor.dtype is not first.dtype:
-            return f"mixed dtypes {first.dtype} and {tensor.dtype}"
-        if tensor.device != first.device:
-            return f"mixed devices {first.device} and {tensor.device}"
-        if tensor.layout is not torch.strided:
-            return f"layout {tensor.layout}"
-    if first.dtype not in DTYPES:
-        return f"dtype {first.dtype}"
-    if engines.engine_for(first.device) is None:
-        return f"no engine runs on {first.device.type} tensors"
+    if engines.engine_for(tensors[0].device) is None:
+        return f"no engine runs on {tensors[0].device.type} tensors"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "a compiler is tracing the call"
-    # Kernels see values only: neither tangents nor the levels of vmap and grad.
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    # A kernel sees values only: neither tangents nor the levels of vmap and grad.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "a torch.func transform or forward-mode differentiation is active"
+    return None
+
+
+def unsupported_operands(first: Operand, *others: Operand | None) -> str | None:
+    """Why no kernel exists for these operands, or None if one does."""
+    if first.dtype not in DTYPES:
+        return f"dtype {first.dtype}"
+    for other in (first, *others):
+        if other is not None and (other.layout is not torch.strided or other[1:] != first[1:]):
+            return f"{other.dtype} in {other.layout} on {other.device} beside {first.dtype} on {first.device}"
     return None
 
 
 def pair(value: int | Sequence[int]) -> Pair | None:
     """An argument given for both axes at once or for each, as (height, width); None if it is not of integers."""
-    values = (value,) * 2 if type(value) is int else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if type(value) is int:
+        return value, value
+    values = tuple(value) if isinstance(value, (tuple, list)) else ()
     values = values * 2 if len(values) == 1 else values
     return values if len(values) == 2 and all(type(v) is int for v in values) else None
 
@@ -60,7 +78,7 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether torch takes a 4-D x to be in channels_last memory: judged by strides, as C++'s `suggest_memory_format` does.
+    """Whether torch takes a 4-D x to be in channels_last memory: judged by strides, as its `suggest_memory_format`.
 
     Strides grow in the order C, W, H, N; where sizes of 1 leave NCHW possible too, it is NCHW.
     """
