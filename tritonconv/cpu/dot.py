@@ -13,9 +13,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from . import ir
-from .elements import PURE, Buffer, Elements
+from .code import Iv
+from .elements import PURE, Buffer, Elements, conjunction
 from .plan import SHAPE, Plan
 from .values import REG, SIZE, TRUE, Aff, Uni, Val, Vec, const, index, is_uniform, lanes, shift
+
+
+UNROLL = 4  # turns of the innermost loop written out: fewer branches, and the end of a short loop is predicted
 
 
 def _tile(low, elem: str, columns: int) -> tuple[int, int, int]:
@@ -37,8 +41,8 @@ class Product:
         self.reg = REG[self.elem]
         self.rows, self.vectors, self.width = _tile(low, dest.stored, self.n)
 
-    def run(self, start, reduction):
-        """`start(idx)` gives the accumulators' first value; `reduction(panel, phis)` writes the loops that add to them."""
+    def run(self, panel):
+        """Calls `panel()` for every register tile, with `at_rows` and `at_columns` set to its indices."""
         e, code = self.e, self.low.code
         outer, e.width = e.width, self.width
         step = self.vectors * self.width
@@ -46,29 +50,32 @@ class Product:
             column = const("index", 0)
             if self.n > step:
                 column = index(loops.enter_context(code.loop(self.n, step)).iv)
-            self.low.speculate(lambda: self._rows(column, start, reduction))
+            self.low.speculate(lambda: self._rows(column, panel))
         e.width = outer
 
-    def _rows(self, column: Aff, start, reduction):
+    def _rows(self, column: Aff, panel):
         code = self.low.code
         full = self.m // self.rows * self.rows
         if full > self.rows:
             with code.loop(full, self.rows) as loop:
-                self._panel(index(loop.iv), column, self.rows, start, reduction)
+                self._panel(index(loop.iv), column, self.rows, panel)
         elif full:
-            self._panel(const("index", 0), column, self.rows, start, reduction)
+            self._panel(const("index", 0), column, self.rows, panel)
         if full < self.m:
-            self._panel(const("index", full), column, self.m - full, start, reduction)
+            self._panel(const("index", full), column, self.m - full, panel)
 
-    def _panel(self, row: Aff, column: Aff, rows: int, start, reduction):
-        e = self.e
-        self.row, self.column = row, column
+    def _panel(self, row: Aff, column: Aff, rows: int, panel):
         self.at_rows = [shift(row, i) for i in range(rows)]
         self.at_columns = [lanes(shift(column, j * self.width)) if self.width > 1 else shift(column, j) for j in range(self.vectors)]
+        panel()
+
+    def accumulate(self, start, loops):
+        """One register tile: `start(idx)` its first values, `loops(first)` writes what adds to them."""
+        e = self.e
         places = [(*self.prefix, i, j) for i in self.at_rows for j in self.at_columns]
         ty = f"<{self.width} x {self.reg}>" if self.width > 1 else self.reg
         first = [(ty, self._register(start(idx))) for idx in places]
-        for idx, ssa in zip(places, reduction(first), strict=True):
+        for idx, ssa in zip(places, loops(first), strict=True):
             value = e.wrap(self.elem, ssa, self.low.code.depth, self.width if self.width > 1 else 0)
             e.store(self.dest.pointer(e, idx), e.rounded(value)._replace(elem=self.dest.stored), TRUE)
 
@@ -77,14 +84,30 @@ class Product:
 
     def multiply(self, kk: Aff, acc: list[str], a, b) -> list[str]:
         """acc[i, j] += a(i, kk) * b(kk, j) for the panel."""
-        e, out = self.e, []
+        out = []
         columns = [b((*self.prefix, kk, j)) for j in self.at_columns]
         for i, at in enumerate(self.at_rows):
             x = a((*self.prefix, at, kk))
             for j, y in enumerate(columns):
                 out.append(self._step(acc[i * self.vectors + j], x, y))
-        del e
         return out
+
+    def inner(self, first: list[tuple[str, str]], a, b, end: str | None = None) -> list[str]:
+        """The innermost loop: kk from 0 to k, or to `end` (i64) where masks end it early."""
+        code, e = self.low.code, self.e
+        outer, e.region = e.region, code.depth + 1
+        if end is None:
+            unroll = next(u for u in (UNROLL, 2, 1) if self.k % u == 0)
+            with code.loop(self.k, unroll, first) as loop:
+                acc = loop.phi
+                for u in range(unroll):
+                    acc = self.multiply(shift(index(loop.iv), u), acc, a, b)
+                loop.next = acc
+        else:
+            with code.while_loop("i64", "0", end, "1", first) as loop:
+                loop.next = self.multiply(index(Iv(loop.ssa, loop.depth, self.k)), loop.phi, a, b)
+        e.region = outer
+        return loop.result
 
     def _step(self, acc: str, x: Val, y: Val) -> str:
         e, code = self.e, self.low.code
@@ -106,12 +129,10 @@ def lower_dot(low, op: ir.Op):
         prefix = tuple(index(loops.enter_context(code.loop(n)).iv) for n in op.result.type.shape[:-2])
         product = Product(low, op, dest, prefix)
 
-        def reduction(first):
-            with code.loop(product.k, 1, first) as loop:
-                loop.next = product.multiply(index(loop.iv), loop.phi, lambda i: left.at(e, i), lambda i: right.at(e, i))
-            return loop.result
+        def loops(first):
+            return product.inner(first, lambda i: left.at(e, i), lambda i: right.at(e, i))
 
-        product.run(lambda idx: e.at(c, idx), reduction)
+        product.run(lambda: product.accumulate(lambda idx: e.at(c, idx), loops))
     e.bound[op.result] = dest
 
 
@@ -182,31 +203,31 @@ def fused_loop(low, op: ir.Op) -> bool:
     state = ForLoop(low, op, skip=(accumulator,))
     ty, lower, upper, step = state.bounds()
     others = state.phis()
-    finals: list[list[str]] = []
 
-    def reduction(first):
-        with code.while_loop(ty, lower, upper, step, [*first, *others]) as loop:
+    def loops(first, operands: Operands):
+        limit = upper if operands.any is None else code.pure(code.depth, f"select i1 {operands.any}, {ty} {upper}, {ty} {lower}")
+        with code.while_loop(ty, lower, limit, step, [*first, *others]) as loop:
             count = len(first)
             state.bind(loop.ssa, loop.phi[count:], loop.depth, state.arguments())
-            operands = Operands(product, loop.depth)
-            end = operands.end()
-            outer, e.region = e.region, loop.depth + 1
-            if end is None:
-                with code.loop(product.k, 1, list(zip([t for t, _ in first], loop.phi[:count], strict=True))) as inner:
-                    inner.next = product.multiply(index(inner.iv), inner.phi, operands.a, operands.b)
-            else:
-                phis = list(zip([t for t, _ in first], loop.phi[:count], strict=True))
-                with code.while_loop("i64", "0", end, "1", phis) as inner:
-                    from .code import Iv
-
-                    kk = index(Iv(inner.ssa, inner.depth, product.k))
-                    inner.next = product.multiply(kk, inner.phi, operands.a, operands.b)
-            e.region = outer
-            loop.next = [*inner.result, *state.advance(loop.phi[count:], loop.depth)]
-        finals.append(loop.result[count:])
+            phis = [(t, phi) for (t, _), phi in zip(first, loop.phi, strict=False)]
+            result = product.inner(phis, operands.a, operands.b, operands.end())
+            loop.next = [*result, *state.advance(loop.phi[count:], loop.depth)]
         return loop.result[:count]
 
-    product.run(lambda idx: e.at(first_value, idx), reduction)
+    def tile(operands: Operands):
+        product.accumulate(lambda idx: e.at(first_value, idx), lambda first: loops(first, operands))
+
+    def panel():
+        alive = Alive(product)
+        if not alive.rows:
+            return tile(Operands(product))
+        with code.arm("whole") as whole:
+            tile(Operands(product, settled=alive.leaves))
+        with code.arm("ragged") as ragged:
+            tile(Operands(product, any=alive.some()))
+        code.branch(alive.all(), whole, ragged)
+
+    product.run(panel)
     e.bound[result] = dest
     rest = [r for i, r in enumerate(op.results) if i != position]
     if any(r.users for r in rest):
@@ -224,22 +245,61 @@ def _replay(low, op, state, rest):
     state.bind("", loop.result, code.depth, rest, counter=False)
 
 
+class Alive:
+    """Which rows of a panel take part at all: the left operand's row masks that do not change inside the loop."""
+
+    def __init__(self, product: Product):
+        self.e, self.code = product.e, product.low.code
+        self.leaves: set = set()
+        self.rows: list[Val] = []
+        load = _through(product.op.operands[0])
+        if len(load.operands) < 2 or not _zero(load):
+            return
+        kk = index(Iv("%kk", self.code.depth + 1, product.k))
+        for row in product.at_rows:
+            load, idx = _index_through(product.op.operands[0], (row, kk))
+            leaves = [(v, i) for v, i in _conjuncts(load.operands[1], idx) if not _varies(v, load.block)]
+            leaves = [(v, i) for v, i in leaves if self.e.at(v, i).depth <= self.code.depth]
+            self.leaves |= {v for v, _ in leaves}
+            if leaves:
+                self.rows.append(conjunction(self.e, leaves))
+
+    def _fold(self, how: str) -> str:
+        result = self.rows[0]
+        for row in self.rows[1:]:
+            result = self.e.binary(f"{how} {{}}", result, row)
+        return result.ssa
+
+    def all(self) -> str:
+        return self._fold("and")
+
+    def some(self) -> str:
+        return self._fold("or")
+
+
+def _varies(value: ir.Value, body: ir.Block) -> bool:
+    """Whether a value depends on what the loop with this body carries."""
+    if value.op is None or value.op.block is not body:
+        return value in body.args
+    return value.op.name == "tt.load" or any(_varies(v, body) for v in value.op.operands)
+
+
 class Operands:
     """The two loads of an interchanged product. Masks on the reduction index alone become the inner loop's bound: what
-    they mask off is zero in one factor."""
+    they mask off is zero in one factor.
 
-    def __init__(self, product: Product, depth: int):
-        self.product, self.e, self.depth = product, product.e, depth
-        self.limits: list[Val] = []
-        a, b = product.op.operands[:2]
-        self.left, self.right = a, b
-        self.dropped: set = set()
+    `settled`: masks known to hold for the panel; `any`: a condition (i1) without which the panel has no row to compute.
+    """
+
+    def __init__(self, product: Product, settled: set = frozenset(), any: str | None = None):
+        self.product, self.e, self.any = product, product.e, any
+        self.left, self.right = product.op.operands[:2]
+        self.dropped = set(settled)
 
     def end(self) -> str | None:
         """The inner loop's runtime bound, if masks give one."""
-        from .code import Iv
-
         e, product = self.e, self.product
+        self.depth = product.low.code.depth
         probe = Iv("%kk", self.depth + 1, product.k)
         kk = index(probe)
         limits = []
@@ -286,10 +346,7 @@ class Operands:
         load, idx = _index_through(value, idx)
         mask: Val = TRUE
         if len(load.operands) > 1:
-            for leaf, at in _conjuncts(load.operands[1], idx):
-                if leaf not in self.dropped:
-                    m = e.at(leaf, at)
-                    mask = m if mask == TRUE else e.binary("and {}", mask, m)
+            mask = conjunction(e, [(v, i) for v, i in _conjuncts(load.operands[1], idx) if v not in self.dropped])
         other = e.at(load.operands[2], idx) if len(load.operands) > 2 else None
         return e.load(e.pointer(e.at(load.operands[0], idx)), load.result.type.elem, mask, other, e.region)
 

@@ -293,17 +293,58 @@ def _shli(e, op, idx):
     return e.binary("shl {}", a, b)
 
 
-_BITWISE = {"arith.andi": "and", "arith.ori": "or", "arith.xori": "xor", "arith.shrsi": "ashr", "arith.shrui": "lshr"}
+_BITWISE = {"arith.ori": "or", "arith.xori": "xor", "arith.shrsi": "ashr", "arith.shrui": "lshr"}
 
 
 @pure(*_BITWISE)
 def _bitwise(e, op, idx):
-    a, b = e.args(op, idx)
-    if a.elem == "i1" and op.name == "arith.andi":  # masks: a known side decides
-        for x, y in ((a, b), (b, a)):
-            if is_uniform(x) and x.ssa in ("true", "false"):
-                return y if x.ssa == "true" else x
-    return e.binary(_BITWISE[op.name] + " {}", a, b)
+    return e.binary(_BITWISE[op.name] + " {}", *e.args(op, idx))
+
+
+@pure("arith.andi")
+def _andi(e, op, idx):
+    if op.result.type.elem != "i1":
+        return e.binary("and {}", *e.args(op, idx))
+    return conjunction(e, list(_conjuncts(op.result, idx)))
+
+
+def _conjuncts(mask: ir.Value, idx: Index):
+    if mask.op and mask.op.name == "arith.andi":
+        for v in mask.op.operands:
+            yield from _conjuncts(v, idx)
+    else:
+        yield mask, idx
+
+
+def conjunction(e: Elements, leaves: list[tuple[ir.Value, Index]]) -> Val:
+    """The conjunction of masks. 0 <= x and x < n together are one unsigned comparison, x < max(n, 0)."""
+    lower = {(v.op.operands[0], i) for v, i in leaves if _predicate(v) == "sge" and _is_zero(v.op.operands[1])}
+    upper = {(v.op.operands[0], i) for v, i in leaves if _predicate(v) == "slt"}
+    # lanes are compared signed, which the fast path can assume away
+    both = {(x, i) for x, i in lower & upper if is_uniform(e.at(x, i))}
+    result: Val = TRUE
+    for leaf, idx in leaves:
+        ranged = _predicate(leaf) in ("sge", "slt") and (leaf.op.operands[0], idx) in both
+        if ranged and _predicate(leaf) == "sge" and _is_zero(leaf.op.operands[1]):
+            continue
+        if ranged:
+            x, n = (e.at(v, idx) for v in leaf.op.operands)
+            part = e.binary("icmp ult {}", x, e.apply("llvm.smax", n, const(n.elem, 0)), "i1")
+        else:
+            part = e.at(leaf, idx)
+        if part == FALSE:
+            return FALSE
+        if part != TRUE:
+            result = part if result == TRUE else e.binary("and {}", result, part)
+    return result
+
+
+def _predicate(mask: ir.Value) -> str:
+    return _ICMP[mask.op.int("predicate")] if mask.op and mask.op.name == "arith.cmpi" else ""
+
+
+def _is_zero(v: ir.Value) -> bool:
+    return bool(v.op) and v.op.name == "arith.constant" and ir.constant(v.op) == 0
 
 
 _MINMAX = {"arith.maxsi": "smax", "arith.minsi": "smin", "arith.maxui": "umax", "arith.minui": "umin"}
@@ -335,14 +376,46 @@ def _divide(e: Elements, op, idx):
         return e.binary(how + " {}", a, b)
     one = const(elem, 1)
     b = e.select(e.binary("icmp eq {}", b, const(elem, 0), "i1"), one, b)
+    if WIDTH[elem] <= 32 and is_uniform(a) and is_uniform(b):
+        if e.scalar(b)[1] < e.scalar(a)[1] and WIDTH[elem] == 32:
+            return _divide_by_invariant(e, how, a, b)
+        q = e.cast(e.binary(how[0] + "div {}", *(e.cast(v, "i64", how[0] == "s") for v in (a, b))), elem)
+        return q if how.endswith("div") else e.add(a, e.mul(q, b), -1)
     if how[0] == "s":
-        if elem in ("i8", "i16", "i32") and not (is_uniform(a) and is_uniform(b)):
+        if WIDTH[elem] <= 32:
             return _divide_in_double(e, how, a, b)
         # INT_MIN / -1 would trap: divide by 1 and negate instead
         minus = e.binary("icmp eq {}", b, const(elem, -1), "i1")
         q = e.binary(how + " {}", a, e.select(minus, one, b))
         return e.select(minus, e.add(const(elem, 0), q, -1), q)
     return e.binary(how + " {}", a, b)
+
+
+def _divide_by_invariant(e: Elements, how: str, a: Val, b: Val) -> Val:
+    """32-bit division by a number known further out: its reciprocal is computed there, here a product's high half is taken.
+
+    D. Lemire et al., Faster remainder by direct computation (arXiv 1902.01961): n // d = n * ceil(2**64 / d) >> 64 for all
+    32-bit n and d > 1. Signed operands by way of their magnitudes.
+    """
+    pure = e.code.pure
+    (n, depth), (d, outer) = e.scalar(a), e.scalar(b)
+    sign = None
+    if how[0] == "s":
+        signs = pure(outer, f"ashr i32 {d}, 31")
+        d = e.code.call(outer, "llvm.abs.i32", "i32", ("i32", d), ("i1", "false"))
+        mine = pure(depth, f"ashr i32 {n}, 31")
+        sign = pure(depth, f"xor i32 {mine}, {signs}")
+        n = e.code.call(depth, "llvm.abs.i32", "i32", ("i32", n), ("i1", "false"))
+    wide = pure(outer, f"zext i32 {d} to i64")
+    magic = pure(outer, f"add i64 {pure(outer, f'udiv i64 -1, {wide}')}, 1")
+    whole = pure(outer, f"icmp eq i32 {d}, 1")
+    product = pure(depth, f"mul i128 {pure(depth, f'zext i32 {n} to i128')}, {pure(outer, f'zext i64 {magic} to i128')}")
+    high = pure(depth, f"trunc i128 {pure(depth, f'lshr i128 {product}, 64')} to i32")
+    q = pure(depth, f"select i1 {whole}, i32 {n}, i32 {high}")
+    if sign:
+        q = pure(depth, f"sub i32 {pure(depth, f'xor i32 {q}, {sign}')}, {sign}")
+    quotient = e.wrap(a.elem, q, depth, 0)
+    return quotient if how.endswith("div") else e.add(a, e.mul(quotient, b), -1)
 
 
 def _divide_run(e: Elements, how: str, a: Aff, b: Val) -> Val:
