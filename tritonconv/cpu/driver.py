@@ -5,13 +5,14 @@ Triton wants exactly one concrete driver class in this module.
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
 from triton.backends import driver as triton_driver
 
 from .build import Binary
-from .compiler import cpu_target
+from .compiler import NAME, cpu_target
 from .runtime import Kernel
 
 
@@ -20,7 +21,8 @@ class _Utils:
 
     @staticmethod
     def load_binary(name, image, shared, device):
-        return None, image, 0, 0, 1 << 30
+        """(module, function, registers, spills, threads at most); Triton loads anew at every launch while module is None."""
+        return image, image, 0, 0, 1 << 30
 
     @staticmethod
     def unload_module(module):
@@ -37,37 +39,44 @@ class _Launcher:
     def __init__(self, src, metadata):
         self.metadata = metadata
         self.kernel = None
-        self.positions = [i for i, ty in enumerate(_flat(src.signature.values())) if ty != "constexpr"]
+        self.kinds = tuple(src.signature.values())
 
     def __call__(self, x, y, z, stream, image, packed, launch_metadata, enter, leave, *args):
         if self.kernel is None:
             m = self.metadata
             self.kernel = Kernel(Binary(m.name, image, m.scratch, tuple(m.arguments)))
-        flat = list(_flat(args))
-        values = [_address(flat[i]) for i in self.positions]
         if enter is not None:
             enter(launch_metadata)
-        self.kernel((x, y, z), values)
+        self.kernel((x, y, z), list(_runtime(self.kinds, args)))
         if leave is not None:
             leave(launch_metadata)
 
 
-def _flat(values):
-    for v in values:
-        if isinstance(v, (tuple, list)):
-            yield from _flat(v)
-        elif hasattr(v, "base") and hasattr(v, "block_shape"):  # a host-side tensor descriptor travels as its parts
-            yield from triton_driver.decompose_descriptor(v)
+def _runtime(kinds, args):
+    """The addresses and numbers that the machine code takes, of arguments of these kinds ("*fp32", "i32", "constexpr" …)."""
+    for kind, arg in zip(kinds, args, strict=True):
+        if kind == "constexpr":
+            continue
+        if isinstance(kind, tuple):
+            yield from _runtime(kind, arg)
+        elif kind[0] == "*":
+            yield _address(arg)
+        elif kind.startswith("tensordesc"):  # travels as its parts
+            base, *rest = triton_driver.decompose_descriptor(arg)
+            yield _address(base)
+            yield from rest
+        elif kind == "u64" and arg >> 63:
+            yield arg - (1 << 64)
         else:
-            yield v
+            yield arg
 
 
-def _address(value):
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu":
-            raise ValueError(f"the CPU target was given a tensor on {value.device}")
-        return value.data_ptr()
-    return value.data_ptr() if hasattr(value, "data_ptr") else value
+def _address(pointer) -> int:
+    """A tensor's address; a number is one already, and None a null pointer."""
+    device = getattr(pointer, "device", None)
+    if device is not None and device.type != "cpu":
+        raise ValueError(f"the CPU target was given a tensor on {device}")
+    return pointer.data_ptr() if hasattr(pointer, "data_ptr") else pointer or 0
 
 
 class _Event:
@@ -104,8 +113,9 @@ class CPUDriver(triton_driver.DriverBase):
 
     @staticmethod
     def is_active() -> bool:
-        """A GPU's driver comes first; `triton.runtime.driver.set_active(CPUDriver())` chooses this one beside a GPU."""
-        return not torch.cuda.is_available() and not (hasattr(torch, "xpu") and torch.xpu.is_available())
+        """A GPU's driver comes first. TRITON_DEFAULT_BACKEND, or `triton.runtime.driver.set_active(CPUDriver())`, chooses this
+        one beside a GPU."""
+        return os.environ.get("TRITON_DEFAULT_BACKEND") == NAME or not (torch.cuda.is_available() or torch.xpu.is_available())
 
     def map_python_to_cpp_type(self, ty: str) -> str:
         return ty
