@@ -59,20 +59,24 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
         if isinstance(module, LEAVES)
     }
     leaves = [module for module, refusal in refusals.items() if not refusal]
-    forwards, untraced, sites = {}, {}, []
+    place = {fqn: place for place, (fqn, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    forwards, untraced, sites = {}, {}, {}
     for fqn, module in model.named_modules():
         if module in refusals:
             if not any(site.fqn == fqn for site in sites):  # else the forward that calls it has listed it
-                sites.append(_leaf_site(fqn, module, refusals[module], untraced.get(_caller(model, fqn), "")))
+                note = untraced.get(_caller(model, fqn), "")
+                sites[_leaf_site(fqn, module, refusals[module], note)] = place[fqn]
         elif _has_forward(module) and not refusals.keys().isdisjoint(module.modules()):
             try:
                 found = traces(module)
             except CannotTrace as refusal:
                 untraced[fqn] = f"nothing fused: {type(module).__name__}.forward cannot be traced: {refusal}"
-            else:
-                forwards[module] = [(trace, list(_match(fqn, module, trace.graph, leaves, accept))) for trace in found]
-                sites += (_block_site(fqn, match) for _, matches in forwards[module] for match in matches)
-    return Capture(leaves, forwards, list(dict.fromkeys(sites)))
+                continue
+            forwards[module] = [(trace, list(_match(fqn, module, trace.graph, leaves, accept))) for trace in found]
+            for _, matches in forwards[module]:
+                for match in matches:
+                    sites[_block_site(fqn, match)] = place[fqn] + _depth_first_place(module, match.nodes[0])
+    return Capture(leaves, forwards, sorted(sites, key=sites.get))
 
 
 def _refusal(module: nn.Conv2d | nn.MaxPool2d) -> str:
@@ -103,9 +107,8 @@ def _caller(model: nn.Module, fqn: str) -> str:
 
 def _leaf_site(fqn: str, module: nn.Module, refusal: str, note: str) -> Site:
     """The site of a leaf that no traced forward calls."""
-    if isinstance(module, nn.MaxPool2d):
-        return Site(fqn, PoolBlock.pattern, "left" if refusal else "swapped", refusal, (fqn,))
-    return Site(fqn, ConvBlock(fqn).pattern, "left" if refusal else "swapped", refusal or note, (fqn,))
+    block, note = (ConvBlock(fqn), note) if isinstance(module, nn.Conv2d) else (PoolBlock(fqn), "")
+    return Site(fqn, block.pattern, "left" if refusal else "swapped", refusal or note, (fqn,))
 
 
 def _block_site(fqn: str, match: Match) -> Site:
@@ -113,6 +116,16 @@ def _block_site(fqn: str, match: Match) -> Site:
     name = first.target if first.op == "call_module" else first.name
     members = tuple(_join(fqn, member) for member in match.block.members)
     return Site(_join(fqn, name), match.block.pattern, match.status, match.reason, members)
+
+
+def _depth_first_place(module: nn.Module, node: fx.Node) -> int:
+    """Where the call of `node` belongs among the modules in `module`: at the module called, or after the last one."""
+    while node.op not in ("call_module", "root"):
+        node = node.prev
+    if node.op == "root":
+        return 0
+    names = [name for name, _ in module.named_modules(remove_duplicate=False)]
+    return max(place for place, name in enumerate(names) if f"{name}.".startswith(f"{node.target}."))
 
 
 def _match(

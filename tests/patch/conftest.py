@@ -1,0 +1,24 @@
+"""Fixtures of the tests of `patch`."""
+
+import pytest
+
+from tritonconv import functional
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch):
+    """The patterns that ran as kernels since the last `clear()`, in order; a forward patched before does not count."""
+    calls = []
+
+    def spy(name, pattern_of):
+        original = getattr(functional, name)
+
+        def call(*args, **kwargs):
+            calls.append(pattern_of(kwargs))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(functional, name, call)
+
+    spy("conv2d", lambda kwargs: f"conv2d+{kwargs['activation']}" if kwargs.get("activation") else "conv2d")
+    spy("max_pool2d", lambda kwargs: "max_pool2d")
+    return calls
