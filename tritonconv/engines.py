@@ -15,6 +15,7 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from . import interpreter
+from .cpu import engine as native
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,7 @@ ENGINES = {
     engine.name: engine
     for engine in (
         Engine("triton", ("cuda",), _bind_triton, _triton_target, torch.cuda.is_available),
+        Engine("native", ("cpu",), native.bind, lambda device: "cpu", lambda: True),
         Engine("interpreter", ("cpu", "cuda"), _bind_interpreter, lambda device: "interpreter", lambda: True),
     )
 }

@@ -161,6 +161,12 @@ class Code:
         self.start(done)
 
     @contextmanager
+    def probe(self, extent: int):
+        """A loop variable to ask questions with: what is written at its level is thrown away."""
+        yield Iv(self.name("iv"), self.push(self.name("probe")).depth, extent)
+        self.pop()
+
+    @contextmanager
     def arm(self, label: str = "arm"):
         """Code to be placed by `branch`: yields its level."""
         yield self.push(self.name(label))

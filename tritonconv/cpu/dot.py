@@ -255,11 +255,11 @@ class Alive:
         load = _through(product.op.operands[0])
         if len(load.operands) < 2 or not _zero(load):
             return
-        kk = index(Iv("%kk", self.code.depth + 1, product.k))
         for row in product.at_rows:
-            load, idx = _index_through(product.op.operands[0], (row, kk))
-            leaves = [(v, i) for v, i in _conjuncts(load.operands[1], idx) if not _varies(v, load.block)]
-            leaves = [(v, i) for v, i in leaves if self.e.at(v, i).depth <= self.code.depth]
+            with self.code.probe(product.k) as kk:
+                load, idx = _index_through(product.op.operands[0], (row, index(kk)))
+                leaves = [(v, i) for v, i in _conjuncts(load.operands[1], idx) if not _varies(v, load.block)]
+                leaves = [(v, i) for v, i in leaves if self.e.at(v, i).depth < kk.depth]
             self.leaves |= {v for v, _ in leaves}
             if leaves:
                 self.rows.append(conjunction(self.e, leaves))
@@ -299,19 +299,16 @@ class Operands:
     def end(self) -> str | None:
         """The inner loop's runtime bound, if masks give one."""
         e, product = self.e, self.product
-        self.depth = product.low.code.depth
-        probe = Iv("%kk", self.depth + 1, product.k)
-        kk = index(probe)
         limits = []
-        for value, place in ((self.left, lambda i: (product.at_rows[0], i)), (self.right, lambda i: (i, product.at_columns[0]))):
-            load, idx = _index_through(value, place(kk))
-            if len(load.operands) < 2 or not _zero(load):
-                continue
-            for leaf, at in _conjuncts(load.operands[1], idx):
-                bound = self._limit(leaf, at, probe)
-                if bound is not None:
-                    self.dropped.add(leaf)
-                    limits.append(bound)
+        for value in (self.left, self.right):
+            with product.low.code.probe(product.k) as kk:
+                place = (product.at_rows[0], index(kk)) if value is self.left else (index(kk), product.at_columns[0])
+                load, idx = _index_through(value, place)
+                if len(load.operands) < 2 or not _zero(load):
+                    continue
+                found = [(leaf, self._limit(leaf, at, kk)) for leaf, at in _conjuncts(load.operands[1], idx)]
+            self.dropped |= {leaf for leaf, bound in found if bound is not None}
+            limits += [bound for _, bound in found if bound is not None]
         if not limits:
             return None
         end = const("i64", product.k)
@@ -319,7 +316,7 @@ class Operands:
             end = e.apply("llvm.smin", end, e.cast(bound, "i64"))
         return e.scalar(end)[0]
 
-    def _limit(self, leaf: ir.Value, at, probe) -> Val | None:
+    def _limit(self, leaf: ir.Value, at, probe: Iv) -> Val | None:
         """n such that the comparison `leaf` holds exactly for kk < n, if it depends on kk alone."""
         e = self.e
         if not leaf.op or leaf.op.name != "arith.cmpi" or leaf.op.int("predicate") != 2:
@@ -330,10 +327,8 @@ class Operands:
         if not (isinstance(x, Aff) and isinstance(y, Aff)):
             return None
         room = e.add(y, x, -1)
-        if dict(room.ivs).get(probe) != -1 or room.step or room.depth > self.depth + 1:
-            return None
         bound = room._replace(ivs=tuple(p for p in room.ivs if p[0] is not probe))
-        return bound if bound.depth <= self.depth else None
+        return bound if dict(room.ivs).get(probe) == -1 and not room.step and bound.depth < probe.depth else None
 
     def a(self, idx) -> Val:
         return self._load(self.left, idx)

@@ -220,18 +220,11 @@ class Lowering:
         saved = e.width, e.spent, e.assumed
         e.width, e.spent = min(shape[lane], self.target.lanes(4)), 0
         e.assumed, e.assume_depth = [], depth + len(shape)
-        idx = []
-        for d, n in enumerate(shape):
-            code.push(code.name("probe"))
-            from .code import Iv
-
-            at = index(Iv(code.name("iv"), code.depth, n)) if n > 1 else const("index", 0)
-            idx.append(lanes(at) if d == lane else at)
-        code.push(code.name("probe"))
-        body(tuple(idx))
-        cost = (e.spent + 1) / e.width
-        while code.depth > depth:
-            code.pop()
+        with ExitStack() as levels:
+            at = [index(levels.enter_context(code.probe(n))) if n > 1 else const("index", 0) for n in shape]
+            levels.enter_context(code.probe(1))
+            body(tuple(lanes(i) if d == lane else i for d, i in enumerate(at)))
+            cost = (e.spent + 1) / e.width
         e.width, e.spent, e.assumed = saved
         return cost
 
