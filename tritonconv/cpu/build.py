@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,13 @@ def lower_module(module, target: Target, fuse: bool) -> Lowered:
     return lower(kernels[0], target, fuse)
 
 
+class Damaged(ValueError):
+    """Bytes that are not a whole packed Binary."""
+
+
+_MAGIC = b"tritonconv kernel 1\n"
+
+
 @dataclass(frozen=True)
 class Binary:
     """Machine code of one kernel and what a launch must know of it."""
@@ -59,12 +67,39 @@ class Binary:
     name: str
     image: bytes  # an object file
     scratch: int  # bytes per thread
-    arguments: tuple[str, ...]  # LLVM-like element types of the runtime arguments, "ptr" for pointers
+    arguments: tuple[str, ...]  # element types of the runtime arguments, "ptr" for pointers
+
+    def pack(self) -> bytes:
+        """Magic, SHA-256 of the rest, a line of JSON, the object file."""
+        head = json.dumps({"name": self.name, "scratch": self.scratch, "arguments": self.arguments, "size": len(self.image)})
+        rest = head.encode() + b"\n" + self.image
+        return _MAGIC + hashlib.sha256(rest).digest() + rest
 
     @staticmethod
-    def of(lowered: Lowered, target: Target) -> Binary:
-        return Binary(lowered.name, jit.emit_object(lowered.llvm, target), lowered.scratch, slots(lowered.arguments))
+    def unpack(data: bytes) -> Binary:
+        start = len(_MAGIC) + 32
+        if data[: len(_MAGIC)] != _MAGIC:
+            raise Damaged("it does not begin like a kernel")
+        if hashlib.sha256(data[start:]).digest() != data[len(_MAGIC) : start]:
+            raise Damaged("its checksum does not match")
+        head, image = data[start:].split(b"\n", 1)
+        fields = json.loads(head)
+        return Binary(fields["name"], image, fields["scratch"], tuple(fields["arguments"]))
+
+
+def assemble(name: str, llvm_ir: str, scratch: int, arguments, target: Target) -> Binary:
+    return Binary(name, jit.emit_object(llvm_ir, target), scratch, tuple(arguments))
 
 
 def slots(types: tuple[Type, ...]) -> tuple[str, ...]:
     return tuple(t.elem for t in types)
+
+
+def compile_source(source, backend, options) -> Binary:
+    """All stages at once, for an `ASTSource`."""
+    context = mlir.context()
+    mlir.load_dialects(context)
+    arguments = backend.get_codegen_implementation(options), backend.get_module_map(), context
+    module = simplify(source.make_ir(backend.target, options, *arguments))
+    lowered = lower_module(module, host(), options.enable_fp_fusion)
+    return assemble(lowered.name, lowered.llvm, lowered.scratch, slots(lowered.arguments), host())

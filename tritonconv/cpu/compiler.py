@@ -92,5 +92,7 @@ class CPUBackend(triton_compiler.BaseBackend):
 
         stages["ttir"] = lambda module, metadata: build.simplify(module)
         stages["llir"] = llir
-        stages["obj"] = lambda text, metadata: build.jit.emit_object(text, machine)
+        stages["obj"] = lambda text, metadata: build.assemble(
+            metadata["name"], text, metadata["scratch"], metadata["arguments"], machine
+        ).pack()
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 
 import torch
 from triton.backends import driver as triton_driver
 
-from .build import Binary
+from .build import Binary, Damaged, compile_source
 from .compiler import NAME, cpu_target
+from .compiler import CPUBackend as _Backend
 from .runtime import Kernel
 
 
@@ -37,19 +39,27 @@ class _Launcher:
     """Called by Triton's JIT for every launch, with the kernel's arguments, constexprs included."""
 
     def __init__(self, src, metadata):
-        self.metadata = metadata
+        self.source = src
         self.kernel = None
         self.kinds = tuple(src.signature.values())
 
     def __call__(self, x, y, z, stream, image, packed, launch_metadata, enter, leave, *args):
         if self.kernel is None:
-            m = self.metadata
-            self.kernel = Kernel(Binary(m.name, image, m.scratch, tuple(m.arguments)))
+            self.kernel = Kernel(self._binary(image))
         if enter is not None:
             enter(launch_metadata)
         self.kernel((x, y, z), list(_runtime(self.kinds, args)))
         if leave is not None:
             leave(launch_metadata)
+
+
+    def _binary(self, image: bytes) -> Binary:
+        try:
+            return Binary.unpack(image)
+        except Damaged as error:
+            warnings.warn(f"a kernel in Triton's cache is built again: {error}", RuntimeWarning, stacklevel=3)
+            backend = _Backend(cpu_target())
+            return compile_source(self.source, backend, backend.parse_options({}))
 
 
 def _runtime(kinds, args):

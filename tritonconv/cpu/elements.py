@@ -631,8 +631,7 @@ def _math(e, op, idx):
 @pure("tt.extern_elementwise")
 def _extern(e, op, idx):
     symbol = op.attrs["symbol"].strip('"')
-    name = symbol.removeprefix("__nv_").removesuffix("f") if not symbol.startswith("__ocml_") else symbol[7:].rsplit("_", 1)[0]
-    known = mathlib.LIBDEVICE.get(name)
-    if known is None:
+    value = mathlib.library_call(e, symbol, e.args(op, idx))
+    if value is None or value.elem != op.result.type.elem:
         raise UnsupportedOp(op, f"the library function {symbol}")
-    return mathlib.call(e, known, e.args(op, idx))
+    return value

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 from triton.compiler import ASTSource
-from triton._C.libtriton import ir as mlir
 
-from . import build
+from . import build, cache
 from .compiler import CPUBackend, cpu_target
 from .runtime import Kernel
-from .target import host
 
 _POINTER = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64", torch.bool: "*i1",
@@ -23,17 +21,17 @@ def _integer(value: int) -> str:
 
 
 def compile_kernel(kernel, signature: dict[str, str], constexprs: dict[str, object]) -> build.Binary:
-    """Compiles `kernel` (a JITFunction) for this machine. `signature`: parameter → "*fp32", "i32", …, "constexpr"."""
-    backend = CPUBackend(cpu_target())
-    options = backend.parse_options({})
-    source = ASTSource(kernel, signature, constexprs, {})
-    context = mlir.context()
-    mlir.load_dialects(context)
-    module = source.make_ir(
-        cpu_target(), options, backend.get_codegen_implementation(options), backend.get_module_map(), context
-    )
-    lowered = build.lower_module(build.simplify(module), host(), options.enable_fp_fusion)
-    return build.Binary.of(lowered, host())
+    """Machine code of `kernel` (a JITFunction) for this machine, from disk if it is there.
+
+    `signature`: parameter → "*fp32", "i32", …, "constexpr".
+    """
+    name = cache.key(kernel.cache_key, signature, sorted((k, repr(v)) for k, v in constexprs.items()))
+    binary = cache.find(name)
+    if binary is None:
+        backend = CPUBackend(cpu_target())
+        binary = build.compile_source(ASTSource(kernel, signature, constexprs, {}), backend, backend.parse_options({}))
+        cache.keep(name, binary)
+    return binary
 
 
 def kernel_for(kernel, tensors: tuple[torch.dtype | None, ...], sizes: tuple[int, ...], constexprs: dict) -> Kernel:
