@@ -1,0 +1,175 @@
+"""Arithmetic, lane by lane: every operator on every type, over extremes, NaN, infinities and tails."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from oracle import DTYPES, FLOATS, INTEGERS, check, pairs, values
+
+N, BLOCK = 333, 128  # three programs, the last of them with a tail
+
+
+@triton.jit
+def binary(x, y, out, n, op: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m = i < n
+    a = tl.load(x + i, m, other=1)
+    b = tl.load(y + i, m, other=1)
+    tl.store(out + i, op(a, b).to(out.dtype.element_ty), m)
+
+
+@triton.jit
+def unary(x, out, n, op: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m = i < n
+    tl.store(out + i, op(tl.load(x + i, m, other=1)).to(out.dtype.element_ty), m)
+
+
+ARITHMETIC = {}
+
+
+def operator(table: dict):
+    def register(function):
+        table[function.__name__] = triton.jit(function)
+        return table[function.__name__]
+
+    return register
+
+
+@operator(ARITHMETIC)
+def add(a, b):
+    return a + b
+
+
+@operator(ARITHMETIC)
+def subtract(a, b):
+    return a - b
+
+
+@operator(ARITHMETIC)
+def multiply(a, b):
+    return a * b
+
+
+@operator(ARITHMETIC)
+def comparisons(a, b):
+    bits = (a < b).to(tl.int8) + 2 * (a <= b).to(tl.int8) + 4 * (a == b).to(tl.int8)
+    return bits + 8 * (a != b).to(tl.int8) + 16 * (a > b).to(tl.int8) + 32 * (a >= b).to(tl.int8)
+
+
+@operator(ARITHMETIC)
+def choose(a, b):
+    return tl.where(a > b, a, b)
+
+
+@operator(ARITHMETIC)
+def smaller(a, b):
+    return tl.minimum(a, b)
+
+
+@operator(ARITHMETIC)
+def larger(a, b):
+    return tl.maximum(a, b)
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS])
+@pytest.mark.parametrize("op", ARITHMETIC.values(), ids=ARITHMETIC)
+def test_arithmetic(op, dtype):
+    x, y = pairs(DTYPES[dtype], N)
+    check(binary, (3,), x, y, torch.zeros_like(x), N, op, BLOCK)
+
+
+INTEGER = {}
+
+
+@operator(INTEGER)
+def divide(a, b):
+    return a // tl.where(b == 0, 1, b)
+
+
+@operator(INTEGER)
+def remainder(a, b):
+    return a % tl.where(b == 0, 1, b)
+
+
+@operator(INTEGER)
+def bits(a, b):
+    return ((a & b) + 3 * (a | b)) ^ (-a + ~b)
+
+
+@operator(INTEGER)
+def shifts(a, b):
+    return (a << (b & 7)) + (a >> (b & 7))
+
+
+@operator(INTEGER)
+def magnitude(a, b):
+    return tl.abs(a)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("op", INTEGER.values(), ids=INTEGER)
+def test_integers(op, dtype):
+    x, y = pairs(DTYPES[dtype], N)
+    check(binary, (3,), x, y, torch.zeros_like(x), N, op, BLOCK)
+
+
+@triton.jit
+def high_product(a, b):
+    return tl.umulhi(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["u32", "u64", "i32", "i64"])
+def test_umulhi(dtype):
+    x, y = pairs(DTYPES[dtype], N)
+    check(binary, (3,), x, y, torch.zeros_like(x), N, high_product, BLOCK)
+
+
+FLOAT = {}
+
+
+@operator(FLOAT)
+def quotient(a, b):
+    return a / b
+
+
+@operator(FLOAT)
+def float_remainder(a, b):
+    return a % b
+
+
+@operator(FLOAT)
+def min_keeping_nan(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@operator(FLOAT)
+def max_keeping_nan(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@operator(FLOAT)
+def clamp(a, b):
+    return tl.clamp(a, -1.0, 2.0)
+
+
+@operator(FLOAT)
+def clamp_keeping_nan(a, b):
+    return tl.clamp(a, -1.0, 2.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@operator(FLOAT)
+def negative(a, b):
+    return -a
+
+
+@operator(FLOAT)
+def absolute(a, b):
+    return tl.abs(a)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", FLOAT.values(), ids=FLOAT)
+def test_floats(op, dtype):
+    x, y = pairs(DTYPES[dtype], N)
+    check(binary, (3,), x, y, torch.zeros_like(x), N, op, BLOCK)
