@@ -9,16 +9,15 @@ import hashlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from triton._C.libtriton import ir
 from triton.backends import compiler as triton_compiler
 from triton.backends.compiler import GPUTarget
-
-from . import build, target
 
 NAME = "tritonconv_cpu"
 
 
 def cpu_target() -> GPUTarget:
+    from . import target
+
     return GPUTarget(NAME, target.host().cpu, 1)
 
 
@@ -62,11 +61,13 @@ class CPUBackend(triton_compiler.BaseBackend):
         return target.backend == NAME
 
     def hash(self) -> str:
+        from . import build
+
         return build.fingerprint()
 
     def parse_options(self, options: dict) -> CPUOptions:
         known = {k: v for k, v in options.items() if k in CPUOptions.__dataclass_fields__ and v is not None}
-        return CPUOptions(**{**known, "arch": target.host().cpu})
+        return CPUOptions(**{**known, "arch": self.target.arch})
 
     def pack_metadata(self, metadata):
         return metadata
@@ -83,6 +84,8 @@ class CPUBackend(triton_compiler.BaseBackend):
         pass
 
     def add_stages(self, stages: dict, options: CPUOptions, language=None):
+        from . import build, target
+
         machine = target.host()
 
         def llir(module, metadata: dict) -> str:

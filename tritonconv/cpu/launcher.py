@@ -1,0 +1,112 @@
+"""What Triton calls to load a binary, to launch it and to time it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+
+import torch
+from triton.backends import driver as triton_driver
+
+from .build import Binary, Damaged, compile_source
+from .compiler import CPUBackend, cpu_target
+from .runtime import Kernel
+
+
+class Utils:
+    """What Triton asks of a driver's utilities when it loads a binary."""
+
+    @staticmethod
+    def load_binary(name, image, shared, device):
+        """(module, function, registers, spills, threads at most); Triton loads anew at every launch while module is None."""
+        return image, image, 0, 0, 1 << 30
+
+    @staticmethod
+    def unload_module(module):
+        pass
+
+    @staticmethod
+    def get_device_properties(device):
+        return {"max_shared_mem": 1 << 30, "multiprocessor_count": torch.get_num_threads(), "max_num_regs": 0, "warpSize": 1}
+
+
+class Launcher:
+    """Called by Triton's JIT for every launch, with the kernel's arguments, constexprs included."""
+
+    def __init__(self, src, metadata):
+        self.source = src
+        self.kernel = None
+        self.kinds = tuple(src.signature.values())
+
+    def __call__(self, x, y, z, stream, image, packed, launch_metadata, enter, leave, *args):
+        if self.kernel is None:
+            self.kernel = Kernel(self._binary(image))
+        if enter is not None:
+            enter(launch_metadata)
+        self.kernel((x, y, z), list(_runtime(self.kinds, args)))
+        if leave is not None:
+            leave(launch_metadata)
+
+
+    def _binary(self, image: bytes) -> Binary:
+        try:
+            return Binary.unpack(image)
+        except Damaged as error:
+            warnings.warn(f"a kernel in Triton's cache is built again: {error}", RuntimeWarning, stacklevel=3)
+            backend = CPUBackend(cpu_target())
+            return compile_source(self.source, backend, backend.parse_options({}))
+
+
+def _runtime(kinds, args):
+    """The addresses and numbers that the machine code takes, of arguments of these kinds ("*fp32", "i32", "constexpr" …)."""
+    for kind, arg in zip(kinds, args, strict=True):
+        if kind == "constexpr":
+            continue
+        if isinstance(kind, tuple):
+            yield from _runtime(kind, arg)
+        elif kind[0] == "*":
+            yield _address(arg)
+        elif kind.startswith("tensordesc"):  # travels as its parts
+            base, *rest = triton_driver.decompose_descriptor(arg)
+            yield _address(base)
+            yield from rest
+        elif kind == "u64" and arg >> 63:
+            yield arg - (1 << 64)
+        else:
+            yield arg
+
+
+def _address(pointer) -> int:
+    """A tensor's address; a number is one already, and None a null pointer."""
+    device = getattr(pointer, "device", None)
+    if device is not None and device.type != "cpu":
+        raise ValueError(f"the CPU target was given a tensor on {device}")
+    return pointer.data_ptr() if hasattr(pointer, "data_ptr") else pointer or 0
+
+
+class _Event:
+    def __init__(self, enable_timing: bool = True):
+        self.time = 0.0
+
+    def record(self, stream=None):
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, end) -> float:
+        return (end.time - self.time) * 1e3
+
+    def synchronize(self):
+        pass
+
+
+class Interface:
+    """A device that is always synchronous."""
+
+    Event = _Event
+
+    @staticmethod
+    def synchronize(device=None):
+        pass
+
+    @staticmethod
+    def current_device():
+        return 0
