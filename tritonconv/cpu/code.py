@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 
 class Iv:
-    """An induction variable with constant bounds: 0 <= ssa < extent (i64)."""
+    """A loop variable that counts turns, 0 <= ssa < extent (i64), and stands for the index ssa * step."""
 
-    __slots__ = ("ssa", "depth", "extent")
+    __slots__ = ("ssa", "depth", "extent", "step")
 
-    def __init__(self, ssa: str, depth: int, extent: int):
-        self.ssa, self.depth, self.extent = ssa, depth, extent
+    def __init__(self, ssa: str, depth: int, extent: int, step: int = 1):
+        self.ssa, self.depth, self.extent, self.step = ssa, depth, extent, step
 
 
 class Level:
@@ -102,7 +102,8 @@ class Code:
     def loop(self, extent: int, step: int = 1, phis: list[tuple[str, str]] = ()):
         """for iv in range(0, extent, step), with constant bounds that give at least one turn; yields a Loop."""
         loop = Loop(self, phis)
-        loop.iv = Iv(loop.ssa, loop.depth, extent)
+        turns = -(-extent // step)
+        loop.iv = Iv(loop.ssa, loop.depth, turns, step)
         level = self.push(loop.head)
         yield loop
         self.pop()
@@ -113,8 +114,8 @@ class Code:
         self.do(f"{loop.ssa} = phi i64 [ 0, {entry} ], [ {succ}, {level.label} ]")
         self._phis(loop, entry, level.label)
         self.top.lines += level.lines
-        self.do(f"{succ} = add nuw nsw i64 {loop.ssa}, {step}")
-        self.do(f"{more} = icmp slt i64 {succ}, {extent}")
+        self.do(f"{succ} = add nuw nsw i64 {loop.ssa}, 1")
+        self.do(f"{more} = icmp slt i64 {succ}, {turns}")
         self.do(f"br i1 {more}, label {loop.head}, label {done}")
         self.start(done)
         loop.result = loop.next

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 from . import ir
 from .code import Iv
-from .elements import PURE, Buffer, Elements, conjunction
+from .elements import PURE, Buffer, Elements, Panels, conjunction
 from .plan import SHAPE, Plan
 from .values import REG, SIZE, TRUE, Aff, Uni, Val, Vec, const, index, is_uniform, lanes, shift
 
@@ -32,8 +32,8 @@ def _tile(low, elem: str, columns: int) -> tuple[int, int, int]:
 class Product:
     """One product's code: panels outside, accumulation inside."""
 
-    def __init__(self, low, op: ir.Op, dest: Buffer, prefix: tuple = ()):
-        self.low, self.op, self.dest, self.prefix = low, op, dest, prefix
+    def __init__(self, low, op: ir.Op, dest: Buffer):
+        self.low, self.op, self.dest, self.prefix = low, op, dest, ()
         self.e: Elements = low.elements
         self.m, self.k = op.operands[0].type.shape[-2:]
         self.n = op.operands[1].type.shape[-1]
@@ -122,26 +122,28 @@ class Product:
 def lower_dot(low, op: ir.Op):
     """A product by itself: operands and accumulators in scratch memory."""
     a, b, c = op.operands
-    e, code = low.elements, low.code
-    left, right = low.buffer(a), _row_major(low, b)
-    dest = low.destinations.get(op.result) or low.allocate(op.result.type.elem, op.result.type.shape)
+    e, code, used = low.elements, low.code, low.used
+    dest = low.destinations.get(op.result)
+    if dest is None:
+        dest = low.allocate(op.result.type.elem, op.result.type.shape)
+        used = low.used
+    batch = op.result.type.shape[:-2]
+    product = Product(low, op, dest)
+    left, right = low.buffer(a), low.buffer(b) if batch else _panels(low, b, product.vectors * product.width)
     with ExitStack() as loops:
-        prefix = tuple(index(loops.enter_context(code.loop(n)).iv) for n in op.result.type.shape[:-2])
-        product = Product(low, op, dest, prefix)
+        product.prefix = tuple(index(loops.enter_context(code.loop(n)).iv) for n in batch)
 
-        def loops(first):
+        def sums(first):
             return product.inner(first, lambda i: left.at(e, i), lambda i: right.at(e, i))
 
-        product.run(lambda: product.accumulate(lambda idx: e.at(c, idx), loops))
+        product.run(lambda: product.accumulate(lambda idx: e.at(c, idx), sums))
     e.bound[op.result] = dest
+    low.used = used
 
 
-def _row_major(low, value: ir.Value) -> Buffer:
-    """The product's right operand is read along its rows."""
-    held = low.elements.bound.get(value)
-    if isinstance(held, Buffer) and held.strides[-1] == 1:
-        return held
-    dest = low.allocate(value.type.elem, value.type.shape)
+def _panels(low, value: ir.Value, columns: int) -> Panels:
+    plain = low.allocate(value.type.elem, value.type.shape)
+    dest = Panels(plain.base, plain.elem, plain.shape, plain.strides, columns)
     low.fill(dest, lambda idx: low.elements.at(value, idx))
     return dest
 
@@ -201,6 +203,8 @@ def fused_loop(low, op: ir.Op) -> bool:
     dest = low.destinations.get(result) or low.allocate(result.type.elem, result.type.shape)
     product = Product(low, product_op, dest)
     state = ForLoop(low, op, skip=(accumulator,))
+    if not _streams(product, state):
+        return False
     ty, lower, upper, step = state.bounds()
     others = state.phis()
 
@@ -234,6 +238,19 @@ def fused_loop(low, op: ir.Op) -> bool:
         _replay(low, op, state, rest)
     return True
 
+
+def _streams(product: Product, state) -> bool:
+    """Whether the right operand's rows lie side by side (as in packed weights): panels of any other matrix would walk memory in
+    large steps, turn after turn, so it is packed first."""
+    low, e = product.low, product.e
+    outer, e.width = e.width, product.width
+    with low.code.probe(1) as turn, low.code.probe(product.k) as kk:
+        state.bind("%turn", ["%turn"] * 2 * len(state.carried), turn.depth, state.arguments())
+        load, idx = _index_through(product.op.operands[1], (index(kk), lanes(const("index", 0))))
+        p = e.pointer(e.at(load.operands[0], idx))
+    e.width = outer
+    size = SIZE[load.result.type.elem]
+    return isinstance(p.off, Aff) and p.off.step == size and 0 < dict(p.off.ivs).get(kk, 0) <= product.n * size
 
 def _replay(low, op, state, rest):
     """Results other than the product: the loop once more, for its scalars alone."""

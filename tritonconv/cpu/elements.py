@@ -62,6 +62,19 @@ class Buffer:
 
 
 @dataclass(eq=False)
+class Panels(Buffer):
+    """A matrix [k, n] in panels of a few columns, [n / columns, k, columns]: a product reads one panel from end to end."""
+
+    columns: int = 1
+
+    def pointer(self, elements: Elements, idx: Index) -> Ptr:
+        k, n = idx
+        panel = elements.mul(quotient(elements, n, self.columns), const("index", self.shape[0] * self.columns))
+        at = elements.add(panel, elements.mul(k, const("index", self.columns)))
+        return elements.advance(self.base, elements.add(at, remainder(elements, n, self.columns)), SIZE[self.stored])
+
+
+@dataclass(eq=False)
 class Moving:
     """A loop-carried integer or pointer tensor that advances by the same amount everywhere: initial value + offset."""
 
@@ -209,9 +222,7 @@ def _split(e: Elements, v: Aff, n: int) -> tuple[Aff, Aff] | None:
         return None
     high = v._replace(ivs=tuple((iv, c // n) for iv, c in v.ivs if c % n == 0), const=v.const // n, step=0)
     low = v._replace(ivs=tuple((iv, c) for iv, c in v.ivs if c % n), const=v.const % n)
-    # a loop over lanes advances by whole vectors: its last start is extent - width
-    lanes = e.width if v.step else 1
-    reach = low.const + sum((iv.extent - (lanes if c == v.step else 1)) * c for iv, c in low.ivs) + (lanes - 1) * v.step
+    reach = low.const + sum((iv.extent - 1) * c for iv, c in low.ivs) + (e.width - 1) * v.step
     return (high, low) if reach < n else None
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import dot, ir, reduce
 from .code import Code, Level
 from .elements import PURE, Buffer, Elements, Fixed, Index, Moving
 from .errors import UnsupportedOp
-from .plan import Plan
+from .plan import SHAPE, Plan
 from .target import Target
 from .values import FALSE, MEM, REG, SIZE, TRUE, Aff, Ptr, Uni, Val, Vec, const, index, is_uniform, lanes
 
@@ -384,13 +384,14 @@ def _terminator(low: Lowering, op):
 
 @dataclass
 class Carried:
-    """A loop-carried value: a scalar, a moving integer/pointer tensor, or a tensor in one of two buffers that swap."""
+    """A loop-carried value: a scalar, a moving integer/pointer tensor, or a tensor in memory."""
 
     value: ir.Value  # the body's argument
     first: ir.Value
     last: ir.Value  # what the body yields
     step: ir.Value | None = None  # scalar that a moving tensor advances by
-    buffers: tuple[Buffer, Buffer] | None = None
+    buffers: tuple[Buffer, ...] = ()  # two that swap, or one that is updated in place
+    spare: Buffer | None = None  # where the next turn's value goes
 
 
 def moving_step(argument: ir.Value, last: ir.Value) -> ir.Value | None:
@@ -406,6 +407,22 @@ def moving_step(argument: ir.Value, last: ir.Value) -> ir.Value | None:
     return None
 
 
+def _elementwise(argument: ir.Value, last: ir.Value) -> bool:
+    """Whether every use of `argument` goes, index by index, into `last` alone: the new value may then overwrite the old."""
+    for user in argument.users:
+        if user.name == "tt.dot":
+            if user.result is not last or argument in user.operands[:2] or len(last.users) != 1:
+                return False
+        elif user.name not in PURE or user.name in SHAPE or user.block is not last.op.block:
+            return False
+        elif user.result is last:
+            if len(last.users) != 1:
+                return False
+        elif not _elementwise(user.result, last):
+            return False
+    return bool(argument.users)
+
+
 class ForLoop:
     """What `scf.for` carries from turn to turn, as LLVM phis. Also used by the fused matrix product."""
 
@@ -419,8 +436,8 @@ class ForLoop:
                 if argument.type.rank and not argument.type.is_float:
                     item.step = moving_step(argument, last)
                 if argument.type.rank and item.step is None:
-                    shape = argument.type.shape
-                    item.buffers = (low.allocate(argument.type.elem, shape), low.allocate(argument.type.elem, shape))
+                    one = last.op is not None and last.op.block is body and _elementwise(argument, last)
+                    item.buffers = tuple(low.allocate(argument.type.elem, argument.type.shape) for _ in range(1 if one else 2))
                 self.carried.append(item)
 
     def bounds(self) -> tuple[str, str, str, str]:
@@ -432,7 +449,7 @@ class ForLoop:
         for c in self.carried:
             if c.buffers:
                 low.fill(c.buffers[0], lambda idx, c=c: e.at(c.first, idx))
-                out += [("ptr", e.address(b.base)[0]) for b in c.buffers]
+                out += [("ptr", e.address(b.base)[0]) for b in c.buffers if len(c.buffers) == 2]
             elif c.step:
                 out.append(("i64" if c.value.type.elem == "ptr" else REG[c.value.type.elem], "0"))
             else:
@@ -446,9 +463,11 @@ class ForLoop:
             e.bound[self.op.body.args[0]] = Fixed(Aff(self.op.body.args[0].type.elem, ((depth, ssa),), (), 0, 0))
         for c, value in zip(self.carried, values, strict=True):
             elem = value.type.elem
-            if c.buffers:
+            if len(c.buffers) == 1:
+                e.bound[value] = c.spare = c.buffers[0]
+            elif c.buffers:
                 current, other = next(at), next(at)
-                c.other = other
+                c.spare = replace(c.buffers[1], base=Ptr(other, depth, const("i64", 0)))
                 e.bound[value] = Buffer(Ptr(current, depth, const("i64", 0)), elem, value.type.shape, c.buffers[0].strides)
             elif c.step:
                 e.bound[value] = Moving(c.first, Aff("i64" if elem == "ptr" else elem, ((depth, next(at)),), (), 0, 0))
@@ -458,24 +477,23 @@ class ForLoop:
     def arguments(self) -> list[ir.Value]:
         return [c.value for c in self.carried]
 
-    def aim(self, depth: int):
+    def aim(self):
         """Values that the body yields are best computed right into the buffer of the next turn."""
         for c in self.carried:
             if c.buffers and c.last.op and c.last.op.block is self.op.body and c.last.users == [self.op.body.ops[-1]]:
-                b = c.buffers[0]
-                self.low.destinations[c.last] = Buffer(Ptr(c.other, depth, const("i64", 0)), b.elem, b.shape, b.strides)
+                self.low.destinations[c.last] = c.spare
 
     def advance(self, phi: list[str], depth: int) -> list[str]:
         """The values for the next turn, computed at the end of the body."""
         low, e, out, at = self.low, self.low.elements, [], iter(phi)
         for c in self.carried:
             if c.buffers:
-                current, other = next(at), next(at)
-                dest = Buffer(Ptr(other, depth, const("i64", 0)), c.buffers[0].elem, c.buffers[0].shape, c.buffers[0].strides)
                 held = e.bound.get(c.last)
-                if not (isinstance(held, Buffer) and held.base == dest.base):
-                    low.fill(dest, lambda idx, c=c: e.at(c.last, idx))
-                out += [other, current]
+                if not (isinstance(held, Buffer) and held.base == c.spare.base):
+                    low.fill(c.spare, lambda idx, c=c: e.at(c.last, idx))
+                if len(c.buffers) == 2:
+                    current, other = next(at), next(at)
+                    out += [other, current]
             elif c.step:
                 offset = Aff("i64" if c.value.type.elem == "ptr" else c.value.type.elem, ((depth, next(at)),), (), 0, 0)
                 by = e.at(c.step, (const("index", 0),) * c.step.type.rank)
@@ -498,7 +516,7 @@ def _for(low: Lowering, op):
     ty, first, last, step = state.bounds()
     with code.while_loop(ty, first, last, step, state.phis()) as loop:
         state.bind(loop.ssa, loop.phi, loop.depth, state.arguments())
-        state.aim(loop.depth)
+        state.aim()
         outer, low.elements.region = low.elements.region, loop.depth
         low.block(op.body)
         loop.next = state.advance(loop.phi, loop.depth)

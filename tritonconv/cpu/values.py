@@ -80,7 +80,7 @@ def const(elem: str, value: int) -> Aff:
 
 
 def index(iv: Iv) -> Aff:
-    return Aff("index", (), ((iv, 1),), 0, 0)
+    return Aff("index", (), ((iv, iv.step),), 0, 0)
 
 
 def lanes(at: Aff, step: int = 1) -> Aff:
