@@ -250,7 +250,10 @@ def _streams(product: Product, state) -> bool:
         p = e.pointer(e.at(load.operands[0], idx))
     e.width = outer
     size = SIZE[load.result.type.elem]
-    return isinstance(p.off, Aff) and p.off.step == size and 0 < dict(p.off.ivs).get(kk, 0) <= product.n * size
+    if not isinstance(p.off, Aff) or p.off.step != size or any(depth >= kk.depth for depth, _ in p.off.terms):
+        return False
+    return 0 < dict(p.off.ivs).get(kk, 0) <= product.n * size
+
 
 def _replay(low, op, state, rest):
     """Results other than the product: the loop once more, for its scalars alone."""
