@@ -79,11 +79,16 @@ def conv_fprop(
     tile_m, tile_n = tl.swizzle2d(pid // K_TILES, pid % K_TILES, tl.cdiv(M, BM), K_TILES, GROUP_M)
 
     m = tile_m * BM + tl.arange(0, BM)
-    n, p, q = unravel(m, P, Q)
-    h = p * STRIDE_H - PAD_H
-    w = q * STRIDE_W - PAD_W
+    POINTWISE: tl.constexpr = R * S * STRIDE_H * STRIDE_W == 1 and PAD_H == 0 and PAD_W == 0
+    if POINTWISE:  # a plain matrix product: output pixel m is input pixel m
+        pixel, h, w = m, 0, 0
+    else:
+        n, p, q = unravel(m, P, Q)
+        h = p * STRIDE_H - PAD_H
+        w = q * STRIDE_W - PAD_W
+        pixel = (n * H + h) * W + w
     acc = implicit_gemm(
-        x_ptr + group * C + ((n * H + h) * W + w).to(tl.int64) * (GROUPS * C), h, w, m < M, H, W, GROUPS * C,
+        x_ptr + group * C + pixel.to(tl.int64) * (GROUPS * C), h, w, m < M, H, W, GROUPS * C,
         w_ptr + (group * K_TILES + tile_n) * (R * S * C * BN), 0, S, 1,
         R, S, DIL_H, DIL_W,
         C, BM, BN, BK, ACC, PRECISION,
