@@ -14,9 +14,9 @@ from contextlib import ExitStack
 
 from . import ir
 from .code import Iv
-from .elements import PURE, Buffer, Elements, Panels, conjunction
-from .plan import SHAPE, Plan
-from .values import REG, SIZE, TRUE, Aff, Uni, Val, Vec, const, index, is_uniform, lanes, shift
+from .elements import PURE, Buffer, Elements, Fixed, Index, Panels, conjuncts, conjunction, source_index
+from .plan import SHAPE
+from .values import REG, SIZE, TRUE, Aff, Val, const, index, lanes, shift
 
 
 UNROLL = 4  # turns of the innermost loop written out: fewer branches, and the end of a short loop is predicted
@@ -32,14 +32,15 @@ def _tile(low, elem: str, columns: int) -> tuple[int, int, int]:
 class Product:
     """One product's code: panels outside, accumulation inside."""
 
-    def __init__(self, low, op: ir.Op, dest: Buffer):
-        self.low, self.op, self.dest, self.prefix = low, op, dest, ()
+    def __init__(self, low, op: ir.Op):
+        self.low, self.op, self.prefix = low, op, ()
         self.e: Elements = low.elements
         self.m, self.k = op.operands[0].type.shape[-2:]
         self.n = op.operands[1].type.shape[-1]
         self.elem = op.result.type.elem
         self.reg = REG[self.elem]
-        self.rows, self.vectors, self.width = _tile(low, dest.stored, self.n)
+        self.held = "f32" if self.elem in ("f16", "bf16") else self.elem  # accumulated as
+        self.rows, self.vectors, self.width = _tile(low, self.held, self.n)
 
     def run(self, panel):
         """Calls `panel()` for every register tile, with `at_rows` and `at_columns` set to its indices."""
@@ -69,15 +70,16 @@ class Product:
         self.at_columns = [lanes(shift(column, j * self.width)) if self.width > 1 else shift(column, j) for j in range(self.vectors)]
         panel()
 
-    def accumulate(self, start, loops):
-        """One register tile: `start(idx)` its first values, `loops(first)` writes what adds to them."""
+    def accumulate(self, start, loops, finish):
+        """One register tile: `start(idx)` its first values, `loops(first)` writes what adds to them, `finish(idx, value)` takes
+        the sums."""
         e = self.e
         places = [(*self.prefix, i, j) for i in self.at_rows for j in self.at_columns]
         ty = f"<{self.width} x {self.reg}>" if self.width > 1 else self.reg
         first = [(ty, self._register(start(idx))) for idx in places]
         for idx, ssa in zip(places, loops(first), strict=True):
             value = e.wrap(self.elem, ssa, self.low.code.depth, self.width if self.width > 1 else 0)
-            e.store(self.dest.pointer(e, idx), e.rounded(value)._replace(elem=self.dest.stored), TRUE)
+            finish(idx, e.rounded(value))
 
     def _register(self, v: Val) -> str:
         return (self.e.vector(v, self.width) if self.width > 1 else self.e.scalar(v))[0]
@@ -115,7 +117,7 @@ class Product:
         if self.elem in ("i32", "i64"):
             product = e.mul(e.cast(x, self.elem), e.cast(y, self.elem))
             return self._register(e.add(held, product))
-        fma = e.apply("llvm.fmuladd", x._replace(elem=self.dest.stored), y._replace(elem=self.dest.stored), held._replace(elem=self.dest.stored))  # fmt: skip
+        fma = e.apply("llvm.fmuladd", *(v._replace(elem=self.held) for v in (x, y, held)))
         return self._register(fma)
 
 
@@ -128,7 +130,7 @@ def lower_dot(low, op: ir.Op):
         dest = low.allocate(op.result.type.elem, op.result.type.shape)
         used = low.used
     batch = op.result.type.shape[:-2]
-    product = Product(low, op, dest)
+    product = Product(low, op)
     left, right = low.buffer(a), low.buffer(b) if batch else _panels(low, b, product.vectors * product.width)
     with ExitStack() as loops:
         product.prefix = tuple(index(loops.enter_context(code.loop(n)).iv) for n in batch)
@@ -136,9 +138,13 @@ def lower_dot(low, op: ir.Op):
         def sums(first):
             return product.inner(first, lambda i: left.at(e, i), lambda i: right.at(e, i))
 
-        product.run(lambda: product.accumulate(lambda idx: e.at(c, idx), sums))
+        product.run(lambda: product.accumulate(lambda idx: e.at(c, idx), sums, _into(e, dest)))
     e.bound[op.result] = dest
     low.used = used
+
+
+def _into(e: Elements, dest: Buffer):
+    return lambda idx, value: e.store(dest.pointer(e, idx), value._replace(elem=dest.stored), TRUE)
 
 
 def _panels(low, value: ir.Value, columns: int) -> Panels:
@@ -190,21 +196,40 @@ def _moving(argument, last):
 
 
 def fused_loop(low, op: ir.Op) -> bool:
-    """Lowers `op` (scf.for) as an interchanged product if it is one."""
-    from .lower import ForLoop
+    """Lowers `op` (scf.for) as an interchanged product if it is one. Where its sums go into one store, element by element, the
+    store's expression is computed on them in registers."""
+    from .lower import ForLoop, write_store
 
     product_op = _match(low, op)
     if product_op is None:
         return False
-    e, code, body = low.elements, low.code, op.body
+    e = low.elements
     accumulator = product_op.operands[2]
-    position = body.args.index(accumulator) - 1
-    first_value, result = op.operands[3 + position], op.results[position]
-    dest = low.destinations.get(result) or low.allocate(result.type.elem, result.type.shape)
-    product = Product(low, product_op, dest)
-    state = ForLoop(low, op, skip=(accumulator,))
+    position = op.body.args.index(accumulator) - 1
+    result, rest = op.results[position], [r for i, r in enumerate(op.results) if i != position]
+    product, state = Product(low, product_op), ForLoop(low, op, skip=(accumulator,))
     if not _streams(product, state):
         return False
+    first = op.operands[3 + position]
+    if any(r.users for r in rest):
+        _replay(low, op, state, rest)
+    store = low.plan.epilogue(result)
+    if store is None:
+        dest = low.destinations.get(result) or low.allocate(result.type.elem, result.type.shape)
+        _interchange(low, product, state, first, _into(e, dest))
+        e.bound[result] = dest
+    else:
+
+        def finish(idx, value):
+            e.bound[result] = Fixed(value)
+            write_store(e, store, idx)
+
+        low.deferred[store] = lambda: _interchange(low, product, state, first, finish)
+    return True
+
+
+def _interchange(low, product: Product, state, first_value: ir.Value, finish):
+    e, code = low.elements, low.code
     ty, lower, upper, step = state.bounds()
     others = state.phis()
 
@@ -219,24 +244,21 @@ def fused_loop(low, op: ir.Op) -> bool:
         return loop.result[:count]
 
     def tile(operands: Operands):
-        product.accumulate(lambda idx: e.at(first_value, idx), lambda first: loops(first, operands))
+        product.accumulate(lambda idx: e.at(first_value, idx), lambda first: loops(first, operands), finish)
 
     def panel():
         alive = Alive(product)
         if not alive.rows:
             return tile(Operands(product))
         with code.arm("whole") as whole:
-            tile(Operands(product, settled=alive.leaves))
+            e.settled |= alive.leaves
+            tile(Operands(product))
+            e.settled -= alive.leaves
         with code.arm("ragged") as ragged:
             tile(Operands(product, any=alive.some()))
         code.branch(alive.all(), whole, ragged)
 
     product.run(panel)
-    e.bound[result] = dest
-    rest = [r for i, r in enumerate(op.results) if i != position]
-    if any(r.users for r in rest):
-        _replay(low, op, state, rest)
-    return True
 
 
 def _streams(product: Product, state) -> bool:
@@ -278,7 +300,7 @@ class Alive:
         for row in product.at_rows:
             with self.code.probe(product.k) as kk:
                 load, idx = _index_through(product.op.operands[0], (row, index(kk)))
-                leaves = [(v, i) for v, i in _conjuncts(load.operands[1], idx) if not _varies(v, load.block)]
+                leaves = [(v, i) for v, i in conjuncts(load.operands[1], idx) if not _varies(v, load.block)]
                 leaves = [(v, i) for v, i in leaves if self.e.at(v, i).depth < kk.depth]
             self.leaves |= {v for v, _ in leaves}
             if leaves:
@@ -308,13 +330,13 @@ class Operands:
     """The two loads of an interchanged product. Masks on the reduction index alone become the inner loop's bound: what
     they mask off is zero in one factor.
 
-    `settled`: masks known to hold for the panel; `any`: a condition (i1) without which the panel has no row to compute.
+    `any`: a condition (i1) without which the panel has no row to compute.
     """
 
-    def __init__(self, product: Product, settled: set = frozenset(), any: str | None = None):
+    def __init__(self, product: Product, any: str | None = None):
         self.product, self.e, self.any = product, product.e, any
         self.left, self.right = product.op.operands[:2]
-        self.dropped = set(settled)
+        self.dropped: set = set()
 
     def end(self) -> str | None:
         """The inner loop's runtime bound, if masks give one."""
@@ -326,7 +348,7 @@ class Operands:
                 load, idx = _index_through(value, place)
                 if len(load.operands) < 2 or not _zero(load):
                     continue
-                found = [(leaf, self._limit(leaf, at, kk)) for leaf, at in _conjuncts(load.operands[1], idx)]
+                found = [(leaf, self._limit(leaf, at, kk)) for leaf, at in conjuncts(load.operands[1], idx)]
             self.dropped |= {leaf for leaf, bound in found if bound is not None}
             limits += [bound for _, bound in found if bound is not None]
         if not limits:
@@ -361,7 +383,7 @@ class Operands:
         load, idx = _index_through(value, idx)
         mask: Val = TRUE
         if len(load.operands) > 1:
-            mask = conjunction(e, [(v, i) for v, i in _conjuncts(load.operands[1], idx) if v not in self.dropped])
+            mask = conjunction(e, [(v, i) for v, i in conjuncts(load.operands[1], idx) if v not in self.dropped])
         other = e.at(load.operands[2], idx) if len(load.operands) > 2 else None
         return e.load(e.pointer(e.at(load.operands[0], idx)), load.result.type.elem, mask, other, e.region)
 
@@ -378,35 +400,6 @@ def _zero(load: ir.Op) -> bool:
 
 def _index_through(value: ir.Value, idx):
     while value.op.name != "tt.load":
-        idx = _source_index(value.op, idx)
+        idx = source_index(value.op, idx)
         value = value.op.operands[0]
     return value.op, idx
-
-
-def _source_index(op: ir.Op, idx):
-    if op.name == "tt.broadcast":
-        return tuple(const("index", 0) if n == 1 else i for i, n in zip(idx, op.operands[0].type.shape, strict=True))
-    if op.name == "tt.expand_dims":
-        axis = op.int("axis")
-        return idx[:axis] + idx[axis + 1 :]
-    source = [None] * len(idx)
-    for i, axis in zip(idx, op.ints("order"), strict=True):
-        source[axis] = i
-    return tuple(source)
-
-
-def _conjuncts(mask: ir.Value, idx):
-    """The comparisons that a mask is the conjunction of, each with its own index."""
-    op = mask.op
-    if op and op.name == "arith.andi":
-        for v in op.operands:
-            yield from _conjuncts(v, idx)
-    elif op and op.name in ("tt.broadcast", "tt.expand_dims", "tt.trans"):
-        yield from _conjuncts(op.operands[0], _source_index(op, idx))
-    elif op and op.name == "tt.splat":
-        yield op.operands[0], ()
-    else:
-        yield mask, idx
-
-
-__all__ = ["Plan", "Uni", "Vec", "fused_loop", "is_uniform", "lower_dot"]

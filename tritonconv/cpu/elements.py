@@ -95,6 +95,7 @@ class Elements(Affine):
         self.region = 0  # memory is read no further out than this level
         self.assumed: list[str] | None = None  # conditions (i1) under which the code being written is right, if it may assume
         self.assume_depth = 0  # the level on which they are checked: they may not depend on a deeper one
+        self.settled: set[ir.Value] = set()  # masks known to hold wherever they are asked for
         self.contract = "contract " if fuse else ""
 
     def at(self, value: ir.Value, idx: Index = ()) -> Val:
@@ -171,31 +172,47 @@ class Elements(Affine):
 # ---- shapes: the index changes, not the data --------------------------------------------------------------------------
 
 
-@pure("tt.splat", "tt.unsplat")
-def _splat(e: Elements, op, idx):
-    source = op.operands[0]
-    return e.at(source, (const("index", 0),) * source.type.rank)
+def _zeros(rank: int) -> Index:
+    return (const("index", 0),) * rank
 
 
-@pure("tt.broadcast")
-def _broadcast(e, op, idx):
-    source = op.operands[0]
-    return e.at(source, tuple(const("index", 0) if n == 1 else i for i, n in zip(idx, source.type.shape, strict=True)))
+def _splat(op, idx):
+    return _zeros(op.operands[0].type.rank)
 
 
-@pure("tt.expand_dims")
-def _expand_dims(e, op, idx):
+def _broadcast(op, idx):
+    return tuple(const("index", 0) if n == 1 else i for i, n in zip(idx, op.operands[0].type.shape, strict=True))
+
+
+def _expand_dims(op, idx):
     axis = op.int("axis")
-    return e.at(op.operands[0], idx[:axis] + idx[axis + 1 :])
+    return idx[:axis] + idx[axis + 1 :]
 
 
-@pure("tt.trans")
-def _trans(e, op, idx):
-    order = op.ints("order")
+def _trans(op, idx):
     source = [None] * len(idx)
-    for i, axis in zip(idx, order, strict=True):
+    for i, axis in zip(idx, op.ints("order"), strict=True):
         source[axis] = i
-    return e.at(op.operands[0], tuple(source))
+    return tuple(source)
+
+
+# operation → function(op, idx): where its operand is read for the result's element at idx
+REARRANGE = {
+    "tt.splat": _splat,
+    "tt.unsplat": _splat,
+    "tt.broadcast": _broadcast,
+    "tt.expand_dims": _expand_dims,
+    "tt.trans": _trans,
+}
+
+
+def source_index(op: ir.Op, idx: Index) -> Index:
+    return REARRANGE[op.name](op, idx)
+
+
+@pure(*REARRANGE)
+def _rearrange(e: Elements, op, idx):
+    return e.at(op.operands[0], source_index(op, idx))
 
 
 @pure("tt.reshape")
@@ -316,19 +333,28 @@ def _bitwise(e, op, idx):
 def _andi(e, op, idx):
     if op.result.type.elem != "i1":
         return e.binary("and {}", *e.args(op, idx))
-    return conjunction(e, list(_conjuncts(op.result, idx)))
+    return mask_at(e, op.result, idx)
 
 
-def _conjuncts(mask: ir.Value, idx: Index):
-    if mask.op and mask.op.name == "arith.andi":
-        for v in mask.op.operands:
-            yield from _conjuncts(v, idx)
+def conjuncts(mask: ir.Value, idx: Index):
+    """The masks that `mask` is the conjunction of, each with its own index."""
+    op = mask.op
+    if op and op.name == "arith.andi":
+        for v in op.operands:
+            yield from conjuncts(v, idx)
+    elif op and op.name in REARRANGE:
+        yield from conjuncts(op.operands[0], source_index(op, idx))
     else:
         yield mask, idx
 
 
+def mask_at(e: Elements, mask: ir.Value, idx: Index) -> Val:
+    return conjunction(e, list(conjuncts(mask, idx)))
+
+
 def conjunction(e: Elements, leaves: list[tuple[ir.Value, Index]]) -> Val:
     """The conjunction of masks. 0 <= x and x < n together are one unsigned comparison, x < max(n, 0)."""
+    leaves = [leaf for leaf in leaves if leaf[0] not in e.settled]
     lower = {(v.op.operands[0], i) for v, i in leaves if _predicate(v) == "sge" and _is_zero(v.op.operands[1])}
     upper = {(v.op.operands[0], i) for v, i in leaves if _predicate(v) == "slt"}
     # lanes are compared signed, which the fast path can assume away

@@ -100,13 +100,13 @@ class Op:
         return [int(x) for x in re.findall(r"-?\d+", self.attrs[key].split(":", 1)[1])]
 
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|%[\w.$-]+(?:#\d+)?|\^\w+|->|<\{|\}>|#loc\w*|[()\[\]{}=,:]|[^\s()\[\]{}=,:"%^<>]+|[<>]')
+_TOKEN = re.compile(r'//[^\n]*|"(?:[^"\\]|\\.)*"|%[\w.$-]+(?:#\d+)?|\^\w+|->|<\{|\}>|#loc\w*|[()\[\]{}=,:]|[^\s()\[\]{}=,:"%^<>]+|[<>]')
 
 
 class _Parser:
     def __init__(self, text: str):
         self.text = text
-        self.tokens = [(m.group(), m.start(), m.end()) for m in _TOKEN.finditer(text)]
+        self.tokens = [(m.group(), m.start(), m.end()) for m in _TOKEN.finditer(text) if m[0][:2] != "//"]
         self.tokens.append(("", len(text), len(text)))
         self.pos = 0
         self.values: dict[str, Value] = {}

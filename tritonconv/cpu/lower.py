@@ -14,9 +14,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from . import dot, ir, reduce
+from . import control, dot, ir, reduce
 from .code import Code, Level
-from .elements import PURE, Buffer, Elements, Fixed, Index, Moving
+from .elements import PURE, Buffer, Elements, Fixed, Index, Moving, mask_at
 from .errors import UnsupportedOp
 from .plan import SHAPE, Plan
 from .target import Target
@@ -52,6 +52,7 @@ class Lowering:
         self.elements = Elements(self.code, fuse)
         self.plan = Plan(function)
         self.used = self.high_water = 0  # scratch bytes
+        self.deferred: dict[ir.Op, Callable[[], None]] = {}  # stores that finish a product in its registers
         self.destinations: dict[ir.Value, Buffer] = {}  # where a kept value is wanted
 
     # ---- the function ---------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ class Lowering:
             )
             self.end = code.name("end")
             e.region = 1
-            self.blocks(self.function.regions[0])
+            control.place_blocks(self, self.function.regions[0])
             code.goto(self.end)
             code.start(self.end)
         code.do("ret void")
@@ -88,20 +89,6 @@ class Lowering:
         text.append(f'attributes #0 = {{ nounwind "target-cpu"="{self.target.cpu}" "target-features"="{self.target.features}" "prefer-vector-width"="{width}" "no-trapping-math"="true" }}')
         scratch = (self.high_water + 4095) // 4096 * 4096
         return Lowered(name, "\n".join(text) + "\n", scratch, tuple(v.type for v in entry.args))
-
-    def blocks(self, blocks: list[ir.Block]):
-        """The function's body: one block, or several where the kernel returns early."""
-        if len(blocks) == 1:
-            return self.block(blocks[0])
-        labels = {b.label: self.code.name("bb") for b in blocks}
-        self.labels, self.block_args = labels, {b.label: b.args for b in blocks}
-        for i, block in enumerate(blocks):
-            if i:
-                self.code.start(labels[block.label])
-                self.code.top.known.clear()  # what the last block computed does not dominate this one
-                self.code.top.memo.clear()
-            self.block(block)
-            self.code.start(self.code.name("dead"))
 
     def block(self, block: ir.Block):
         for op in block.ops:
@@ -245,7 +232,7 @@ def _num_programs(low: Lowering, op):
 def _load_rule(e: Elements, op, idx):
     """A load inside the nest that uses it, or of a scalar."""
     p = e.pointer(e.at(op.operands[0], idx))
-    mask = e.at(op.operands[1], idx) if len(op.operands) > 1 else TRUE
+    mask = mask_at(e, op.operands[1], idx) if len(op.operands) > 1 else TRUE
     other = e.at(op.operands[2], idx) if len(op.operands) > 2 else None
     return e.load(p, op.result.type.elem, mask, other, e.region)
 
@@ -262,16 +249,17 @@ def _load(low: Lowering, op):
         low.keep(op.result)
 
 
+def write_store(e: Elements, op: ir.Op, idx: Index):
+    mask = mask_at(e, op.operands[2], idx) if len(op.operands) > 2 else TRUE
+    e.store(e.pointer(e.at(op.operands[0], idx)), e.at(op.operands[1], idx), mask)
+
+
 @statement("tt.store")
 def _store(low: Lowering, op):
-    e = low.elements
-
-    def write(idx):
-        mask = e.at(op.operands[2], idx) if len(op.operands) > 2 else TRUE
-        e.store(e.pointer(e.at(op.operands[0], idx)), e.at(op.operands[1], idx), mask)
-
+    if op in low.deferred:
+        return low.deferred.pop(op)()
     type = op.operands[1].type
-    low.nest(type.shape or (), write, type.elem)
+    low.nest(type.shape or (), lambda idx: write_store(low.elements, op, idx), type.elem)
 
 
 _RMW = {1: "and", 2: "or", 3: "xor", 4: "add", 5: "fadd", 6: "max", 7: "min", 8: "umax", 9: "umin", 10: "xchg"}
@@ -325,21 +313,6 @@ def _atomic(low: Lowering, op):
 
 
 # ---- control flow -----------------------------------------------------------------------------------------------------
-
-
-@statement("tt.return")
-def _return(low: Lowering, op):
-    low.code.goto(low.end)
-    low.code.start(low.code.name("dead"))
-
-
-@statement("cf.br", "cf.cond_br")
-def _jump(low: Lowering, op):
-    if any(low.block_args[s] for s in op.successors):
-        raise UnsupportedOp(op, "values passed between blocks")
-    targets = [f"label {low.labels[s]}" for s in op.successors]
-    condition = f"i1 {low.elements.at(op.operands[0]).ssa}, " if op.name == "cf.cond_br" else ""
-    low.code.do(f"br {condition}{', '.join(targets)}")
 
 
 @statement("ttg.barrier", "gpu.barrier", "llvm.intr.assume", "ttg.async_wait", "tt.debug_barrier")
@@ -525,44 +498,9 @@ def _for(low: Lowering, op):
     low.used = held if op.results else used
 
 
-@statement("scf.while")
-def _while(low: Lowering, op):
-    """Scalars only are carried; tensors live in buffers that both regions write."""
-    e, code = low.elements, low.code
-    if any(v.type.rank for v in [*op.operands, *op.results]):
-        raise UnsupportedOp(op, "tensors carried by a while loop")
-    head, body, done = code.name("head"), code.name("body"), code.name("done")
-    phis = [(REG[v.type.elem], e.scalar(e.at(v))[0], code.name("phi")) for v in op.operands]
-    before, after = op.regions[0][0], op.regions[1][0]
-    level = code.push(head)
-    depth = code.depth
-    for argument, (_, _, ssa) in zip(before.args, phis, strict=True):
-        e.bound[argument] = Fixed(e.wrap(argument.type.elem, ssa, depth, 0))
-    outer, e.region = e.region, depth
-    low.block(before)
-    condition, *passed = before.ops[-1].operands
-    values = [e.at(v) for v in passed]
-    registers = [e.scalar(v)[0] for v in values]
-    code.do(f"br i1 {e.at(condition).ssa}, label {body}, label {done}")
-    code.start(body)
-    for argument, value in zip(after.args, values, strict=True):
-        e.bound[argument] = Fixed(value)
-    low.block(after)
-    nexts = [e.scalar(e.at(v))[0] for v in after.ops[-1].operands]
-    e.region = outer
-    code.pop()
-    entry = code.top.label
-    code.goto(head)
-    code.start(head)
-    for (ty, first, ssa), new in zip(phis, nexts, strict=True):
-        code.do(f"{ssa} = phi {ty} [ {first}, {entry} ], [ {new}, {level.label} ]")
-    code.top.lines += level.lines
-    code.goto(head)
-    code.start(done)
-    for result, ssa in zip(op.results, registers, strict=True):
-        e.bound[result] = Fixed(e.wrap(result.type.elem, ssa, code.depth, 0))
-
-
+statement("scf.while")(control.lower_while)
+statement("cf.br", "cf.cond_br")(control.lower_jump)
+statement("tt.return")(control.lower_return)
 statement("tt.dot")(dot.lower_dot)
 statement("tt.reduce")(reduce.lower_reduce)
 statement("tt.scan")(reduce.lower_scan)

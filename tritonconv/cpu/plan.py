@@ -56,6 +56,18 @@ class Plan:
                 roots.add(user)
         return roots
 
+    def epilogue(self, value: Value) -> Op | None:
+        """The store that a statement's result goes into, element by element and nowhere else, before memory is written."""
+        block = value.op.block
+        roots = self._roots_of(value, block)
+        if len(roots) != 1:
+            return None
+        (root,) = roots
+        place = block.ops.index
+        if isinstance(root, tuple) or root.name != "tt.store" or not _unmoved(value, root):
+            return None
+        return None if any(writes(op) for op in block.ops[place(value.op) + 1 : place(root)]) else root
+
     @staticmethod
     def _costly(op: Op) -> bool:
         return op.result.type.is_float or op.name in _COSTLY_INTEGERS
@@ -73,6 +85,14 @@ class Plan:
         return root.name not in WRITES and not root.regions
 
 
+def _unmoved(value: Value, root: Op) -> bool:
+    """Whether a value reaches its root at unchanged indices, as the value stored."""
+    return all(
+        user is root and root.operands[1] is value or user.name in PURE and user.name not in SHAPE and _unmoved(user.result, root)
+        for user in value.users
+    )
+
+
 def _through_shapes(value: Value):
     """The users of a value, looking through operations that only rearrange it."""
     for user in value.users:
@@ -86,9 +106,13 @@ def _expands(op: Op) -> bool:
 
 
 def _enclosing(op: Op, block: Block) -> Op:
-    while op.block is not block:
-        op = op.block.parent
-    return op
+    """The operation of `block` around `op`; `op` itself in a block that is reached by a jump."""
+    around = op
+    while around.block is not block:
+        around = around.block.parent
+        if around is None or around.name == "tt.func":
+            return op
+    return around
 
 
 def same_place(a: Value, b: Value) -> bool:
