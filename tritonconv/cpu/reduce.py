@@ -72,7 +72,8 @@ def lower_reduce(low, op):
     dests = [low.allocate(r.type.elem, r.type.shape) if r.type.rank else None for r in op.results]
     # lanes run along the reduced axis if it is the last one or nothing else is long enough
     lane = axis if axis == len(shape) - 1 or all(shape[d] == 1 for d in rest) else max(rest, key=lambda d: (shape[d] > 1, d))
-    width, outer = min(shape[lane], 2 * low.target.lanes(size)), e.width
+    # partial results in several registers hide the latency of combining
+    width, outer = min(shape[lane], 4 * low.target.lanes(size)), e.width
     region, e.region = e.region, e.region
     with ExitStack() as loops:
         at = {}
