@@ -407,6 +407,8 @@ def _divide(e: Elements, op, idx):
                 return const(elem, q if how.endswith("div") else a.const - q * b.const)
         if b.const == 1:
             return a if how.endswith("div") else const(elem, 0)
+        if b.const > 0 and a.const >= 0 and a.step >= 0 and all(c > 0 for _, c in a.ivs) and (parts := _split(e, a, b.const)):
+            return parts[0 if how.endswith("div") else 1]
     if isinstance(a, Aff) and a.step > 0 and is_uniform(b) and e.may_assume(a, b):
         return _divide_run(e, how, a, b)
     if isinstance(b, Aff) and b.is_const and b.const not in (0, -1):
