@@ -68,7 +68,7 @@ def _widen(handle: TensorHandle) -> TensorHandle:
 
 
 def _narrow(handle: TensorHandle) -> TensorHandle:
-    bits = np.atleast_1d(handle.data).view(np.uint32).reshape(handle.data.shape)
+    bits = handle.data.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     quiet_nan = (bits >> 16) | 0x40
     return TensorHandle(np.where(np.isnan(handle.data), quiet_nan, rounded).astype(np.uint16), tl.bfloat16)
@@ -103,7 +103,7 @@ class _Builder(interpreter.InterpreterBuilder):
 
     def _in_float32(self, operation, *handles, op):
         result = operation(*map(_widen, handles), op)
-        return result if result.data.dtype == bool else _narrow(result)
+        return TensorHandle(result.data, tl.int1) if result.data.dtype == bool else _narrow(result)
 
     def unary_op(self, arg, op):
         if _is_bf16(arg):
@@ -113,7 +113,9 @@ class _Builder(interpreter.InterpreterBuilder):
     def binary_op(self, lhs, rhs, op):
         if _is_bf16(lhs):
             return self._in_float32(super().binary_op, lhs, rhs, op=op)
-        return super().binary_op(lhs, rhs, op)
+        result = super().binary_op(lhs, rhs, op)
+        # Triton labels the result of a comparison with its operands' type, into which `create_splat` then converts it.
+        return TensorHandle(result.data, tl.int1) if result.data.dtype == bool else result
 
     def ternary_op(self, lhs, rhs, other, op):
         if _is_bf16(other):
@@ -121,8 +123,12 @@ class _Builder(interpreter.InterpreterBuilder):
         return super().ternary_op(lhs, rhs, other, op)
 
     def create_fma(self, x, y, z):
-        result = super().create_fma(*map(_widen, (x, y, z)))
-        return _narrow(result) if _is_bf16(z) else result
+        dtype = z.dtype.scalar
+        if dtype == tl.float64:
+            return super().create_fma(x, y, z)
+        # Triton before 3.9 rounds the product, which float64 holds exactly.
+        x, y, z = (_widen(handle).data.astype(np.float64) for handle in (x, y, z))
+        return self.create_fp_trunc(TensorHandle(x * y + z, tl.float64), dtype)
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
         return super().create_dot(_widen(a), _widen(b), d, input_precision, max_num_imprecise_acc)

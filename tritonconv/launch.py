@@ -145,21 +145,24 @@ def fprop(
     bias: Tensor | None,
     geometry: ConvGeometry,
     activation: str | None = None,
+    keep_pack: bool = True,
     config: TileConfig | None = None,
 ) -> Tensor:
-    """activation(x ∗ weight + bias), [N, K, P, Q]."""
+    """activation(x ∗ weight + bias), [N, K, P, Q]. `keep_pack` is False for a weight in training."""
     launch, run = _prepare(x.device, fprop_launch, geometry, x.dtype, _precision(x), activation, config)
     y = _empty_nhwc(x, geometry.N, geometry.K, geometry.P, geometry.Q)
-    panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"])
+    panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     run(_nhwc(x), panels, None if bias is None else bias.contiguous(), y)
     return y
 
 
-def dgrad(dy: Tensor, weight: Tensor, geometry: ConvGeometry, config: TileConfig | None = None) -> Tensor:
+def dgrad(
+    dy: Tensor, weight: Tensor, geometry: ConvGeometry, keep_pack: bool = True, config: TileConfig | None = None
+) -> Tensor:
     """The gradient [N, C, H, W] of the input, given that of the output, dy [N, K, P, Q]."""
     launch, run = _prepare(dy.device, dgrad_launch, geometry, dy.dtype, _precision(dy), config)
     dx = _empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
-    run(_nhwc(dy), packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"]), dx)
+    run(_nhwc(dy), packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"], keep_pack), dx)
     return dx
 
 

@@ -1,39 +1,64 @@
 """Weights packed into the panels that the kernels read: [groups, tiles, reduction, BN], zero beyond the last channel.
 
-A tile of a GEMM's right operand is then one contiguous piece of memory. Packs are kept as long as their weight lives
-unmodified.
+A tile of a GEMM's right operand is then one contiguous piece of memory. Packs are kept for as long as their weight
+lives and stays as it was.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .geometry import ConvGeometry
 
-# weight -> (version and address at which it was packed, its packs); weak, so that packs go with their weight.
-_packs: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
 # From [groups, Kg, Cg, R, S] to [groups, R, S, reduced channels, columns].
 _LAYOUTS = {"fprop": (0, 3, 4, 2, 1), "dgrad": (0, 3, 4, 1, 2)}
 
 
-def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
+class _Snapshot(NamedTuple):
+    """What tells that a weight is as it was.
+
+    Its version counter misses writes through `weight.data`, by which hand-written optimizers and moving averages of
+    weights change all elements; `probe` is a view of some of them and `seen` what it held. On a GPU, where a look at
+    them would wait for the kernels that run, both are None.
+    """
+
+    version: int
+    address: int
+    probe: Tensor | None
+    seen: Tensor | None
+
+    @staticmethod
+    def of(weight: Tensor) -> _Snapshot:
+        probe = weight.detach()[:: 1 + weight.shape[0] // 16, 0] if weight.device.type == "cpu" else None
+        return _Snapshot(weight._version, weight.data_ptr(), probe, None if probe is None else probe.clone())
+
+    def shows(self, weight: Tensor) -> bool:
+        unchanged = self.version == weight._version and self.address == weight.data_ptr()
+        return unchanged and (self.probe is None or torch.equal(self.probe, self.seen))
+
+
+# weight -> (its snapshot, its packs by layout, BN and groups); weak, so that packs go with their weight.
+_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: bool) -> Tensor:
     """Panels [groups, ⌈columns/BN⌉, R·S·reduced, BN] of a weight [K, C/groups, R, S].
 
     `layout` "fprop" reduces over input channels and has output channels as columns; "dgrad" the other way round.
-    A weight is known by its version counter: writes through `weight.data`, which bypass it, are not seen.
+    `keep`: whether the pack may serve again, which that of a weight in training cannot.
     """
-    if weight.is_inference():  # has no version counter
+    if not keep or weight.is_inference():  # an inference tensor has no version counter
         return _pack(weight, geometry, layout, BN)
-    state = (weight._version, weight.data_ptr())
-    packed_at, packs = _packs.get(weight, (None, None))
-    if packed_at != state:
+    snapshot, packs = _kept.get(weight, (None, None))
+    if snapshot is None or not snapshot.shows(weight):
         packs = {}
-        _packs[weight] = (state, packs)
-    # The geometry needs no place in the key: but for the groups it only repeats the weight's shape.
-    key = (layout, BN, geometry.groups)
+        _kept[weight] = _Snapshot.of(weight), packs
+    key = layout, BN, geometry.groups
     if key not in packs:
         packs[key] = _pack(weight, geometry, layout, BN)
     return packs[key]
@@ -41,8 +66,5 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tens
 
 def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
     g = geometry
-    weight = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S).permute(_LAYOUTS[layout])
-    columns = weight.shape[-1]
-    rows = weight.reshape(g.groups, -1, columns)
-    rows = pad(rows, (0, -columns % BN))
-    return rows.unflatten(2, (-1, BN)).transpose(1, 2).contiguous()
+    rows = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S).permute(_LAYOUTS[layout]).flatten(1, 3)
+    return pad(rows, (0, -rows.shape[2] % BN)).unflatten(2, (-1, BN)).transpose(1, 2).contiguous()

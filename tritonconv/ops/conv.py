@@ -16,13 +16,13 @@ from torch.autograd import Function
 from .. import launch
 from ..geometry import ConvGeometry, same_padding
 from .activations import ACTIVATIONS
-from .support import autocast, is_channels_last, operand, pair, unsupported_call, unsupported_operands
+from .support import autocast, is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
 
 
 class Fprop(Function):
     @staticmethod
     def forward(ctx, x, weight, bias, geometry, activation):
-        y = launch.fprop(x, weight, bias, geometry, activation)
+        y = launch.fprop(x, weight, bias, geometry, activation, keep_pack=not weight.requires_grad)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, y if activation else None)
         ctx.geometry, ctx.activation = geometry, activation
@@ -46,7 +46,7 @@ class Dgrad(Function):
     def forward(ctx, dy, weight, geometry):
         ctx.save_for_backward(dy, weight)
         ctx.geometry = geometry
-        return launch.dgrad(dy, weight, geometry)
+        return launch.dgrad(dy, weight, geometry, keep_pack=not weight.requires_grad)
 
     @staticmethod
     def backward(ctx, ddx):
@@ -109,13 +109,11 @@ def _geometry(input, weight, bias, stride, padding, dilation, groups) -> ConvGeo
 
 def geometry_of(input, weight, bias, stride, padding, dilation, groups) -> ConvGeometry | str:
     """The geometry of a call of `conv2d`, or, where it is torch that has to run it, why."""
-    reason = unsupported_call(input, weight, bias)
+    reason = unsupported_call(input, weight) if bias is None else unsupported_call(input, weight, bias)
     if reason is not None:
         return reason
     padding = padding if isinstance(padding, str) else pair(padding)
-    return _geometry(
-        operand(input), operand(weight), operand(bias), pair(stride), padding, pair(dilation), groups
-    )
+    return _geometry(operand(input), operand(weight), operand(bias), pair(stride), padding, pair(dilation), groups)
 
 
 def conv2d(input, weight, bias, stride, padding, dilation, groups, activation) -> Tensor:
@@ -133,5 +131,5 @@ def conv2d(input, weight, bias, stride, padding, dilation, groups, activation) -
     else:
         y = launch.fprop(batched, w, b, geometry, activation)
     if not (is_channels_last(batched) or is_channels_last(w)):
-        y = y.contiguous()
+        y = nchw(y)
     return y if x.dim() == 4 else y.squeeze(0)

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from .. import launch
 from ..geometry import PoolGeometry
-from .support import is_channels_last, operand, pair, unsupported_call, unsupported_operands
+from .support import is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
 
 
 class MaxPool(Function):
@@ -91,7 +91,7 @@ def max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_
         y, indices = launch.max_pool(batched, geometry, index_dtype if return_indices else None)
 
     def like_input(result: Tensor) -> Tensor:
-        result = result if is_channels_last(batched) else result.contiguous()
+        result = result if is_channels_last(batched) else nchw(result)
         return result if input.dim() == 4 else result.squeeze(0)
 
     return (like_input(y), like_input(indices)) if return_indices else like_input(y)

@@ -29,10 +29,10 @@ def operand(tensor: Tensor | None) -> Operand | None:
     return None if tensor is None else Operand(tensor.shape, tensor.dtype, tensor.device, tensor.layout)
 
 
-def unsupported_call(*tensors: Tensor | None) -> str | None:
+def unsupported_call(*tensors: Tensor) -> str | None:
     """Why kernels cannot run on these tensors at this moment, or None if they can."""
     for tensor in tensors:
-        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not Parameter:
+        if type(tensor) is not Tensor and type(tensor) is not Parameter:
             return f"{type(tensor).__name__} is not a plain tensor"
     if engines.engine_for(tensors[0].device) is None:
         return f"no engine runs on {tensors[0].device.type} tensors"
@@ -64,11 +64,11 @@ def pair(value: int | Sequence[int]) -> Pair | None:
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors as torch's operators of reduced precision get them: under autocast in its dtype, float64 excepted."""
-    device = getattr(tensors[0], "device", None)
-    if device is None or not torch.is_autocast_enabled(device.type):
+    """The tensors as autocast hands them to torch's operators of reduced precision; float64 stays as it is."""
+    device = getattr(tensors[0], "device", torch.device("meta")).type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
-    dtype = torch.get_autocast_dtype(device.type)
+    dtype = torch.get_autocast_dtype(device)
 
     def cast(tensor):
         exempt = tensor is None or tensor.dtype is torch.float64 or not tensor.is_floating_point()
@@ -91,3 +91,8 @@ def is_channels_last(x: Tensor) -> bool:
             return False
         least = strides[axis] * sizes[axis]
     return True
+
+
+def nchw(y: Tensor) -> Tensor:
+    """y in NCHW memory. A clone even where y is contiguous already, by sizes of 1: only then are the strides NCHW's."""
+    return y.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,23 @@
+import pytest
+import torch
+
+from tritonconv import engines
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """Fills what `torch.empty` returns with NaN (integers: 111), so that memory which a kernel fails to write shows."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 111)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(params=engines.available())
+def device(request):
+    """The device of a test's tensors, once for each engine that can run here; kernels run on that engine."""
+    with engines.use(request.param):
+        yield torch.device("cuda" if request.param == "triton" else "cpu")

@@ -1,0 +1,99 @@
+"""Every tile config of every search space computes the same exact sums; the choice of one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import ConvCase, PoolCase, integers
+
+from tritonconv import configs, launch
+from tritonconv.configs import TileConfig
+
+TARGETS = ("interpreter", "cpu", "sm_90", "gfx942")
+# Wide enough that blocks differ, with tails in every dimension; taps of different residue classes.
+CONV = ConvCase((2, 70, 9, 8), (72, 3, 1), stride=(2, 1), padding=(1, 0))
+POOL = PoolCase((2, 70, 9, 8), (3, 2), (2, 1), padding=(1, 0))
+
+
+def spaces(geometry, *ops):
+    """(op, config) over all targets, each once."""
+    pairs = [
+        (op, config)
+        for op in ops
+        for target in TARGETS
+        for dtype in (torch.float16, torch.float32, torch.float64)
+        for config in configs.space(op, geometry, dtype, target)
+    ]
+    return list(dict.fromkeys(pairs))
+
+
+def describe(value):
+    return value if isinstance(value, str) else "-".join(str(field) for field in vars(value).values())
+
+
+def run_conv(op, x, weight, dy, config):
+    geometry = CONV.geometry
+    if op == "fprop":
+        return launch.fprop(x, weight, None, geometry, config=config)
+    if op == "dgrad":
+        return launch.dgrad(dy, weight, geometry, config=config)
+    return launch.wgrad(dy, x, geometry, config=config)
+
+
+@pytest.fixture(scope="module")
+def conv_truth():
+    x, weight = (integers(shape, torch.float32).requires_grad_() for shape in (CONV.input, CONV.weight))
+    y = F.conv2d(x, weight, **CONV.options)
+    dy = integers(y.shape, torch.float32, seed=1)
+    dx, dw = torch.autograd.grad(y, (x, weight), dy)
+    return (x.detach(), weight.detach(), dy), {"fprop": y.detach(), "dgrad": dx, "wgrad": dw}
+
+
+GROUPED = [(op, TileConfig(32, 16, 16, GROUP_M=3)) for op in ("fprop", "dgrad")]
+SPLIT = [("wgrad", TileConfig(64, 64, 16, SPLIT=split)) for split in (2, 3, 7)]
+
+
+@pytest.mark.parametrize(
+    ("op", "config"), spaces(CONV.geometry, "fprop", "dgrad", "wgrad") + GROUPED + SPLIT, ids=describe
+)
+def test_every_conv_config_is_exact(op, config, conv_truth, device):
+    operands, truth = conv_truth
+    assert torch.equal(run_conv(op, *(t.to(device) for t in operands), config).cpu(), truth[op])
+
+
+@pytest.mark.parametrize(("op", "config"), spaces(POOL.geometry, "max_pool", "max_pool_backward"), ids=describe)
+def test_every_pool_config_is_exact(op, config, device):
+    x = integers(POOL.input, torch.float32, device).requires_grad_()
+    y, indices = F.max_pool2d(x, **POOL.options, return_indices=True)
+    if op == "max_pool":
+        got = launch.max_pool(x.detach(), POOL.geometry, torch.int64, config)
+        assert all(map(torch.equal, got, (y, indices)))
+    else:
+        dy = integers(y.shape, torch.float32, device, seed=1)
+        got = launch.max_pool_backward(dy, indices, POOL.geometry, config)
+        assert torch.equal(got, torch.autograd.grad(y, x, dy)[0])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_stored_config_goes_before_the_predicted_one(target, monkeypatch):
+    def chosen():
+        return launch.fprop_launch(target, CONV.geometry, torch.float32, "ieee", None).constexprs["BM"]
+
+    predicted = configs.space("fprop", CONV.geometry, torch.float32, target)[0]
+    monkeypatch.setattr(launch.autotune, "lookup", lambda key: None)
+    assert chosen() == predicted.BM
+    keys = []
+    monkeypatch.setattr(launch.autotune, "lookup", lambda key: keys.append(key) or {"BM": 16, "BN": 16, "BK": 16})
+    assert chosen() == 16
+    assert keys[0].items() >= {"op": "fprop", "dtype": "float32", "target": target, "K": 72, "stride": (2, 1)}.items()
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad", "wgrad"))
+@pytest.mark.parametrize("target", TARGETS)
+def test_spaces_hold_powers_of_two_that_a_dot_takes(op, target):
+    smallest = 1 if target in ("interpreter", "cpu") else 16
+    for case in (CONV, ConvCase((1, 1, 3, 3), (1, 3, 3)), ConvCase((64, 512, 7, 7), (512, 3, 3), padding=(1, 1))):
+        for config in configs.space(op, case.geometry, torch.float16, target):
+            for block in (config.BM, config.BN, config.BK):
+                assert block >= smallest
+                assert block & (block - 1) == 0
+            assert config.SPLIT == 1 or case.geometry.gemm(op)[2] > config.SPLIT * config.BK

@@ -1,0 +1,56 @@
+"""Shape arithmetic against torch and against worked examples."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tritonconv.geometry import ConvGeometry, PoolGeometry, output_size, same_padding
+
+
+def test_output_sizes_of_convolution_are_torchs():
+    weight = torch.ones(1, 1, 3, 1)
+    for size, stride, padding, dilation in itertools.product(range(3, 9), (1, 2, 3), (0, 1, 2), (1, 2)):
+        size += 2 * dilation - 2
+        y = F.conv2d(torch.ones(1, 1, size, 1), weight, None, (stride, 1), (padding, 0), (dilation, 1))
+        assert output_size(size, 3, stride, (padding, padding), dilation) == y.shape[2]
+
+
+@pytest.mark.parametrize("ceil_mode", (False, True))
+def test_output_sizes_of_pooling_are_torchs(ceil_mode):
+    for size, window, stride, dilation in itertools.product(range(4, 10), (1, 2, 3), (1, 2, 3, 5), (1, 2)):
+        for padding in range(window // 2 + 1):
+            if size + 2 * padding < dilation * (window - 1) + 1:
+                continue
+            y = F.max_pool2d(torch.ones(1, 1, size, size), window, stride, padding, dilation, ceil_mode)
+            pair = (stride,) * 2, (padding,) * 2, (dilation,) * 2
+            geometry = PoolGeometry(1, 1, size, size, window, window, *pair, ceil_mode)
+            assert y.shape[2:] == (geometry.P, geometry.Q)
+
+
+def test_same_padding_keeps_the_size():
+    for window, dilation in itertools.product((1, 2, 3, 4), (1, 2, 3)):
+        before, after = same_padding(window, dilation)
+        assert output_size(9, window, 1, (before, after), dilation) == 9
+        assert 0 <= after - before <= 1
+
+
+def test_worked_examples():
+    assert output_size(7, 3, 2, (0, 0), 1) == 3
+    assert output_size(7, 3, 1, (0, 0), 1) == 5
+    first = ConvGeometry(1, 3, 32, 32, 32, 5, 5)
+    assert (first.P, first.Q) == (28, 28)
+    assert first.parameters + first.K == 2432
+    pool = PoolGeometry(1, 32, 28, 28, 2, 2, (2, 2))
+    second = ConvGeometry(1, 32, pool.P, pool.Q, 64, 5, 5)
+    assert (second.P, second.Q) == (10, 10)
+    assert second.K * PoolGeometry(1, 64, 10, 10, 2, 2, (2, 2)).P ** 2 == 1600
+
+
+def test_counts():
+    geometry = ConvGeometry(2, 6, 5, 4, 8, 3, 2, padding=((1, 1), (0, 0)), groups=2)
+    assert (geometry.P, geometry.Q) == (5, 3)
+    assert geometry.parameters == 8 * 3 * 3 * 2
+    assert geometry.flops == 2 * (2 * 5 * 3) * 8 * (3 * 3 * 2)
+    assert geometry.bytes(4) == 4 * (2 * 6 * 5 * 4 + geometry.parameters + 2 * 8 * 5 * 3)

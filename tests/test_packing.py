@@ -1,0 +1,97 @@
+"""Packed weights: their layout, and that a pack never outlives what it was made from."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from cases import ConvCase, integers
+
+from tritonconv import packing
+from tritonconv.functional import conv2d
+
+CASE = ConvCase((1, 6, 5, 5), (10, 3, 2), groups=2)
+
+
+@pytest.fixture
+def weight():
+    return integers(CASE.weight, torch.float32)
+
+
+def pack(weight, layout="fprop", BN=4, keep=True):
+    return packing.panels(weight, CASE.geometry, layout, BN, keep)
+
+
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_panels_hold_each_weight_at_its_place(weight, memory_format):
+    weight = weight.contiguous(memory_format=memory_format)
+    fprop, dgrad = pack(weight), pack(weight, "dgrad")
+    assert fprop.shape == (2, 2, 6 * 3, 4)
+    assert dgrad.shape == (2, 1, 6 * 5, 4)
+    g, k, c, r, s = 1, 4, 2, 2, 1
+    value = weight[g * 5 + k, c, r, s]
+    assert fprop[g, k // 4, (r * 2 + s) * 3 + c, k % 4] == value
+    assert dgrad[g, 0, (r * 2 + s) * 5 + k, c] == value
+    assert (fprop[:, 1, :, 1:] == 0).all()
+    assert (dgrad[..., 3] == 0).all()
+
+
+def test_a_pack_is_made_once(weight):
+    assert pack(weight) is pack(weight)
+    assert pack(weight) is not pack(weight, "dgrad")
+    assert pack(weight) is not pack(weight, BN=8)
+    assert pack(weight, keep=False) is not pack(weight, keep=False)
+
+
+def _replace(weight):
+    weight.data = weight.data + 1
+
+
+CHANGES = {
+    "in place": lambda w: w.add_(1),
+    "of one element": lambda w: w[4, 2].fill_(9),
+    "through a view": lambda w: w.view(-1)[-1:].add_(1),
+    "through data": lambda w: w.data.mul_(0.9),
+    "of the storage": _replace,
+    "through an alias": lambda w: w.detach().zero_(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_weight_is_packed_anew(weight, change):
+    pack(weight)
+    change(weight)
+    assert torch.equal(pack(weight), pack(weight, keep=False))
+
+
+def test_packs_go_with_their_weight():
+    weight = integers(CASE.weight, torch.float32)
+    panels = weakref.ref(pack(weight))
+    assert panels() is not None
+    del weight
+    gc.collect()
+    assert panels() is None
+
+
+def test_inference_tensors_are_packed_each_time():
+    with torch.inference_mode():
+        weight = integers(CASE.weight, torch.float32)
+        stale = pack(weight).clone()
+        weight.add_(1)
+        assert not torch.equal(pack(weight), stale)
+
+
+def test_training_sees_every_change_and_keeps_nothing(device):
+    x, weight = integers(CASE.input, torch.float32, device), integers(CASE.weight, torch.float32, device)
+    weight.requires_grad_()
+    x.requires_grad_()
+    for _ in range(2):
+        y = conv2d(x, weight, groups=2)
+        want = torch.nn.functional.conv2d(x, weight, groups=2)
+        assert torch.equal(y, want)
+        for got, expected in zip(
+            torch.autograd.grad(y.sum(), (x, weight)), torch.autograd.grad(want.sum(), (x, weight)), strict=True
+        ):
+            assert torch.equal(got, expected)
+        weight.data[-1, -1, -1, -1] += 1  # invisible to version counter and probe
+    assert weight not in packing._kept
