@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .blocks import ConvBlock, PoolBlock, intercepted
-from .report import Site, Status
+from .reporting import Site, Status
 from .trace import CannotTrace, Trace, traces
 
 EXCLUDED = "excluded"  # the reason of sites that the user excluded

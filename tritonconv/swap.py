@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from . import blocks
-from .report import Report
+from .reporting import Report
 
 _PLAN = "_tritonconv"
 _MISSING = object()

@@ -23,7 +23,7 @@ from torch import nn
 from . import swap
 from .blocks import intercepted
 from .capture import EXCLUDED, Accept, capture
-from .report import Report, Site
+from .reporting import Report, Site
 from .rewrite import rewrite
 
 # Wrappers by the name of their class (importing some of them takes seconds), and what they hold.
