@@ -204,4 +204,5 @@ def main(arguments: list[str] | None = None) -> list[Run]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # a layer this small is done before a second thread is awake
     main()
