@@ -164,20 +164,18 @@ def test_a_channels_infinity_stays_in_its_products(channel, device):
     assert not y.isnan().any()
 
 
-@pytest.mark.parametrize("activation", (None, "relu"))
 @pytest.mark.parametrize(
-    "case",
+    ("case", "activation"),
     (
-        ConvCase((1, 2, 4, 3), (2, 2, 2), stride=(2, 1), padding=(1, 1)),
-        ConvCase((2, 2, 5, 4), (2, 2, 2), dilation=(2, 1), groups=2),
+        (ConvCase((1, 2, 4, 3), (2, 2, 2), stride=(2, 1), padding=(1, 1)), "relu"),
+        (ConvCase((1, 2, 4, 3), (2, 2, 2), dilation=(2, 1), groups=2), None),
     ),
     ids=str,
 )
 def test_gradcheck_to_the_second_order(case, activation, device):
-    # Few values, apart from the kink of ReLU.
     tensors = [t.requires_grad_() for t in operands(case, normal, torch.float64, device)]
     y = conv2d(*tensors, **case.options)
-    assert y.abs().min() > 1e-3
+    assert y.abs().min() > 1e-3  # apart from the kink of ReLU
 
     def function(x, weight, bias):
         return conv2d(x, weight, bias, **case.options, activation=activation)
