@@ -26,12 +26,10 @@ def place_blocks(low, blocks: list[ir.Block]):
             for value, door in zip(block.args, low.doors[block.label], strict=True):
                 e.bound[value] = door if value.type.rank else Fixed(door.at(e, ()))
         low.block(block)
-        code.start(code.name("dead"))
 
 
 def lower_return(low, op: ir.Op):
     low.code.goto(low.end)
-    low.code.start(low.code.name("dead"))
 
 
 def lower_jump(low, op: ir.Op):

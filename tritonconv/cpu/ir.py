@@ -51,7 +51,7 @@ def parse_type(text: str) -> Type:
     return Type(text)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # values, blocks and operations point to one another
 class Value:
     name: str
     type: Type
@@ -59,7 +59,7 @@ class Value:
     users: list[Op] = field(default_factory=list)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Block:
     args: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Block:
     label: str = ""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Op:
     name: str
     operands: list[Value]

@@ -79,7 +79,6 @@ class Lowering:
             self.end = code.name("end")
             e.region = 1
             control.place_blocks(self, self.function.regions[0])
-            code.goto(self.end)
             code.start(self.end)
         code.do("ret void")
         text = [f"target triple = \"{self.target.triple}\"", *code.globals.values()]
