@@ -8,7 +8,7 @@ PY   := $(VENV)/bin/python
 # One stamp per choice of interpreter and torch: another choice builds the environment anew.
 BASE := $(VENV)/base-$(shell printf '%s' '$(PYTHON) $(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-cpu clean
 
 demo: $(VENV)/installed
 	$(PY) examples/digits.py $(ARGS)
@@ -21,6 +21,9 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(PY) -m benchmarks
+
+bench-cpu: $(VENV)/installed
+	$(PY) -m benchmarks cpu
 
 $(BASE):
 	rm -rf $(VENV)

@@ -1,0 +1,15 @@
+"""`python -m benchmarks [NAME …]`: all benchmarks, or those named."""
+
+import argparse
+import importlib
+
+NAMES = ("cpu",)
+
+parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compares tritonconv with torch on this machine.")
+parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to run: {', '.join(NAMES)} (default: all)")
+names = parser.parse_args().names
+for name in names:
+    if name not in NAMES:
+        parser.error(f"no benchmark {name!r}; there are {', '.join(NAMES)}")
+for name in names or NAMES:
+    importlib.import_module(f".{name}", __package__).main()

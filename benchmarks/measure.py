@@ -1,0 +1,68 @@
+"""Side-by-side timing, and what a stored figure must say of where it comes from."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import llvmlite
+import torch
+import triton
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(functions: Sequence[Callable[[], object]], seconds: float = 1.0, rounds: int = 9) -> list[float]:
+    """Median seconds of each function, all timed in turn so that a slow spell of the machine meets all of them.
+
+    At least `rounds` turns, and more until `seconds` have passed.
+    """
+    for function in functions:  # compile, fill caches
+        function()
+        function()
+    times: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + seconds
+    while len(times[0]) < rounds or time.perf_counter() < end:
+        for function, mine in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            mine.append(time.perf_counter() - start)
+    return [statistics.median(t) for t in times]
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def provenance() -> dict[str, object]:
+    """Machine, versions, date and commit of a run."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return {
+        "machine": processor(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "llvmlite": llvmlite.__version__,
+        "commit": commit.stdout.strip() or None,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def save(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
+    """Writes `results/NAME.json`: the rows and where they come from."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**provenance(), "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
+    return path
