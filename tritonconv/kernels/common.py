@@ -28,6 +28,12 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.constexpr_function
+def pointwise(R, S, stride_h, stride_w, pad_h, pad_w):
+    """Whether output pixel m depends on input pixel m alone, so that no index need be decoded."""
+    return R * S * stride_h * stride_w == 1 and pad_h == 0 and pad_w == 0
+
+
+@triton.constexpr_function
 def tap_step(stride, dilation):
     """Taps of one residue class of the stride lie this far apart."""
     return stride // math.gcd(stride, dilation)

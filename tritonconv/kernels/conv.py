@@ -8,7 +8,7 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .common import activate, inside, tap_step, taps_of, unravel
+from .common import activate, inside, pointwise, tap_step, taps_of, unravel
 
 
 @triton.jit
@@ -79,8 +79,7 @@ def conv_fprop(
     tile_m, tile_n = tl.swizzle2d(pid // K_TILES, pid % K_TILES, tl.cdiv(M, BM), K_TILES, GROUP_M)
 
     m = tile_m * BM + tl.arange(0, BM)
-    POINTWISE: tl.constexpr = R * S * STRIDE_H * STRIDE_W == 1 and PAD_H == 0 and PAD_W == 0
-    if POINTWISE:  # a plain matrix product: output pixel m is input pixel m
+    if pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):  # a plain matrix product: output pixel m is input pixel m
         pixel, h, w = m, 0, 0
     else:
         n, p, q = unravel(m, P, Q)
@@ -176,12 +175,17 @@ def conv_wgrad(
     stop = tl.minimum((split + 1) * rows, N * P * Q)
     for start in range(split * rows, stop, BK):
         m = start + tl.arange(0, BK)
-        n, p, q = unravel(m, P, Q)
-        h = p * STRIDE_H + h0
-        w = q * STRIDE_W + w0
-        # A padded pixel masks dy too: an inf there must not meet the zero that stands for the pixel.
-        m_row = (m < stop) & inside(h, w, H, W)
-        o_x = ((n * H + h) * W + w).to(tl.int64) * (GROUPS * C)
+        m_row = m < stop
+        if pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
+            pixel = m
+        else:
+            n, p, q = unravel(m, P, Q)
+            h = p * STRIDE_H + h0
+            w = q * STRIDE_W + w0
+            pixel = (n * H + h) * W + w
+            # A padded pixel masks dy too: an inf there must not meet the zero that stands for the pixel.
+            m_row = m_row & inside(h, w, H, W)
+        o_x = pixel.to(tl.int64) * (GROUPS * C)
         o_dy = m.to(tl.int64) * (GROUPS * K)
         dy = tl.load(p_dy + o_dy[None, :], mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
         x = tl.load(p_x + o_x[:, None], mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
