@@ -179,4 +179,10 @@ def mapped(x, out, N: tl.constexpr):
 
 
 def test_map_elementwise():
-    check(mapped, (1,), torch.randint(-3, 4, (N,)).float(), torch.zeros(2 * N), N)
+    """The interpreter cannot run it."""
+    x, out = torch.randint(-3, 4, (N,)).float(), torch.zeros(2, N)
+    mapped[(1,)](x, out, N)
+    y = x.flip(0)
+    odd_or_large = torch.where(y < 3, torch.where(y % 2 == 0, 4, 3), y)
+    torch.testing.assert_close(out[0], torch.where(x > y, 2 * x, odd_or_large), rtol=0, atol=0)
+    torch.testing.assert_close(out[1], x - y, rtol=0, atol=0)

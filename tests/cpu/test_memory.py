@@ -195,8 +195,8 @@ def tiles(x, out, M, N, BM: tl.constexpr, BN: tl.constexpr):
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "i32"])
 def test_descriptors(dtype):
-    x = torch.randint(0, 100, (19, 36)).to(DTYPES[dtype])
-    _, out = check(tiles, (3, 3), x, torch.zeros_like(x), 19, 36, 8, 16)
+    x = torch.randint(0, 100, (19, 40)).to(DTYPES[dtype])
+    _, out = check(tiles, (3, 3), x, torch.zeros_like(x), 19, 40, 8, 16)
     torch.testing.assert_close(out, 2 * x)
 
 
@@ -207,7 +207,7 @@ def host_tiles(source, target, BM: tl.constexpr, BN: tl.constexpr):
 
 
 def test_host_descriptors():
-    x, out = torch.randn(19, 36), torch.zeros(19, 36)
+    x, out = torch.randn(19, 40), torch.zeros(19, 40)
     descriptors = [TensorDescriptor.from_tensor(t, [8, 16]) for t in (x, out)]
     host_tiles[(3, 3)](*descriptors, 8, 16)
     torch.testing.assert_close(out, 2 * x)

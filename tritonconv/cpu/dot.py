@@ -327,8 +327,8 @@ def _varies(value: ir.Value, body: ir.Block) -> bool:
 
 
 class Operands:
-    """The two loads of an interchanged product. Masks on the reduction index alone become the inner loop's bound: what
-    they mask off is zero in one factor.
+    """The two loads of an interchanged product. Masks on the reduction index alone become the inner loop's bound, if both
+    factors have the same: zero times what is not finite would count.
 
     `any`: a condition (i1) without which the panel has no row to compute.
     """
@@ -341,20 +341,22 @@ class Operands:
     def end(self) -> str | None:
         """The inner loop's runtime bound, if masks give one."""
         e, product = self.e, self.product
-        limits = []
+        limits: list[set[Val]] = []
+        masks: set[ir.Value] = set()
         for value in (self.left, self.right):
             with product.low.code.probe(product.k) as kk:
                 place = (product.at_rows[0], index(kk)) if value is self.left else (index(kk), product.at_columns[0])
                 load, idx = _index_through(value, place)
                 if len(load.operands) < 2 or not _zero(load):
-                    continue
+                    return None
                 found = [(leaf, self._limit(leaf, at, kk)) for leaf, at in conjuncts(load.operands[1], idx)]
-            self.dropped |= {leaf for leaf, bound in found if bound is not None}
-            limits += [bound for _, bound in found if bound is not None]
-        if not limits:
+            masks |= {leaf for leaf, bound in found if bound is not None}
+            limits.append({bound for _, bound in found if bound is not None})
+        if not limits[0] or limits[0] != limits[1]:
             return None
+        self.dropped = masks
         end = const("i64", product.k)
-        for bound in limits:
+        for bound in limits[0]:
             end = e.apply("llvm.smin", end, e.cast(bound, "i64"))
         return e.scalar(end)[0]
 
@@ -385,7 +387,8 @@ class Operands:
         if len(load.operands) > 1:
             mask = conjunction(e, [(v, i) for v, i in conjuncts(load.operands[1], idx) if v not in self.dropped])
         other = e.at(load.operands[2], idx) if len(load.operands) > 2 else None
-        return e.load(e.pointer(e.at(load.operands[0], idx)), load.result.type.elem, mask, other, e.region)
+        p = e.pointer(e.at(load.operands[0], idx))
+        return e.load(p, load.result.type.elem, e.checked(load, p, mask), other, e.region)
 
 
 def _zero(load: ir.Op) -> bool:

@@ -102,7 +102,8 @@ def _through_shapes(value: Value):
 
 
 def _expands(op: Op) -> bool:
-    return op.name == "tt.broadcast" and op.result.type.numel > op.operands[0].type.numel
+    """Whether an element of the first operand may be asked for several times."""
+    return op.name == "tt.gather" or op.name == "tt.broadcast" and op.result.type.numel > op.operands[0].type.numel
 
 
 def _enclosing(op: Op, block: Block) -> Op:
