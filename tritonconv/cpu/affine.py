@@ -198,6 +198,14 @@ class Affine:
             ssa = self.code.pure(at, f"getelementptr i8, ptr {ssa}, i64 {p.off.const}")
         return ssa, at
 
+    def integer(self, v: Val) -> Val:
+        """A pointer's address as an i64."""
+        uniform = is_uniform(v)
+        ssa, depth = self.scalar(v) if uniform else self.vector(v)
+        width = 0 if uniform else self.width
+        text = f"ptrtoint {self.typed('ptr', width)} {ssa} to {self.typed('i64', width)}"
+        return self.wrap("i64", self.code.pure(depth, text), depth, width)
+
     def guarded(self, p: Ptr, mask: Uni, size: int) -> Ptr:
         """`p` where the mask holds, else a place in a block of zeros from which the same bytes can be read.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from triton._C.libtriton import ir as mlir
 from triton._C.libtriton import passes
 
 from . import jit
-from .ir import Type, parse_module
+from .checks import Check
+from .ir import parse_module
 from .lower import Lowered, lower
 from .target import Target, host
 
@@ -46,11 +47,11 @@ def simplify(module):
     return module
 
 
-def lower_module(module, target: Target, fuse: bool) -> Lowered:
+def lower_module(module, target: Target, options) -> Lowered:
     """An unknown module attribute makes MLIR print the generic form, which has one grammar for all operations."""
     module.set_attr("generic", mlir.builder(module.context).get_bool_attr(True))
     kernels = [f for f in parse_module(str(module)) if "public" in f.attrs.get("sym_visibility", "public")]
-    return lower(kernels[0], target, fuse)
+    return lower(kernels[0], target, options.enable_fp_fusion, options.debug)
 
 
 class Damaged(ValueError):
@@ -68,11 +69,12 @@ class Binary:
     image: bytes  # an object file
     scratch: int  # bytes per thread
     arguments: tuple[str, ...]  # element types of the runtime arguments, "ptr" for pointers
+    checks: tuple[Check, ...] = ()  # in debug mode
 
     def pack(self) -> bytes:
         """Magic, SHA-256 of the rest, a line of JSON, the object file."""
-        head = json.dumps({"name": self.name, "scratch": self.scratch, "arguments": self.arguments, "size": len(self.image)})
-        rest = head.encode() + b"\n" + self.image
+        head = {"name": self.name, "scratch": self.scratch, "arguments": self.arguments, "checks": [*map(asdict, self.checks)]}
+        rest = json.dumps(head).encode() + b"\n" + self.image
         return _MAGIC + hashlib.sha256(rest).digest() + rest
 
     @staticmethod
@@ -84,15 +86,13 @@ class Binary:
             raise Damaged("its checksum does not match")
         head, image = data[start:].split(b"\n", 1)
         fields = json.loads(head)
-        return Binary(fields["name"], image, fields["scratch"], tuple(fields["arguments"]))
+        checks = tuple(Check(**check) for check in fields["checks"])
+        return Binary(fields["name"], image, fields["scratch"], tuple(fields["arguments"]), checks)
 
 
-def assemble(name: str, llvm_ir: str, scratch: int, arguments, target: Target) -> Binary:
-    return Binary(name, jit.emit_object(llvm_ir, target), scratch, tuple(arguments))
-
-
-def slots(types: tuple[Type, ...]) -> tuple[str, ...]:
-    return tuple(t.elem for t in types)
+def assemble(lowered: Lowered, target: Target) -> Binary:
+    image = jit.emit_object(lowered.llvm, target)
+    return Binary(lowered.name, image, lowered.scratch, lowered.arguments, lowered.checks)
 
 
 def compile_source(source, backend, options) -> Binary:
@@ -101,5 +101,4 @@ def compile_source(source, backend, options) -> Binary:
     mlir.load_dialects(context)
     arguments = backend.get_codegen_implementation(options), backend.get_module_map(), context
     module = simplify(source.make_ir(backend.target, options, *arguments))
-    lowered = lower_module(module, host(), options.enable_fp_fusion)
-    return assemble(lowered.name, lowered.llvm, lowered.scratch, slots(lowered.arguments), host())
+    return assemble(lower_module(module, host(), options), host())

@@ -65,8 +65,8 @@ class Code:
         self.levels[self.depth if depth is None else depth].lines.append(f"  {ssa} = {expression}")
         return ssa
 
-    def do(self, instruction: str):
-        self.top.lines.append(f"  {instruction}")
+    def do(self, instruction: str, depth: int | None = None):
+        self.levels[self.depth if depth is None else depth].lines.append(f"  {instruction}")
 
     def intrinsic(self, name: str, result: str, arguments: tuple[str, ...]) -> str:
         """Declares a function once; returns its `@name`."""

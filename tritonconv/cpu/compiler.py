@@ -6,7 +6,7 @@ Triton wants exactly one concrete backend class in this module.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 from triton.backends import compiler as triton_compiler
@@ -89,13 +89,13 @@ class CPUBackend(triton_compiler.BaseBackend):
         machine = target.host()
 
         def llir(module, metadata: dict) -> str:
-            lowered = build.lower_module(module, machine, options.enable_fp_fusion)
-            metadata.update(name=lowered.name, shared=0, scratch=lowered.scratch, arguments=build.slots(lowered.arguments))
+            nonlocal lowered
+            lowered = build.lower_module(module, machine, options)
+            metadata.update(name=lowered.name, shared=0)
             return lowered.llvm
 
+        lowered = None
         stages["ttir"] = lambda module, metadata: build.simplify(module)
         stages["llir"] = llir
-        stages["obj"] = lambda text, metadata: build.assemble(
-            metadata["name"], text, metadata["scratch"], metadata["arguments"], machine
-        ).pack()
+        stages["obj"] = lambda text, metadata: build.assemble(replace(lowered, llvm=text), machine).pack()
 

@@ -97,6 +97,7 @@ class Elements(Affine):
         self.assume_depth = 0  # the level on which they are checked: they may not depend on a deeper one
         self.settled: set[ir.Value] = set()  # masks known to hold wherever they are asked for
         self.contract = "contract " if fuse else ""
+        self.checks = None  # in debug mode, what writes the bounds checks
 
     def at(self, value: ir.Value, idx: Index = ()) -> Val:
         key = (value, idx)
@@ -120,6 +121,10 @@ class Elements(Affine):
 
     def may_assume(self, *operands: Val) -> bool:
         return self.assumed is not None and max(v.depth for v in operands) <= self.assume_depth
+
+    def checked(self, op: ir.Op, pointer: Ptr, mask: Val) -> Val:
+        """The mask of an access to memory; in debug mode, less what is out of bounds."""
+        return mask if self.checks is None else self.checks.access(op, pointer, mask)
 
     def args(self, op: ir.Op, idx: Index) -> list[Val]:
         return [self.at(v, idx) for v in op.operands]
@@ -274,6 +279,13 @@ def _cat(e, op, idx):
     below = e.apply("llvm.smin", idx[0], const("index", n - 1))
     above = e.apply("llvm.smax", e.add(idx[0], const("index", n), -1), const("index", 0))
     return e.select(first, e.at(a, (below, *idx[1:])), e.at(b, (above, *idx[1:])))
+
+
+@pure("tt.gather")
+def _gather(e, op, idx):
+    source, where = op.operands
+    axis = op.int("axis")
+    return e.at(source, (*idx[:axis], e.cast(e.at(where, idx), "index"), *idx[axis + 1 :]))
 
 
 @pure("tt.make_range")
@@ -505,7 +517,7 @@ def _cmpi(e: Elements, op, idx):
 
 def compare(e: Elements, how: str, a: Val, b: Val) -> Val:
     if isinstance(a, Ptr) or isinstance(b, Ptr):
-        a, b = (e.wrap("i64", *_address_bits(e, v)) for v in (a, b))
+        a, b = e.integer(a), e.integer(b)
     if isinstance(a, Aff) and isinstance(b, Aff) and how[0] == "s":
         known = _known(e, how, e.add(a, b, -1)) if not a.terms and not b.terms else None
         if known is not None:
@@ -518,13 +530,6 @@ def compare(e: Elements, how: str, a: Val, b: Val) -> Val:
             e.assumed.append(e.binary(f"icmp {how} {{}}", *at, "i1").ssa)
             return TRUE
     return e.binary(f"icmp {how} {{}}", a, b, "i1")
-
-
-def _address_bits(e, v) -> tuple[str, int, int]:
-    ssa, depth = e.vector(v) if not is_uniform(v) else e.scalar(v)
-    width = 0 if is_uniform(v) else e.width
-    ty = ("<%d x ptr>" % width, "<%d x i64>" % width) if width else ("ptr", "i64")
-    return e.code.pure(depth, f"ptrtoint {ty[0]} {ssa} to {ty[1]}"), depth, width
 
 
 def _known(e: Elements, how: str, difference: Aff) -> bool | None:
@@ -568,7 +573,7 @@ def _addptr(e, op, idx):
 
 @pure("tt.ptr_to_int")
 def _ptr_to_int(e, op, idx):
-    return e.cast(e.wrap("i64", *_address_bits(e, e.at(op.operands[0], idx))), op.result.type.elem)
+    return e.cast(e.integer(e.at(op.operands[0], idx)), op.result.type.elem)
 
 
 @pure("tt.int_to_ptr")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from triton.compiler import ASTSource
 
-from . import build, cache
+from . import build, cache, debug
 from .compiler import CPUBackend, cpu_target
 from .runtime import Kernel
 
@@ -20,43 +22,55 @@ def _integer(value: int) -> str:
     return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
 
-def compile_kernel(kernel, signature: dict[str, str], constexprs: dict[str, object]) -> build.Binary:
+def _debugging() -> bool:
+    """Whether the library's launches are checked against their tensors' bounds: TRITONCONV_DEBUG=1, read once a problem."""
+    return os.environ.get("TRITONCONV_DEBUG", "0") not in ("", "0")
+
+
+def compile_kernel(kernel, signature: dict[str, str], constexprs: dict[str, object], checked: bool = False) -> build.Binary:
     """Machine code of `kernel` (a JITFunction) for this machine, from disk if it is there.
 
     `signature`: parameter → "*fp32", "i32", …, "constexpr".
     """
-    name = cache.key(kernel.cache_key, signature, sorted((k, repr(v)) for k, v in constexprs.items()))
+    name = cache.key(kernel.cache_key, signature, sorted((k, repr(v)) for k, v in constexprs.items()), checked)
     binary = cache.find(name)
     if binary is None:
         backend = CPUBackend(cpu_target())
-        binary = build.compile_source(ASTSource(kernel, signature, constexprs, {}), backend, backend.parse_options({}))
+        options = backend.parse_options({"debug": checked})
+        binary = build.compile_source(ASTSource(kernel, signature, constexprs, {}), backend, options)
         cache.keep(name, binary)
     return binary
 
 
-def kernel_for(kernel, tensors: tuple[torch.dtype | None, ...], sizes: tuple[int, ...], constexprs: dict) -> Kernel:
+def kernel_for(kernel, tensors: tuple[torch.dtype | None, ...], sizes: tuple[int, ...], constexprs: dict, checked=False) -> Kernel:
     """The compiled kernel for tensors of these dtypes (None where the kernel is given none), then sizes, then constexprs."""
     names = kernel.arg_names
     signature = dict(zip(names, ["constexpr" if t is None else _POINTER[t] for t in tensors] + [_integer(v) for v in sizes]))
     fixed = {n: None for n, t in zip(names, tensors) if t is None} | dict(constexprs)
     signature |= dict.fromkeys(constexprs, "constexpr")
-    key = (kernel, *signature.items(), *sorted((k, repr(v)) for k, v in fixed.items()))
+    key = (kernel, checked, *signature.items(), *sorted((k, repr(v)) for k, v in fixed.items()))
     found = _kernels.get(key)
     if found is None:
-        found = _kernels[key] = Kernel(compile_kernel(kernel, signature, fixed))
+        found = _kernels[key] = Kernel(compile_kernel(kernel, signature, fixed, checked))
     return found
 
 
 def bind(launch):
     """A function of the launch's tensors. The compiled kernel is looked up once per combination of dtypes."""
     by_dtype: dict[tuple, Kernel] = {}
-    grid, sizes = launch.grid, tuple(launch.sizes)
+    grid, sizes, checked = launch.grid, tuple(launch.sizes), _debugging()
 
-    def run(*tensors):
+    def kernel_of(tensors) -> Kernel:
         dtypes = tuple([None if t is None else t.dtype for t in tensors])
         kernel = by_dtype.get(dtypes)
         if kernel is None:
-            kernel = by_dtype[dtypes] = kernel_for(launch.kernel, dtypes, sizes, launch.constexprs)
-        kernel(grid, [t.data_ptr() for t in tensors if t is not None] + list(sizes))
+            kernel = by_dtype[dtypes] = kernel_for(launch.kernel, dtypes, sizes, launch.constexprs, checked)
+        return kernel
 
-    return run
+    def run(*tensors):
+        kernel_of(tensors)(grid, [t.data_ptr() for t in tensors if t is not None] + list(sizes))
+
+    def run_checked(*tensors):
+        debug.launch(kernel_of(tensors), grid, [t for t in tensors if t is not None] + list(sizes))
+
+    return run_checked if checked else run

@@ -97,7 +97,7 @@ class Op:
         return {"true": 1, "false": 0}.get(text) if text in ("true", "false") else int(text)
 
     def ints(self, key: str) -> list[int]:
-        return [int(x) for x in re.findall(r"-?\d+", self.attrs[key].split(":", 1)[1])]
+        return [int(x) for x in re.findall(r"-?\d+", self.attrs[key].partition(":")[2])]
 
 
 _TOKEN = re.compile(r'//[^\n]*|"(?:[^"\\]|\\.)*"|%[\w.$-]+(?:#\d+)?|\^\w+|->|<\{|\}>|#loc\w*|[()\[\]{}=,:]|[^\s()\[\]{}=,:"%^<>]+|[<>]')

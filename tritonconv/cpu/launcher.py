@@ -8,9 +8,10 @@ import warnings
 import torch
 from triton.backends import driver as triton_driver
 
+from . import debug
 from .build import Binary, Damaged, compile_source
 from .compiler import CPUBackend, cpu_target
-from .runtime import Kernel
+from .runtime import Kernel, address_of
 
 
 class Utils:
@@ -34,7 +35,7 @@ class Launcher:
     """Called by Triton's JIT for every launch, with the kernel's arguments, constexprs included."""
 
     def __init__(self, src, metadata):
-        self.source = src
+        self.source, self.debug = src, metadata.debug
         self.kernel = None
         self.kinds = tuple(src.signature.values())
 
@@ -43,10 +44,12 @@ class Launcher:
             self.kernel = Kernel(self._binary(image))
         if enter is not None:
             enter(launch_metadata)
-        self.kernel((x, y, z), list(_runtime(self.kinds, args)))
+        if self.debug:
+            debug.launch(self.kernel, (x, y, z), list(_runtime(self.kinds, args, lambda argument: argument)))
+        else:
+            self.kernel((x, y, z), list(_runtime(self.kinds, args, address_of)))
         if leave is not None:
             leave(launch_metadata)
-
 
     def _binary(self, image: bytes) -> Binary:
         try:
@@ -57,31 +60,23 @@ class Launcher:
             return compile_source(self.source, backend, backend.parse_options({}))
 
 
-def _runtime(kinds, args):
-    """The addresses and numbers that the machine code takes, of arguments of these kinds ("*fp32", "i32", "constexpr" …)."""
+def _runtime(kinds, args, pointer):
+    """What the machine code takes, of arguments of these kinds ("*fp32", "i32", "constexpr" …): pointer(argument) or a number."""
     for kind, arg in zip(kinds, args, strict=True):
         if kind == "constexpr":
             continue
         if isinstance(kind, tuple):
-            yield from _runtime(kind, arg)
+            yield from _runtime(kind, arg, pointer)
         elif kind[0] == "*":
-            yield _address(arg)
+            yield pointer(arg)
         elif kind.startswith("tensordesc"):  # travels as its parts
             base, *rest = triton_driver.decompose_descriptor(arg)
-            yield _address(base)
+            yield pointer(base)
             yield from rest
         elif kind == "u64" and arg >> 63:
             yield arg - (1 << 64)
         else:
             yield arg
-
-
-def _address(pointer) -> int:
-    """A tensor's address; a number is one already, and None a null pointer."""
-    device = getattr(pointer, "device", None)
-    if device is not None and device.type != "cpu":
-        raise ValueError(f"the CPU target was given a tensor on {device}")
-    return pointer.data_ptr() if hasattr(pointer, "data_ptr") else pointer or 0
 
 
 class _Event:

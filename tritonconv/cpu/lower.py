@@ -14,8 +14,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from . import control, dot, ir, reduce
+from . import control, dot, ir, lanewise, reduce
 from .code import Code, Level
+from .checks import Check, Checks
 from .elements import PURE, Buffer, Elements, Fixed, Index, Moving, mask_at
 from .errors import UnsupportedOp
 from .plan import SHAPE, Plan
@@ -38,18 +39,21 @@ class Lowered:
     name: str
     llvm: str
     scratch: int  # bytes per thread
-    arguments: tuple[ir.Type, ...]
+    arguments: tuple[str, ...]  # element types, "ptr" for pointers
+    checks: tuple[Check, ...]  # in debug mode
 
 
-def lower(function: ir.Op, target: Target, fuse: bool = True) -> Lowered:
-    return Lowering(function, target, fuse).run()
+def lower(function: ir.Op, target: Target, fuse: bool = True, debug: bool = False) -> Lowered:
+    return Lowering(function, target, fuse, debug).run()
 
 
 class Lowering:
-    def __init__(self, function: ir.Op, target: Target, fuse: bool):
+    def __init__(self, function: ir.Op, target: Target, fuse: bool, debug: bool):
         self.function, self.target = function, target
         self.code = Code()
         self.elements = Elements(self.code, fuse)
+        if debug:
+            self.elements.checks = Checks(function, self.elements)
         self.plan = Plan(function)
         self.used = self.high_water = 0  # scratch bytes
         self.deferred: dict[ir.Op, Callable[[], None]] = {}  # stores that finish a product in its registers
@@ -60,34 +64,37 @@ class Lowering:
     def run(self) -> Lowered:
         name = self.function.attrs["sym_name"].strip('"')
         code, entry, e = self.code, self.function.body, self.elements
-        for slot, value in enumerate([*entry.args, "x", "y", "z"]):
-            elem = value.type.elem if isinstance(value, ir.Value) else "i32"
-            at = code.pure(0, f"getelementptr i8, ptr %arguments, i64 {8 * slot}")
-            raw = code.op(f"load {MEM[elem]}, ptr {at}, align 8")
-            if isinstance(value, ir.Value):
-                e.bound[value] = Fixed(e.from_memory(elem, raw, 0, 0))
-            else:
-                setattr(self, "grid_" + value, raw)
+        for slot, value in enumerate(entry.args):
+            e.bound[value] = Fixed(e.from_memory(value.type.elem, self.argument(slot, value.type.elem), 0, 0))
+        arguments = [*(v.type for v in entry.args), *(e.checks.arguments if e.checks else ())]
+        self.grid = [self.argument(len(arguments) + axis, "i32") for axis in range(3)]
         with code.while_loop("i64", "%first", "%last", "1") as loop:
             pid = code.pure(1, f"trunc i64 {loop.ssa} to i32")
-            yz = code.pure(1, f"udiv i32 {pid}, {self.grid_x}")
+            yz = code.pure(1, f"udiv i32 {pid}, {self.grid[0]}")
             self.program = (
-                code.pure(1, f"urem i32 {pid}, {self.grid_x}"),
-                code.pure(1, f"urem i32 {yz}, {self.grid_y}"),
-                code.pure(1, f"udiv i32 {yz}, {self.grid_y}"),
+                code.pure(1, f"urem i32 {pid}, {self.grid[0]}"),
+                code.pure(1, f"urem i32 {yz}, {self.grid[1]}"),
+                code.pure(1, f"udiv i32 {yz}, {self.grid[1]}"),
             )
+            if e.checks:
+                e.checks.program = loop.ssa
             self.end = code.name("end")
             e.region = 1
             control.place_blocks(self, self.function.regions[0])
             code.start(self.end)
         code.do("ret void")
         text = [f"target triple = \"{self.target.triple}\"", *code.globals.values()]
-        text.append(f"define void @{name}(ptr noalias nocapture readonly %arguments, ptr noalias %scratch, i64 %first, i64 %last) #0 {{")
+        text.append(f"define void @{name}(ptr noalias nocapture %arguments, ptr noalias %scratch, i64 %first, i64 %last) #0 {{")
         text += ["entry:", *code.levels[0].lines, "}", *code.declared.values()]
         width = self.target.vector_bytes * 8
         text.append(f'attributes #0 = {{ nounwind "target-cpu"="{self.target.cpu}" "target-features"="{self.target.features}" "prefer-vector-width"="{width}" "no-trapping-math"="true" }}')
         scratch = (self.high_water + 4095) // 4096 * 4096
-        return Lowered(name, "\n".join(text) + "\n", scratch, tuple(v.type for v in entry.args))
+        made = tuple(e.checks.made) if e.checks else ()
+        return Lowered(name, "\n".join(text) + "\n", scratch, tuple(t.elem for t in arguments), made)
+
+    def argument(self, slot: int, elem: str) -> str:
+        at = self.code.pure(0, f"getelementptr i8, ptr %arguments, i64 {8 * slot}")
+        return self.code.op(f"load {MEM[elem]}, ptr {at}, align 8")
 
     def block(self, block: ir.Block):
         for op in block.ops:
@@ -225,7 +232,7 @@ def _program_id(low: Lowering, op):
 
 @statement("tt.get_num_programs")
 def _num_programs(low: Lowering, op):
-    low.elements.bound[op.result] = Fixed(Aff("i32", ((0, getattr(low, "grid_" + "xyz"[op.int("axis")])),), (), 0, 0))
+    low.elements.bound[op.result] = Fixed(Aff("i32", ((0, low.grid[op.int("axis")]),), (), 0, 0))
 
 
 def _load_rule(e: Elements, op, idx):
@@ -233,7 +240,7 @@ def _load_rule(e: Elements, op, idx):
     p = e.pointer(e.at(op.operands[0], idx))
     mask = mask_at(e, op.operands[1], idx) if len(op.operands) > 1 else TRUE
     other = e.at(op.operands[2], idx) if len(op.operands) > 2 else None
-    return e.load(p, op.result.type.elem, mask, other, e.region)
+    return e.load(p, op.result.type.elem, e.checked(op, p, mask), other, e.region)
 
 
 PURE["tt.load"] = _load_rule
@@ -250,7 +257,17 @@ def _load(low: Lowering, op):
 
 def write_store(e: Elements, op: ir.Op, idx: Index):
     mask = mask_at(e, op.operands[2], idx) if len(op.operands) > 2 else TRUE
-    e.store(e.pointer(e.at(op.operands[0], idx)), e.at(op.operands[1], idx), mask)
+    p = e.pointer(e.at(op.operands[0], idx))
+    e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask))
+
+
+@statement("tt.split")
+def _split(low: Lowering, op):
+    """The halves of the last dimension are views of one buffer."""
+    whole = low.buffer(op.operands[0])
+    for i, result in enumerate(op.results):
+        start = whole.pointer(low.elements, (*[const("index", 0)] * len(whole.shape[:-1]), const("index", i)))
+        low.elements.bound[result] = Buffer(start, whole.elem, whole.shape[:-1], whole.strides[:-1])
 
 
 @statement("tt.store")
@@ -277,6 +294,7 @@ def _atomic(low: Lowering, op):
         mask = TRUE
         if op.name.endswith("rmw") and len(op.operands) > 2:
             mask = e.at(op.operands[2], idx)
+        mask = e.checked(op, p, mask)
         address = e.address(p)[0]
         with code.arm("on") as on:
             if op.name.endswith("cas"):
@@ -314,6 +332,13 @@ def _atomic(low: Lowering, op):
 # ---- control flow -----------------------------------------------------------------------------------------------------
 
 
+@statement("tt.assert")
+def _assert(low: Lowering, op):
+    """Triton's front end leaves assertions out unless it compiles in debug mode."""
+    condition = op.operands[0]
+    low.nest(condition.type.shape or (), lambda idx: low.elements.checks.assertion(op, low.elements.at(condition, idx)), "i1")
+
+
 @statement("ttg.barrier", "gpu.barrier", "llvm.intr.assume", "ttg.async_wait", "tt.debug_barrier")
 def _nothing(low: Lowering, op):
     """One thread runs a program in order: there is nothing to wait for."""
@@ -349,7 +374,7 @@ def _if(low: Lowering, op):
         position += 1
 
 
-@statement("scf.yield", "tt.reduce.return", "tt.scan.return", "scf.condition")
+@statement("scf.yield", "tt.reduce.return", "tt.scan.return", "tt.map_elementwise.return", "scf.condition")
 def _terminator(low: Lowering, op):
     """Read by the operation whose body it ends."""
 
@@ -497,6 +522,9 @@ def _for(low: Lowering, op):
     low.used = held if op.results else used
 
 
+statement("tt.histogram")(lanewise.lower_histogram)
+statement("tt.map_elementwise")(lanewise.lower_map)
+statement("tt.print")(lanewise.lower_print)
 statement("scf.while")(control.lower_while)
 statement("cf.br", "cf.cond_br")(control.lower_jump)
 statement("tt.return")(control.lower_return)

@@ -20,7 +20,7 @@ from .jit import emit_object, loader
 from .target import host
 
 _HEADER = "PqqqqPq"  # kernel, programs, chunk, next program, threads started, scratch, scratch bytes per thread
-_HEADER_SIZE = struct.calcsize(_HEADER)
+HEADER_SIZE = struct.calcsize(_HEADER)
 _SLOT = {"ptr": "P", "i1": "?7x", "i8": "b7x", "i16": "h6x", "i32": "i4x", "i64": "q", "f32": "f4x", "f64": "d",
          "f16": "e6x"}  # fmt: skip
 _PAGE = 4096
@@ -94,7 +94,7 @@ class _Pool:
     def __init__(self):
         parallel, in_parallel = _openmp()
         self.parallel = bool(parallel)
-        text = _RUNTIME.format(triple=host().triple, header=_HEADER_SIZE, parallel=parallel, in_parallel=in_parallel)
+        text = _RUNTIME.format(triple=host().triple, header=HEADER_SIZE, parallel=parallel, in_parallel=in_parallel)
         address, self._handle = loader.load(emit_object(text), "launch")
         self.launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int)(address)
 
@@ -126,6 +126,14 @@ def _scratch(size: int) -> int:
     return _local.address
 
 
+def address_of(pointer) -> int:
+    """The address in a pointer argument: of a tensor, or a number that is one already; None is a null pointer."""
+    device = getattr(pointer, "device", None)
+    if device is not None and device.type != "cpu":
+        raise ValueError(f"the CPU target was given a tensor on {device}")
+    return pointer.data_ptr() if hasattr(pointer, "data_ptr") else pointer or 0
+
+
 class Kernel:
     """Loaded machine code. Calling it runs the grid: `kernel(grid, values)`, values being addresses and numbers."""
 
@@ -140,14 +148,16 @@ class Kernel:
         self._launch, self._threaded = pool.launch, pool.parallel
         self._scratch = binary.scratch
 
-    def __call__(self, grid: tuple[int, int, int], values):
+    def __call__(self, grid: tuple[int, int, int], values) -> bytes | None:
+        """Returns the job, as the kernel left it; None for an empty grid."""
         x, y, z = grid
         programs = x * y * z
         if programs <= 0:
-            return
+            return None
         threads = min(torch.get_num_threads(), programs) if self._threaded and not _forked else 1
         chunk = max(1, programs // (threads * 16)) if threads > 1 else programs
         stride = self._scratch
         room = _scratch(threads * stride) if stride else 0
         job = self.pack(self.address, programs, chunk, 0, 0, room, stride, *values, x, y, z)
         self._launch(job, threads)
+        return job
