@@ -62,6 +62,9 @@ def intercepted(module: nn.Module) -> bool:
 
 def conv2d(conv: nn.Conv2d, input: Tensor, activation: str | None = None) -> Tensor:
     """`activation(conv(input))` as one kernel. input: (N, C, H, W) or (C, H, W)."""
+    if conv.padding_mode != "zeros":  # set after patching, as is done to make images that tile
+        output = nn.Conv2d.forward(conv, input)
+        return output if activation is None else ACTIVATIONS[activation](output)
     return functional.conv2d(
         input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, activation=activation
     )
@@ -85,3 +88,7 @@ def conv2d_activation(conv: nn.Conv2d, module: nn.Module | None, activation: str
     if intercepted(conv) or (module is not None and intercepted(module)):
         return (module or ACTIVATIONS[activation])(conv(input))
     return conv2d(conv, input, activation)
+
+
+# The modules that `patch` swaps wherever they are, and what they then run.
+LEAVES = {nn.Conv2d: conv2d, nn.MaxPool2d: max_pool2d}

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .blocks import ConvBlock, PoolBlock, intercepted
+from .blocks import LEAVES, ConvBlock, PoolBlock, intercepted
 from .reporting import Site, Status
 from .trace import CannotTrace, Trace, traces
 
 EXCLUDED = "excluded"  # the reason of sites that the user excluded
-LEAVES = (nn.Conv2d, nn.MaxPool2d)
 
 # How a graph calls them: functions, and methods by their name.
 RELU_CALLS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
@@ -56,7 +55,7 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
     refusals = {
         module: _refusal(module) or ("" if accept(fqn, module) else EXCLUDED)
         for fqn, module in model.named_modules()
-        if isinstance(module, LEAVES)
+        if isinstance(module, tuple(LEAVES))
     }
     leaves = [module for module, refusal in refusals.items() if not refusal]
     place = {fqn: place for place, (fqn, _) in enumerate(model.named_modules(remove_duplicate=False))}

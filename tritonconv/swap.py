@@ -15,14 +15,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from . import blocks
+from .blocks import LEAVES
 from .reporting import Report
 
 _PLAN = "_tritonconv"
 _MISSING = object()
-
-# What the swapped leaves run. All other classes run a rewritten forward, or their own.
-_LEAF_FORWARDS = {nn.Conv2d: blocks.conv2d, nn.MaxPool2d: blocks.max_pool2d}
 
 # A subclass holds its original class, so it must not be held here, or neither could ever be freed.
 _subclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
@@ -112,17 +109,19 @@ def plan_of(module: nn.Module) -> Plan | None:
 
 
 def _subclass(original: type[nn.Module]) -> type[nn.Module]:
-    if original not in _subclasses:
-        forward = _leaf_forward(original) if original in _LEAF_FORWARDS else _planned_forward(original)
-        name = f"Patched{original.__name__}"
+    subclass = _subclasses.get(original)
+    if subclass is None:
+        forward = _leaf_forward(original) if original in LEAVES else _planned_forward(original)
         # The original's __module__, because torch.fx takes what lives in torch.nn for a leaf.
         namespace = {"forward": forward, "_original": original, "__module__": original.__module__}
-        _subclasses[original] = types.new_class(name, (Patched, original), exec_body=lambda ns: ns.update(namespace))
-    return _subclasses[original]
+        bases = (Patched, original)
+        subclass = types.new_class(f"Patched{original.__name__}", bases, exec_body=lambda ns: ns.update(namespace))
+        _subclasses[original] = subclass
+    return subclass
 
 
 def _leaf_forward(original: type[nn.Module]) -> Callable:
-    leaf = _LEAF_FORWARDS[original]
+    leaf = LEAVES[original]
 
     @functools.wraps(original.forward)
     def forward(self, input):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from patching import SIZE, assert_as_before, statuses, vgg_like
+from networks import SIZE, assert_as_before, statuses, vgg_like
 from torch import nn
 
 import tritonconv

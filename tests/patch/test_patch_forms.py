@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from patching import SIZE, Calls, assert_as_before, statuses
+from networks import SIZE, Calls, assert_as_before, statuses
 from torch import nn
 
 import tritonconv
