@@ -251,9 +251,11 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish):
         if not alive.rows:
             return tile(Operands(product))
         with code.arm("whole") as whole:
+            region, e.region = e.region, whole.depth  # nothing whose mask is settled is read before the branch
             e.settled |= alive.leaves
             tile(Operands(product))
             e.settled -= alive.leaves
+            e.region = region
         with code.arm("ragged") as ragged:
             tile(Operands(product, any=alive.some()))
         code.branch(alive.all(), whole, ragged)
