@@ -160,7 +160,7 @@ def test_a_parametrization_after_patching_takes_effect_and_survives_unpatching()
     assert type(model[0]) is nn.Conv2d
 
 
-@pytest.mark.filterwarnings("ignore:patch: none of the 1 sites")
+@pytest.mark.filterwarnings("ignore:patch. none of the 1 sites")
 @pytest.mark.parametrize(
     "change",
     [
