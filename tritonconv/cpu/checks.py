@@ -56,8 +56,8 @@ class Checks:
     def _word(self, address: str) -> Aff:
         return Aff("i64", ((0, self.e.code.op(f"load i64, ptr {address}, align 8", 0)),), (), 0, 0)
 
-    def access(self, op: ir.Op, pointer: Ptr, mask: Val) -> Val:
-        """`mask`, less what would reach outside of the pointer's memory."""
+    def access(self, op: ir.Op, pointer: Ptr, mask: Val, depth: int) -> Val:
+        """`mask`, less what would reach outside of the pointer's memory. The check is written no further out than `depth`."""
         argument = self.provenance.argument(op.operands[0])
         if argument is None:
             return mask
@@ -67,19 +67,20 @@ class Checks:
         ends = e.apply("llvm.usub.sat", room, const("i64", size - 1))  # where an access can begin
         inside = e.binary("icmp ult {}", offset, ends, "i1")
         what = op.name.removeprefix("tt.").split("_")[0]
-        self._report(Check(what, argument.name[1:], self.pointers.index(argument), size, op.loc), mask, inside, offset)
+        check = Check(what, argument.name[1:], self.pointers.index(argument), size, op.loc)
+        self._report(check, mask, inside, offset, depth)
         return inside if mask == TRUE else e.binary("and {}", mask, inside)
 
     def assertion(self, op: ir.Op, condition: Val):
         message = op.attrs["message"].strip('"')
-        self._report(Check("assert", message, 0, 0, op.loc), TRUE, condition, const("i64", 0))
+        self._report(Check("assert", message, 0, 0, op.loc), TRUE, condition, const("i64", 0), self.e.code.depth)
 
-    def _report(self, check: Check, mask: Val, good: Val, offset: Val):
+    def _report(self, check: Check, mask: Val, good: Val, offset: Val, depth: int):
         """Records the lowest offset of the lanes that are on and not good."""
         e, code = self.e, self.e.code
         bad = e.binary("and {}", mask, e.binary("xor {}", good, TRUE))
         worst = e.select(bad, offset, const("i64", _NOTHING))
-        depth = max(worst.depth, e.region)
+        depth = max(worst.depth, depth)
         if isinstance(worst, Vec):
             depth = max(depth, e.floor)
             name, ty = f"llvm.vector.reduce.smin.v{worst.width}i64", f"<{worst.width} x i64>"

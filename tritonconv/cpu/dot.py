@@ -388,9 +388,7 @@ class Operands:
         mask: Val = TRUE
         if len(load.operands) > 1:
             mask = conjunction(e, [(v, i) for v, i in conjuncts(load.operands[1], idx) if v not in self.dropped])
-        other = e.at(load.operands[2], idx) if len(load.operands) > 2 else None
-        p = e.pointer(e.at(load.operands[0], idx))
-        return e.load(p, load.result.type.elem, e.checked(load, p, mask), other, e.region)
+        return e.read(load, idx, mask)
 
 
 def _zero(load: ir.Op) -> bool:

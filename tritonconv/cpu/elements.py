@@ -122,9 +122,16 @@ class Elements(Affine):
     def may_assume(self, *operands: Val) -> bool:
         return self.assumed is not None and max(v.depth for v in operands) <= self.assume_depth
 
-    def checked(self, op: ir.Op, pointer: Ptr, mask: Val) -> Val:
-        """The mask of an access to memory; in debug mode, less what is out of bounds."""
-        return mask if self.checks is None else self.checks.access(op, pointer, mask)
+    def checked(self, op: ir.Op, pointer: Ptr, mask: Val, depth: int) -> Val:
+        """The mask of an access on the level `depth` or a deeper one; in debug mode, less what is out of bounds."""
+        return mask if self.checks is None else self.checks.access(op, pointer, mask, depth)
+
+    def read(self, op: ir.Op, idx: Index, mask: Val) -> Val:
+        """What the load `op` gives at `idx`. A mask may rest on an assumption, so nothing masked is read before it is checked."""
+        p = self.pointer(self.at(op.operands[0], idx))
+        other = self.at(op.operands[2], idx) if len(op.operands) > 2 else None
+        depth = max(self.region, self.floor) if len(op.operands) > 1 else self.region
+        return self.load(p, op.result.type.elem, self.checked(op, p, mask, depth), other, depth)
 
     def args(self, op: ir.Op, idx: Index) -> list[Val]:
         return [self.at(v, idx) for v in op.operands]

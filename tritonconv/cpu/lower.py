@@ -237,10 +237,7 @@ def _num_programs(low: Lowering, op):
 
 def _load_rule(e: Elements, op, idx):
     """A load inside the nest that uses it, or of a scalar."""
-    p = e.pointer(e.at(op.operands[0], idx))
-    mask = mask_at(e, op.operands[1], idx) if len(op.operands) > 1 else TRUE
-    other = e.at(op.operands[2], idx) if len(op.operands) > 2 else None
-    return e.load(p, op.result.type.elem, e.checked(op, p, mask), other, e.region)
+    return e.read(op, idx, mask_at(e, op.operands[1], idx) if len(op.operands) > 1 else TRUE)
 
 
 PURE["tt.load"] = _load_rule
@@ -258,7 +255,7 @@ def _load(low: Lowering, op):
 def write_store(e: Elements, op: ir.Op, idx: Index):
     mask = mask_at(e, op.operands[2], idx) if len(op.operands) > 2 else TRUE
     p = e.pointer(e.at(op.operands[0], idx))
-    e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask))
+    e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask, e.code.depth))
 
 
 @statement("tt.split")
@@ -294,7 +291,7 @@ def _atomic(low: Lowering, op):
         mask = TRUE
         if op.name.endswith("rmw") and len(op.operands) > 2:
             mask = e.at(op.operands[2], idx)
-        mask = e.checked(op, p, mask)
+        mask = e.checked(op, p, mask, code.depth)
         address = e.address(p)[0]
         with code.arm("on") as on:
             if op.name.endswith("cas"):
