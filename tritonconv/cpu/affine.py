@@ -16,6 +16,8 @@ class Affine:
         self.width = 1  # lanes of a Vec in the loop nest being written
         self.floor = 0  # vectors are read no further out than this level: their addresses may rest on an assumption
         self.spent = 0  # accesses written that are not plain vector moves
+        self.assumed: list[str] | None = None  # conditions (i1) under which the code being written is right, if it may assume
+        self.assume_depth = 0  # the level on which they are checked: they may not depend on a deeper one
 
     # ---- into registers -------------------------------------------------------------------------------------------
 
@@ -42,6 +44,8 @@ class Affine:
         ssa = iv.ssa
         if ty != _I64:
             ssa = self.code.pure(iv.depth, f"trunc i64 {ssa} to {ty}")
+        bits = int(ty[1:])
+        coef = (coef + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1))
         return ssa if coef == 1 else self.code.pure(iv.depth, f"mul {ty} {ssa}, {coef}")
 
     def vector(self, v: Val, width: int | None = None) -> tuple[str, int]:
@@ -152,26 +156,64 @@ class Affine:
         return total
 
     def cast(self, v: Val, elem: str, signed: bool = True) -> Val:
-        """Integer to integer. Sign extension distributes over an affine sum: index arithmetic does not wrap."""
+        """Integer to integer, exactly."""
         if v.elem == elem:
             return v
         old, new = WIDTH[v.elem], WIDTH[elem]
-        how = "trunc" if new < old else "sext" if signed else "zext"
         if isinstance(v, Aff):
             if v.is_const:
                 return const(elem, v.const if signed or new < old else v.const & ((1 << old) - 1))
-            if old == new:
-                return v._replace(elem=elem)
-            if how != "zext":
-                src, dst = REG[v.elem], REG[elem]
-                terms = tuple((d, self.code.pure(d, f"{how} {src} {s} to {dst}")) for d, s in v.terms)
-                return Aff(elem, terms, v.ivs, const(elem, v.const).const, v.step)
+            if new <= old or (self.fits(v) and (signed or self.bounds(v)[0] >= 0)):
+                return self.distribute(v, elem)
+            if v.step and self.may_assume(v):
+                self.assume_unbroken(v, signed)
+                return self.cast(v._replace(step=0), elem, signed)._replace(step=v.step)
         ssa, depth = self.scalar(v) if is_uniform(v) else self.vector(v)
         width = 0 if is_uniform(v) else self.width
         if old == new:
             return self.wrap(elem, ssa, depth, width)
+        how = "trunc" if new < old else "sext" if signed else "zext"
         text = f"{how} {self.typed(v.elem, width)} {ssa} to {self.typed(elem, width)}"
         return self.wrap(elem, self.code.pure(depth, text), depth, width)
+
+    def distribute(self, v: Aff, elem: str) -> Aff:
+        """The sum of its parts, each truncated or sign-extended: right if the sum does not wrap, or is truncated."""
+        src, dst = REG[v.elem], REG[elem]
+        if src == dst:
+            return v._replace(elem=elem)
+        how = "trunc" if WIDTH[elem] < WIDTH[v.elem] else "sext"
+        terms = tuple((d, self.code.pure(d, f"{how} {src} {s} to {dst}")) for d, s in v.terms)
+        return Aff(elem, terms, v.ivs, const(elem, v.const).const, v.step)
+
+    # ---- what is known of an affine value, and what may be assumed ------------------------------------------------
+
+    def bounds(self, v: Aff) -> tuple[int, int]:
+        """Least and greatest value of the loop variables' and lanes' part, had the integers no end."""
+        spans = [(iv.extent - 1) * c for iv, c in v.ivs] + [(self.width - 1) * v.step]
+        return v.const + sum(min(0, s) for s in spans), v.const + sum(max(0, s) for s in spans)
+
+    def fits(self, v: Aff) -> bool:
+        """Whether the sum is seen not to wrap (as a signed integer)."""
+        low, high = self.bounds(v)
+        end = 1 << (WIDTH[v.elem] - 1)
+        return not v.terms and -end <= low and high < end
+
+    def may_assume(self, *operands: Val) -> bool:
+        """Whether something of these values can be checked where the nest's code is chosen (`Lowering.speculate`)."""
+        if self.assumed is None or max(v.depth for v in operands) > self.assume_depth:
+            return False
+        return all(abs(v.step) * self.width < 1 << (WIDTH[v.elem] - 2) for v in operands if isinstance(v, Aff))
+
+    def assume_unbroken(self, v: Aff, signed: bool = True):
+        """Assumes that the lanes of `v` do not run over the end of the integers."""
+        reach, bits = (self.width - 1) * v.step, WIDTH[v.elem]
+        if not reach or (signed and self.fits(v)):
+            return
+        low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+        how, limit = ("le", high - reach) if reach > 0 else ("ge", low - reach)
+        first, depth = self.scalar(v._replace(step=0))
+        text = f"icmp {'s' if signed else 'u'}{how} {REG[v.elem]} {first}, {const(v.elem, limit).const}"
+        self.assumed.append(self.code.pure(depth, text))
 
     # ---- pointers -------------------------------------------------------------------------------------------------
 
@@ -185,7 +227,9 @@ class Affine:
         return Ptr(v.ssa, v.depth, const("i64", 0))
 
     def advance(self, p: Ptr, by: Val, size: int) -> Ptr:
-        return p._replace(off=self.add(p.off, self.mul(self.cast(by, "i64"), const("i64", size))))
+        """`by` elements on. A sum of integers that leads to memory is taken not to wrap."""
+        by = self.distribute(by, "i64") if isinstance(by, Aff) else self.cast(by, "i64")
+        return p._replace(off=self.add(p.off, self.mul(by, const("i64", size))))
 
     def address(self, p: Ptr, depth: int | None = None, base: tuple[str, int] | None = None) -> tuple[str, int]:
         """(SSA name, level) of the address of lane 0: outer parts added first, the constant last."""

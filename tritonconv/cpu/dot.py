@@ -94,12 +94,12 @@ class Product:
                 out.append(self._step(acc[i * self.vectors + j], x, y))
         return out
 
-    def inner(self, first: list[tuple[str, str]], a, b, end: str | None = None) -> list[str]:
+    def inner(self, first: list[tuple[str, str]], a, b, end: str | None = None, unroll: int = UNROLL) -> list[str]:
         """The innermost loop: kk from 0 to k, or to `end` (i64) where masks end it early."""
         code, e = self.low.code, self.e
         outer, e.region = e.region, code.depth + 1
         if end is None:
-            unroll = next(u for u in (UNROLL, 2, 1) if self.k % u == 0)
+            unroll = next(u for u in (unroll, 2, 1) if self.k % u == 0)
             with code.loop(self.k, unroll, first) as loop:
                 acc = loop.phi
                 for u in range(unroll):
@@ -239,7 +239,8 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish):
             count = len(first)
             state.bind(loop.ssa, loop.phi[count:], loop.depth, state.arguments())
             phis = [(t, phi) for (t, _), phi in zip(first, loop.phi, strict=False)]
-            result = product.inner(phis, operands.a, operands.b, operands.end())
+            unroll = UNROLL if operands.any is None else 1  # few panels are ragged
+            result = product.inner(phis, operands.a, operands.b, operands.end(), unroll)
             loop.next = [*result, *state.advance(loop.phi[count:], loop.depth)]
         return loop.result[:count]
 
@@ -339,6 +340,7 @@ class Operands:
         self.product, self.e, self.any = product, product.e, any
         self.left, self.right = product.op.operands[:2]
         self.dropped: set = set()
+        self.masks: dict[tuple, Val] = {}  # of a row, the same for every kk
 
     def end(self) -> str | None:
         """The inner loop's runtime bound, if masks give one."""
@@ -387,7 +389,10 @@ class Operands:
         load, idx = _index_through(value, idx)
         mask: Val = TRUE
         if len(load.operands) > 1:
-            mask = conjunction(e, [(v, i) for v, i in conjuncts(load.operands[1], idx) if v not in self.dropped])
+            leaves = tuple((v, i) for v, i in conjuncts(load.operands[1], idx) if v not in self.dropped)
+            mask = self.masks.get(leaves)
+            if mask is None:
+                mask = self.masks[leaves] = conjunction(e, leaves)
         return e.read(load, idx, mask)
 
 

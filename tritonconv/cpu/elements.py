@@ -6,7 +6,7 @@ whichever loop nest needs them. `idx` holds one integer (constant, loop variable
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import ir, mathlib
@@ -93,8 +93,6 @@ class Elements(Affine):
         super().__init__(code)
         self.bound: dict[ir.Value, Fixed | Buffer | Moving] = {}
         self.region = 0  # memory is read no further out than this level
-        self.assumed: list[str] | None = None  # conditions (i1) under which the code being written is right, if it may assume
-        self.assume_depth = 0  # the level on which they are checked: they may not depend on a deeper one
         self.settled: set[ir.Value] = set()  # masks known to hold wherever they are asked for
         self.contract = "contract " if fuse else ""
         self.checks = None  # in debug mode, what writes the bounds checks
@@ -118,9 +116,6 @@ class Elements(Affine):
                 result = self.wrap(result.elem, *self.scalar(result), 0)  # scalars wrap exactly as written
         self.code.top.memo[key] = result
         return result
-
-    def may_assume(self, *operands: Val) -> bool:
-        return self.assumed is not None and max(v.depth for v in operands) <= self.assume_depth
 
     def checked(self, op: ir.Op, pointer: Ptr, mask: Val, depth: int) -> Val:
         """The mask of an access on the level `depth` or a deeper one; in debug mode, less what is out of bounds."""
@@ -371,7 +366,7 @@ def mask_at(e: Elements, mask: ir.Value, idx: Index) -> Val:
     return conjunction(e, list(conjuncts(mask, idx)))
 
 
-def conjunction(e: Elements, leaves: list[tuple[ir.Value, Index]]) -> Val:
+def conjunction(e: Elements, leaves: Sequence[tuple[ir.Value, Index]]) -> Val:
     """The conjunction of masks. 0 <= x and x < n together are one unsigned comparison, x < max(n, 0)."""
     leaves = [leaf for leaf in leaves if leaf[0] not in e.settled]
     lower = {(v.op.operands[0], i) for v, i in leaves if _predicate(v) == "sge" and _is_zero(v.op.operands[1])}
@@ -426,7 +421,7 @@ def _divide(e: Elements, op, idx):
                 return const(elem, q if how.endswith("div") else a.const - q * b.const)
         if b.const == 1:
             return a if how.endswith("div") else const(elem, 0)
-        if b.const > 0 and a.const >= 0 and a.step >= 0 and all(c > 0 for _, c in a.ivs) and (parts := _split(e, a, b.const)):
+        if b.const > 0 and a.const >= 0 and a.step >= 0 and all(c > 0 for _, c in a.ivs) and e.fits(a) and (parts := _split(e, a, b.const)):
             return parts[0 if how.endswith("div") else 1]
     if isinstance(a, Aff) and a.step > 0 and is_uniform(b) and e.may_assume(a, b):
         return _divide_run(e, how, a, b)
@@ -481,6 +476,7 @@ def _divide_run(e: Elements, how: str, a: Aff, b: Val) -> Val:
     first = a._replace(step=0)
     b = b if isinstance(b, Aff) and b.is_const else e.select(e.binary("icmp eq {}", b, const(a.elem, 0), "i1"), const(a.elem, 1), b)
     rem = e.binary(f"{how[0]}rem {{}}", first, b)
+    e.assume_unbroken(a, signed=how[0] == "s")
     end = e.add(rem, const(a.elem, (e.width - 1) * a.step))
     e.assumed.append(e.binary("icmp slt {}" if how[0] == "s" else "icmp ult {}", end, b, "i1").ssa)
     if how[0] == "s":
@@ -526,10 +522,12 @@ def compare(e: Elements, how: str, a: Val, b: Val) -> Val:
     if isinstance(a, Ptr) or isinstance(b, Ptr):
         a, b = e.integer(a), e.integer(b)
     if isinstance(a, Aff) and isinstance(b, Aff) and how[0] == "s":
-        known = _known(e, how, e.add(a, b, -1)) if not a.terms and not b.terms else None
+        known = _known(e, how, a, b) if e.fits(a) and e.fits(b) else None
         if known is not None:
             return TRUE if known else FALSE
         if (a.step or b.step) and e.may_assume(a, b):
+            for v in (a, b):
+                e.assume_unbroken(v)
             # true in every lane if true in the lane where it is hardest to satisfy
             slope = (a.step - b.step) if how in ("slt", "sle") else (b.step - a.step)
             lane = e.width - 1 if slope > 0 else 0
@@ -539,13 +537,12 @@ def compare(e: Elements, how: str, a: Val, b: Val) -> Val:
     return e.binary(f"icmp {how} {{}}", a, b, "i1")
 
 
-def _known(e: Elements, how: str, difference: Aff) -> bool | None:
-    """Whether `difference how 0` for all values of the loop variables and lanes, if the bounds tell."""
-    low = high = difference.const
-    for iv, c in difference.ivs:
-        low, high = low + min(0, c * (iv.extent - 1)), high + max(0, c * (iv.extent - 1))
-    run = (e.width - 1) * difference.step
-    low, high = low + min(0, run), high + max(0, run)
+def _known(e: Elements, how: str, a: Aff, b: Aff) -> bool | None:
+    """Whether `a how b` for all values of the loop variables and lanes, if the bounds of the difference tell."""
+    ivs = dict(a.ivs)
+    for iv, c in b.ivs:
+        ivs[iv] = ivs.get(iv, 0) - c
+    low, high = e.bounds(a._replace(ivs=tuple(ivs.items()), const=a.const - b.const, step=a.step - b.step))
     truth = {"slt": (high < 0, low >= 0), "sle": (high <= 0, low > 0), "sgt": (low > 0, high <= 0), "sge": (low >= 0, high < 0)}
     yes, no = truth[how]
     return True if yes else False if no else None
