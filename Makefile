@@ -1,4 +1,4 @@
-# PYTHON chooses the interpreter, TORCH the torch build (any pip requirement), ARGS what the demo is given.
+# PYTHON chooses the interpreter, TORCH the torch build (any pip requirement), ARGS what demo and bench are given.
 PYTHON ?= python3
 TORCH  ?= torch
 ARGS   ?=
@@ -20,7 +20,7 @@ lint: $(VENV)/installed
 	$(PY) -m ruff check .
 
 bench: $(VENV)/installed
-	$(PY) -m benchmarks
+	$(PY) -m benchmarks $(ARGS)
 
 bench-cpu: $(VENV)/installed
 	$(PY) -m benchmarks cpu
