@@ -1,0 +1,165 @@
+"""The target among its neighbours: Triton's launches, torch, GPUs."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from oracle import check
+
+from tritonconv.cpu.driver import CPUDriver
+
+ROOT = Path(__file__).parents[2]
+
+
+@triton.jit
+def add(x, y, out, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + i, mask=i < n) + tl.load(y + i, mask=i < n), mask=i < n)
+
+
+@triton.jit
+def store_scalars(out, a, b, c, d, e, f, g):
+    tl.store(out, a.to(tl.float64))
+    tl.store(out + 1, b.to(tl.float64))
+    tl.store(out + 2, c.to(tl.float64))
+    tl.store(out + 3, d)
+    tl.store(out + 4, tl.where(e, 1.0, 2.0))
+    tl.store(out + 5, f.to(tl.float64))
+    tl.store(out + 6, g)
+
+
+def test_scalar_arguments():
+    check(store_scalars, (1,), torch.zeros(7, dtype=torch.float64), 5, -(2**40), 2**63 + 2**62, 1.5, True, -7, 1)
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000])
+def test_grid_as_function_and_hooks(n, monkeypatch):
+    seen = []
+    monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", seen.append)
+    x, y, out = torch.randn(1000), torch.randn(1000), torch.zeros(1000)
+    add[lambda meta: (triton.cdiv(n, meta["BLOCK"]),)](x, y, out, n, BLOCK=256)
+    torch.testing.assert_close(out[:n], (x + y)[:n])
+    assert not out[n:].any() and len(seen) == 1
+
+
+def test_tensor_elsewhere():
+    x = torch.zeros(16, device="meta")
+    with pytest.raises(ValueError, match="the CPU target was given a tensor on meta"):
+        add[(1,)](x, x, x, 16, 16)
+
+
+def test_stages_can_be_read():
+    x = torch.zeros(16)
+    kernel = add[(1,)](x, x, x, 16, 16)
+    assert {"ttir", "llir"} <= set(kernel.asm)
+    assert "define void @add" in kernel.asm["llir"]
+
+
+def test_threads_launch_at_once():
+    failures = []
+
+    def work(seed):
+        x = torch.full((5000,), float(seed))
+        for _ in range(50):
+            out = torch.zeros(5000)
+            add[(20,)](x, x, out, 5000, 256)
+            if not (out == 2 * seed).all():
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+def test_do_bench():
+    x = torch.zeros(1 << 16)
+    milliseconds = triton.testing.do_bench(lambda: add[(64,)](x, x, x, 1 << 16, 1024), warmup=1, rep=3)
+    assert milliseconds > 0
+
+
+def test_gives_way_to_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not CPUDriver.is_active()
+    monkeypatch.setenv("TRITON_DEFAULT_BACKEND", "tritonconv_cpu")
+    assert CPUDriver.is_active()
+
+
+def test_kernels_are_cached_apart_from_a_gpus():
+    x = torch.zeros(16)
+    add[(1,)](x, x, x, 16, 16)
+    assert set(add.device_caches) == {"cpu"}
+
+
+# ---- other users of torch and Triton, in processes of their own -------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """An environment in which the target is known by its entry point, as where the package is installed."""
+    info = tmp_path / "tritonconv_cpu_target-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tritonconv-cpu-target\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[triton.backends]\ntritonconv_cpu = tritonconv.cpu\n")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])}
+
+
+def run(program: str, tmp_path, environment) -> None:
+    file = tmp_path / "program.py"  # a file: Triton reads its kernels' source
+    file.write_text(textwrap.dedent(program))
+    done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_entry_point(installed, tmp_path):
+    """Loading Triton loads nothing heavy on the target's account; a kernel then runs."""
+    run(
+        """
+        import sys
+        import triton
+        assert not {"torch", "llvmlite"} & set(sys.modules), "loaded by importing triton"
+        import torch
+        import triton.language as tl
+        from triton.backends import backends
+        assert "tritonconv_cpu" in backends and "cpu" not in backends
+
+        @triton.jit
+        def double(x):
+            i = tl.arange(0, 8)
+            tl.store(x + i, tl.load(x + i) * 2)
+
+        x = torch.ones(8)
+        double[(1,)](x)
+        assert x.eq(2).all()
+        """,
+        tmp_path,
+        installed,
+    )
+
+
+def test_torch_takes_no_notice(installed, tmp_path):
+    """has_triton() and what torch.compile chooses for the CPU are as without the target."""
+    run(
+        """
+        import torch
+        from torch._inductor import config
+        from torch.utils._triton import has_triton
+        assert not has_triton()
+        assert config.cpu_backend == "cpp"
+        from torch._inductor.codegen.common import get_scheduling_for_device, init_backend_registration
+        init_backend_registration()
+        kinds = type(get_scheduling_for_device("cpu")(None)).__name__
+        assert kinds == "CppScheduling", kinds
+        """,
+        tmp_path,
+        installed,
+    )
