@@ -50,19 +50,19 @@ _MACHINES = {
 
 _GPU_TILES_16BIT = (
     TileConfig(128, 128, 64, num_warps=8, num_stages=3),
-    TileConfig(128, 64, 64, num_warps=4, num_stages=4),
+    TileConfig(128, 64, 64, num_warps=8, num_stages=4),
     TileConfig(64, 128, 64, num_warps=4, num_stages=4),
     TileConfig(64, 64, 64, num_warps=4, num_stages=4),
     TileConfig(128, 32, 64, num_warps=4, num_stages=4),
     TileConfig(64, 32, 64, num_warps=4, num_stages=4),
-    TileConfig(32, 64, 64, num_warps=4, num_stages=4),
+    TileConfig(32, 64, 32, num_warps=4, num_stages=4),
     TileConfig(64, 16, 32, num_warps=4, num_stages=4),
 )
-_GPU_TILES_32BIT = (
-    TileConfig(128, 64, 32, num_warps=4, num_stages=3),
-    TileConfig(64, 128, 32, num_warps=4, num_stages=3),
-    TileConfig(64, 64, 32, num_warps=4, num_stages=3),
-    TileConfig(128, 32, 32, num_warps=4, num_stages=3),
+_GPU_TILES_32BIT = (  # eight warps where four run out of registers for true float32, which has no tensor cores
+    TileConfig(128, 64, 32, num_warps=8, num_stages=3),
+    TileConfig(64, 128, 32, num_warps=8, num_stages=3),
+    TileConfig(64, 64, 16, num_warps=4, num_stages=3),
+    TileConfig(128, 32, 32, num_warps=8, num_stages=3),
     TileConfig(64, 32, 32, num_warps=4, num_stages=3),
     TileConfig(32, 64, 32, num_warps=4, num_stages=3),
     TileConfig(64, 16, 16, num_warps=4, num_stages=3),
@@ -131,7 +131,7 @@ def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: _Machine) 
     return cdiv(_programs(tile, op, geometry), machine.programs) * (machine.start + steps * step)
 
 
-# What the CPU target's code costs on two AVX2 cores, in cycles: a register tile of 6 rows × 2 vectors takes 6 cycles a turn.
+# What the CPU target's code costs on two AVX2 cores, in cycles: a register tile of 6 rows × 2 vectors takes 6 a turn.
 _ROWS, _TURN, _TURN_STARTS, _TILE_STARTS, _PROGRAM_STARTS, _PIXEL = 6, 6, 20, 60, 1500, 40
 _L1 = 32 << 10
 
@@ -139,8 +139,8 @@ _L1 = 32 << 10
 def _cpu_cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> float:
     """Cycles of all programs, those that run beside each other counted once.
 
-    Full-width fprop and dgrad keep a register tile over the whole reduction and read both operands where they lie; wgrad,
-    and half types, bring both operands' tiles into scratch memory first.
+    Full-width fprop and dgrad keep a register tile over the whole reduction and read both operands where they lie;
+    wgrad, and half types, bring both operands' tiles into scratch memory first.
     """
     M, N, K = geometry.gemm(op)
     lanes = 32 // max(itemsize, 4)
@@ -148,7 +148,7 @@ def _cpu_cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int
     if op != "wgrad" and itemsize >= 4:
         turns = geometry.taps * cdiv(K, tile.BK) * (_TURN_STARTS + tile.BK * _TURN)
         # Columns of a wide panel lie far apart: beyond the first cache they push each other out.
-        if tile.BN > 2 * lanes and geometry.taps * K * tile.BN * itemsize > _L1:
+        if 2 * lanes < tile.BN and geometry.taps * K * tile.BN * itemsize > _L1:
             turns *= 1.3
         program = register_tiles * (_TILE_STARTS + turns)
     else:
