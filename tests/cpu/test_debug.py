@@ -107,10 +107,7 @@ def wanders(x, out, n, which, BLOCK: tl.constexpr):
     for _ in range(n):
         total += tl.load(p + i)
         p += BLOCK
-    if which:
-        q = out + BLOCK
-    else:
-        q = out
+    q = out + BLOCK if which else out
     tl.store(q + i, total)
 
 

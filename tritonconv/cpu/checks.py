@@ -1,10 +1,11 @@
-"""Debug mode, compiled: every load, store and atomic is checked against the memory of the tensor that its pointer comes from.
+"""Debug mode, compiled: every load, store and atomic is checked against the memory of the tensor that its pointer
+comes from.
 
-A check is one more mask: an access outside is not made, and the first of a launch is recorded. A pointer that does not come from
-exactly one argument (loaded from memory, made from a number) is not checked.
+A check is one more mask: an access outside is not made, and the first of a launch is recorded. A pointer that does not
+come from exactly one argument (loaded from memory, made from a number) is not checked.
 
-A checked kernel takes, after its own arguments, the start and the size in bytes of each pointer's memory, then a record of three
-words: the number of the check that failed (from 1; 0 is none), the byte or lane at fault, the program.
+A checked kernel takes, after its own arguments, the start and the size in bytes of each pointer's memory, then a record
+of three words: the number of the check that failed (from 1; 0 is none), the byte at fault, the program.
 """
 
 from __future__ import annotations

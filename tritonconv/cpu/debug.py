@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import compress
 
 import torch
 
@@ -14,14 +15,15 @@ _RECORD = struct.Struct("=qqq")  # number of the check that failed, byte or lane
 
 
 def launch(kernel: Kernel, grid: tuple[int, int, int], arguments: list) -> None:
-    """Runs a checked kernel on tensors (or addresses) and numbers. Raises IndexError or AssertionError for its first fault."""
-    kinds = kernel.binary.arguments
-    pointers = [a for a, kind in zip(arguments, kinds) if kind == "ptr"]  # `kinds` goes on with what is added here
-    values = [address_of(a) if kind == "ptr" else a for a, kind in zip(arguments, kinds)]
+    """Runs a checked kernel on tensors (or addresses) and numbers. Its first fault is an IndexError or AssertionError."""
+    slots = kernel.binary.arguments
+    is_pointer = [slot == "ptr" for slot in slots[: len(arguments)]]
+    pointers = list(compress(arguments, is_pointer))
+    values = [address_of(a) if p else a for a, p in zip(arguments, is_pointer, strict=True)]
     job = kernel(grid, [*values, *(word for p in pointers for word in _memory(p)), 0, 0, 0])
     if job is None:
         return
-    number, offset, program = _RECORD.unpack_from(job, HEADER_SIZE + 8 * (len(kinds) - 3))
+    number, offset, program = _RECORD.unpack_from(job, HEADER_SIZE + 8 * (len(slots) - 3))
     if number:
         x, y, _ = grid
         place = program % x, program // x % y, program // (x * y)

@@ -1,4 +1,6 @@
-"""The library's own way in: a kernel compiled from dtypes alone, found on disk or built, and called without Triton's launcher."""
+"""The library's own way in: a kernel is compiled from dtypes alone, or found on disk, and called without Triton's
+launcher.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,13 @@ def _integer(value: int) -> str:
 
 
 def _debugging() -> bool:
-    """Whether the library's launches are checked against their tensors' bounds: TRITONCONV_DEBUG=1, read once a problem."""
+    """Whether the library's launches are checked against their tensors' bounds: TRITONCONV_DEBUG=1, read at each bind."""
     return os.environ.get("TRITONCONV_DEBUG", "0") not in ("", "0")
 
 
-def compile_kernel(kernel, signature: dict[str, str], constexprs: dict[str, object], checked: bool = False) -> build.Binary:
+def compile_kernel(
+    kernel, signature: dict[str, str], constexprs: dict[str, object], checked: bool = False
+) -> build.Binary:
     """Machine code of `kernel` (a JITFunction) for this machine, from disk if it is there.
 
     `signature`: parameter → "*fp32", "i32", …, "constexpr".
@@ -42,8 +46,10 @@ def compile_kernel(kernel, signature: dict[str, str], constexprs: dict[str, obje
     return binary
 
 
-def kernel_for(kernel, tensors: tuple[torch.dtype | None, ...], sizes: tuple[int, ...], constexprs: dict, checked=False) -> Kernel:
-    """The compiled kernel for tensors of these dtypes (None where the kernel is given none), then sizes, then constexprs."""
+def kernel_for(
+    kernel, tensors: tuple[torch.dtype | None, ...], sizes: tuple[int, ...], constexprs: dict, checked: bool = False
+) -> Kernel:
+    """The compiled kernel for tensors of these dtypes (None where it is given none), then sizes, then constexprs."""
     names = kernel.arg_names
     signature = dict(zip(names, ["constexpr" if t is None else _POINTER[t] for t in tensors] + [_integer(v) for v in sizes]))
     fixed = {n: None for n, t in zip(names, tensors) if t is None} | dict(constexprs)

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 from .ir import Op, Value, walk
 
-_MOVED = {"tt.addptr", "tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "tt.bitcast"}
+_MOVED = {"tt.addptr", "tt.bitcast", "tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans"}
 _CHOSEN = {"arith.select": slice(1, 3), "tt.join": slice(0, 2), "tt.cat": slice(0, 2)}
 
 
 class Provenance:
     def __init__(self, function: Op):
         self.arguments = set(function.body.args)
-        self.sources: dict[Value, list[Value]] = defaultdict(list)  # where a value may come from, by arithmetic or by control
+        self.sources: dict[Value, list[Value]] = defaultdict(list)  # what a value may come from
         blocks = {block.label: block for block in function.regions[0]}
         for op in walk(function):
             if op.name in _MOVED:
@@ -46,7 +46,7 @@ class Provenance:
             self.sources[target].append(value)
 
     def argument(self, pointer: Value) -> Value | None:
-        """The one argument that `pointer` comes from; None if there are several, or it was loaded or made from a number."""
+        """The one argument that `pointer` comes from; None if there are several, or none (it was loaded, say)."""
         seen: set[Value] = set()
         pending = [pointer]
         while pending:
