@@ -1,0 +1,143 @@
+"""Machine code of a launch for a GPU that need not be present: compiled by Triton, disassembled, counted."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime.jit import MockTensor, create_function_from_signature
+
+from .engines import Launch
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of GPU. Its multiprocessors (AMD: compute units) have four schedulers each.
+
+    `shared_program`: bytes of shared memory that one program may have; `shared`: what those of a multiprocessor have
+    together, `shared_reserved` of them lost to each. A scheduler holds `warps`, which share its 32-bit `registers`.
+    """
+
+    gpu: GPUTarget
+    shared_program: int
+    shared: int
+    shared_reserved: int
+    registers: int
+    warps: int
+
+
+TARGETS = {
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 163 << 10, 164 << 10, 1 << 10, 16 << 10, 16),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 << 10, 228 << 10, 1 << 10, 16 << 10, 16),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, 228 << 10, 1 << 10, 16 << 10, 16),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 << 10, 64 << 10, 0, 32 << 10, 8),
+}
+_TENSOR_MEMORY = 512  # columns, of an sm_100 multiprocessor
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """What one launch compiles to.
+
+    `registers` and `spill_bytes` (of local memory) are a thread's, `shared_bytes` a program's; `occupancy` is how many
+    programs a multiprocessor holds. `code` counts the instructions by mnemonic, `loop` those of the main loop: it is
+    empty where the compiler left none. `text` is the assembly that was counted.
+    """
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    occupancy: int
+    code: Counter[str]
+    loop: Counter[str]
+    text: str
+
+
+def compile_launch(launch: Launch, dtypes: Sequence[torch.dtype | None], target: str) -> MachineCode:
+    """The machine code of `launch` on tensors of `dtypes` (None where the kernel is given none), 16-byte aligned.
+
+    Triton specializes the launch as it does on the GPU itself, and keeps what it compiled in its own cache. Raises what
+    its compiler raises; KeyError for a `target` that is not in `TARGETS`.
+    """
+    machine = TARGETS[target]
+    compiled = _compile(launch, dtypes, machine.gpu)
+    if machine.gpu.backend == "cuda":
+        registers, spill_bytes, text = _disassemble(compiled.asm["cubin"])
+    else:
+        text = compiled.asm["amdgcn"]
+        registers, spill_bytes = (
+            int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in ("vgpr_count", "private_segment_fixed_size")
+        )
+    occupancy = _occupancy(compiled.metadata, registers, machine)
+    return MachineCode(registers, spill_bytes, compiled.metadata.shared, occupancy, *_count(text), text)
+
+
+def _compile(launch: Launch, dtypes: Sequence[torch.dtype | None], gpu: GPUTarget) -> CompiledKernel:
+    kernel, backend = launch.kernel, make_backend(gpu)
+    tensors = (None if dtype is None else MockTensor(dtype) for dtype in dtypes)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    arguments, specialization, options = bind(*tensors, *launch.sizes, **launch.constexprs, **launch.options)
+    options, signature, constexprs, attributes = kernel._pack_args(backend, options, arguments, specialization, options)
+    return triton.compile(ASTSource(kernel, signature, constexprs, attributes), gpu, vars(options))
+
+
+def _disassemble(cubin: bytes) -> tuple[int, int, str]:
+    """(registers, bytes of local memory, SASS)."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (
+            subprocess.run([tool.path, *options, file.name], capture_output=True, check=True, text=True).stdout
+            for tool, options in (
+                (knobs.nvidia.cuobjdump, ["--dump-resource-usage"]),
+                (knobs.nvidia.nvdisasm, ["--print-code", "--no-dataflow"]),
+            )
+        )
+    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
+    return int(registers), int(stack) + int(local), sass
+
+
+def _occupancy(metadata, registers: int, target: Target) -> int:
+    warps = min(target.warps, target.registers // (-(-registers // 8) * 8 * target.gpu.warp_size))
+    limits = [4 * warps // metadata.num_warps]
+    if metadata.shared:
+        limits.append(target.shared // (metadata.shared + target.shared_reserved))
+    if getattr(metadata, "tmem_size", None):
+        limits.append(_TENSOR_MEMORY // metadata.tmem_size)
+    return min(limits)
+
+
+# mma, wgmma, tcgen05.mma, mfma
+_MATRIX = re.compile(r"[HID]MMA|HGMMA|UTC[A-Z]*MMA|v_mfma")
+# A line of assembly: SASS has an address in a comment, then maybe a predicate; both write labels as ".L…:".
+_LABEL = re.compile(r"(\.L\w+):")
+_INSTRUCTION = re.compile(r"\s+(?:/\*[0-9a-f]{4,}\*/\s+)?(?:@!?U?P\w+ )?([A-Z][\w.]*|[a-z]+_\w+)\b(.*)")
+_BRANCH = re.compile(r"BRA|s_c?branch")
+
+
+def _count(text: str) -> tuple[Counter[str], Counter[str]]:
+    """The instructions of the code and of its main loop: the longest innermost loop, of those with matrix instructions
+    where the code has any."""
+    mnemonics, labels, branches = [], {}, []
+    for line in text.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(mnemonics)
+        elif instruction := _INSTRUCTION.match(line):
+            if _BRANCH.match(instruction[1]):
+                branches.append((len(mnemonics), re.search(r"\.L\w+", instruction[2])[0]))
+            mnemonics.append(instruction[1])
+    loops = [(labels[to], at + 1) for at, to in branches if labels[to] < at]
+    if any(map(_MATRIX.match, mnemonics)):
+        loops = [(start, stop) for start, stop in loops if any(map(_MATRIX.match, mnemonics[start:stop]))]
+    innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    start, stop = max(innermost, key=lambda loop: loop[1] - loop[0], default=(0, 0))
+    return Counter(mnemonics), Counter(mnemonics[start:stop])
