@@ -58,7 +58,7 @@ class Damaged(ValueError):
     """Bytes that are not a whole packed Binary."""
 
 
-_MAGIC = b"tritonconv kernel 1\n"
+_MAGIC = b"tritonconv kernel 2\n"
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ class Binary:
 
     def pack(self) -> bytes:
         """Magic, SHA-256 of the rest, a line of JSON, the object file."""
-        head = {"name": self.name, "scratch": self.scratch, "arguments": self.arguments, "checks": [*map(asdict, self.checks)]}
-        rest = json.dumps(head).encode() + b"\n" + self.image
+        fields = asdict(self)
+        image = fields.pop("image")
+        rest = json.dumps(fields).encode() + b"\n" + image
         return _MAGIC + hashlib.sha256(rest).digest() + rest
 
     @staticmethod
@@ -86,8 +87,8 @@ class Binary:
             raise Damaged("its checksum does not match")
         head, image = data[start:].split(b"\n", 1)
         fields = json.loads(head)
-        checks = tuple(Check(**check) for check in fields["checks"])
-        return Binary(fields["name"], image, fields["scratch"], tuple(fields["arguments"]), checks)
+        arguments, checks = tuple(fields.pop("arguments")), tuple(Check(**check) for check in fields.pop("checks"))
+        return Binary(image=image, arguments=arguments, checks=checks, **fields)
 
 
 def assemble(lowered: Lowered, target: Target) -> Binary:

@@ -1,7 +1,8 @@
 """Machine code on disk: one file per kernel and everything that shapes its code, checked before it is run.
 
-A file is trusted only if its checksum holds and its folder is this user's alone (0700); anything else counts as absent, with one
-warning. Files are written aside and renamed into place, so readers and other processes see whole files only.
+A file is its key, then the packed kernel with its checksum, in a folder that is this user's alone (0700). Anything else
+counts as absent, with one warning. Files are written aside and renamed into place, so readers and other processes see
+whole files only; a disk that cannot be written costs nothing but the next start.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ def find(name: str) -> Binary | None:
     room = _private(folder())
     if room is None:
         return None
-    path = room / name
     try:
-        return Binary.unpack(path.read_bytes())
+        data = (room / name).read_bytes()
+        if not data.startswith(name.encode()):
+            raise Damaged("it is not the file of this kernel")
+        return Binary.unpack(data[len(name) :])
     except FileNotFoundError:
         return None
     except (OSError, Damaged) as error:
-        _warn(f"cached kernel {path} is not used and will be built again: {error}")
+        _warn(f"kernel {name} in {room} is built again: {_reason(error)}")
         return None
 
 
@@ -47,32 +50,37 @@ def keep(name: str, binary: Binary) -> None:
     room = _private(folder())
     if room is None:
         return
-    temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=room, suffix=".tmp")
-        with open(handle, "wb") as file:
-            file.write(binary.pack())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, room / name)
-    except OSError as error:  # a full or read-only disk: the kernel is in memory all the same
-        _warn(f"kernels are not kept on disk in {room}: {error}")
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        try:
+            with open(handle, "wb") as file:
+                file.write(name.encode() + binary.pack())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, room / name)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        _warn(f"kernels are not kept in {room}: {_reason(error)}")
 
 
-@cache
 def _private(room: Path) -> Path | None:
     """The folder, made if need be; None, with a warning, if others could have written to it."""
     try:
         room.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = room.stat()
-        if hasattr(os, "getuid") and (info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o077):
-            raise PermissionError(f"it must belong to this user alone (mode 0700), not have mode {stat.S_IMODE(info.st_mode):04o}")
     except OSError as error:
-        _warn(f"kernels are not kept on disk in {room}: {error}")
+        _warn(f"kernels are not kept in {room}: {_reason(error)}")
+        return None
+    if info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o077:
+        _warn(f"kernels are not kept in {room}: it must belong to this user alone, with mode 0700")
         return None
     return room
+
+
+def _reason(error: OSError | Damaged) -> str:
+    return getattr(error, "strerror", None) or str(error)  # without the file's name, which would make every warning new
 
 
 @cache

@@ -19,7 +19,7 @@ class Utils:
 
     @staticmethod
     def load_binary(name, image, shared, device):
-        """(module, function, registers, spills, threads at most); Triton loads anew at every launch while module is None."""
+        """(module, function, registers, spills, most threads). While `module` is None, Triton loads at every launch."""
         return image, image, 0, 0, 1 << 30
 
     @staticmethod
@@ -28,14 +28,15 @@ class Utils:
 
     @staticmethod
     def get_device_properties(device):
-        return {"max_shared_mem": 1 << 30, "multiprocessor_count": torch.get_num_threads(), "max_num_regs": 0, "warpSize": 1}
+        threads = torch.get_num_threads()
+        return {"max_shared_mem": 1 << 30, "multiprocessor_count": threads, "max_num_regs": 0, "warpSize": 1}
 
 
 class Launcher:
     """Called by Triton's JIT for every launch, with the kernel's arguments, constexprs included."""
 
     def __init__(self, src, metadata):
-        self.source, self.debug = src, metadata.debug
+        self.source, self.metadata = src, metadata
         self.kernel = None
         self.kinds = tuple(src.signature.values())
 
@@ -44,7 +45,7 @@ class Launcher:
             self.kernel = Kernel(self._binary(image))
         if enter is not None:
             enter(launch_metadata)
-        if self.debug:
+        if self.metadata.debug:
             debug.launch(self.kernel, (x, y, z), list(_runtime(self.kinds, args, lambda argument: argument)))
         else:
             self.kernel((x, y, z), list(_runtime(self.kinds, args, address_of)))
@@ -57,11 +58,13 @@ class Launcher:
         except Damaged as error:
             warnings.warn(f"a kernel in Triton's cache is built again: {error}", RuntimeWarning, stacklevel=3)
             backend = CPUBackend(cpu_target())
-            return compile_source(self.source, backend, backend.parse_options({}))
+            return compile_source(self.source, backend, backend.parse_options(self.metadata._asdict()))
 
 
 def _runtime(kinds, args, pointer):
-    """What the machine code takes, of arguments of these kinds ("*fp32", "i32", "constexpr" …): pointer(argument) or a number."""
+    """What the machine code takes, of arguments of these kinds ("*fp32", "i32", "constexpr" …): for a pointer,
+    `pointer(argument)`.
+    """
     for kind, arg in zip(kinds, args, strict=True):
         if kind == "constexpr":
             continue
