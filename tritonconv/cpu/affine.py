@@ -259,12 +259,14 @@ class Affine:
         reach = sum((iv.extent - 1) * c for iv, c in deep)
         if reach > 1 << 16:
             deep, reach = [], 0
-        shallow = p._replace(off=p.off._replace(ivs=tuple(x for x in p.off.ivs if x not in deep)))
-        ssa, at = self.address(shallow)
+        # turns of an unrolled loop differ by a constant within its step, and share the choice
+        near = p.off.const % min((c for _, c in deep), default=1)
+        rest = tuple(x for x in p.off.ivs if x not in deep)
+        ssa, at = self.address(p._replace(off=p.off._replace(ivs=rest, const=p.off.const - near)))
         depth = max(at, mask.depth)
-        room = self.zeros(reach + size)
+        room = self.zeros(near + reach + size)
         chosen = self.code.pure(depth, f"select i1 {mask.ssa}, ptr {ssa}, ptr {room}")
-        return Ptr(chosen, depth, Aff("i64", (), tuple(deep), 0, p.off.step))
+        return Ptr(chosen, depth, Aff("i64", (), tuple(deep), near, p.off.step))
 
     def zeros(self, size: int) -> str:
         """A constant block of at least `size` zero bytes."""
