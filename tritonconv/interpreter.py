@@ -45,15 +45,15 @@ class _Rewriter(interpreter.FunctionRewriter):
 
 @functools.cache
 def _twin(fn: Callable) -> Callable:
-    """The Python function under a JITFunction, rewritten to compute on the interpreter's tensors."""
+    """The Python function under a kernel, rewritten to compute on the interpreter's tensors."""
     return _Rewriter(fn).rewrite_ast()
 
 
-def _call(self: JITFunction, *args, **kwargs):
+def _call(self, *args, **kwargs):
     return _twin(self.fn)(*args, **kwargs)
 
 
-def _bind(self: JITFunction, instance, owner=None):
+def _bind(self, instance, owner=None):
     return self if instance is None else functools.partial(_call, self, instance)
 
 
@@ -136,14 +136,19 @@ class _Builder(interpreter.InterpreterBuilder):
 
 @contextlib.contextmanager
 def _installed() -> Iterator[None]:
-    """Within this context a JITFunction can be called, is a method where a class has it, and computes by `_Builder`."""
-    refusal, builder = JITFunction.__call__, interpreter.interpreter_builder
-    JITFunction.__call__, JITFunction.__get__, builder.__class__ = _call, _bind, _Builder
+    """Within this context a kernel can be called, is a method where a class has it, and computes by `_Builder`."""
+    builder = interpreter.interpreter_builder
+    calls = {kind: kind.__call__ for kind in (JITFunction, interpreter.InterpretedFunction)}
+    builder.__class__ = _Builder
+    for kind in calls:
+        kind.__call__, kind.__get__ = _call, _bind
     try:
         yield
     finally:
-        JITFunction.__call__, builder.__class__ = refusal, interpreter.InterpreterBuilder
-        del JITFunction.__get__
+        builder.__class__ = interpreter.InterpreterBuilder
+        for kind, call in calls.items():
+            kind.__call__ = call
+            del kind.__get__
 
 
 def run(kernel, grid: tuple[int, ...], *args, **kwargs) -> None:
@@ -154,7 +159,4 @@ def run(kernel, grid: tuple[int, ...], *args, **kwargs) -> None:
     An error in the kernel is raised as `triton.runtime.errors.InterpreterError`, the original as its cause.
     """
     with _lock, _installed(), np.errstate(all="ignore"):  # as on a GPU, inf and NaN are results and raise no warning
-        if isinstance(kernel, interpreter.InterpretedFunction):
-            kernel[grid](*args, **kwargs)
-        else:
-            interpreter.GridExecutor(_twin(kernel.fn), kernel.arg_names, grid)(*args, **kwargs)
+        interpreter.GridExecutor(_twin(kernel.fn), kernel.arg_names, grid)(*args, **kwargs)
