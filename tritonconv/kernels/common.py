@@ -15,8 +15,18 @@ def unravel(index, D1, D2):
 
 
 @triton.jit
+def advance(i0, i1, i2, step0, step1, step2, D1, D2):
+    """The coordinates i of `unravel` moved on by those of a step, with carries in place of divisions."""
+    i2 += step2
+    i1 += step1 + (i2 >= D2)
+    i0 += step0 + (i1 >= D1)
+    return i0, tl.where(i1 >= D1, i1 - D1, i1), tl.where(i2 >= D2, i2 - D2, i2)
+
+
+@triton.jit
 def inside(h, w, H, W):
-    return (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    # A negative number is a large unsigned one: two comparisons do for four.
+    return (h.to(tl.uint32, bitcast=True) < H) & (w.to(tl.uint32, bitcast=True) < W)
 
 
 @triton.jit

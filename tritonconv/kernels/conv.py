@@ -8,7 +8,7 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .common import activate, inside, pointwise, tap_step, taps_of, unravel
+from .common import activate, advance, inside, pointwise, tap_step, taps_of, unravel
 
 
 @triton.jit
@@ -172,6 +172,8 @@ def conv_wgrad(
     p_dy = dy_ptr + group * K + k[:, None]
     p_x = x_ptr + group * C + c[None, :]
     acc = tl.zeros((BM, BN), ACC)
+    n, p, q = unravel(split * rows + tl.arange(0, BK), P, Q)
+    step_n, step_p, step_q = unravel(BK, P, Q)
     stop = tl.minimum((split + 1) * rows, N * P * Q)
     for start in range(split * rows, stop, BK):
         m = start + tl.arange(0, BK)
@@ -179,12 +181,12 @@ def conv_wgrad(
         if pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
             pixel = m
         else:
-            n, p, q = unravel(m, P, Q)
             h = p * STRIDE_H + h0
             w = q * STRIDE_W + w0
             pixel = (n * H + h) * W + w
             # A padded pixel masks dy too: an inf there must not meet the zero that stands for the pixel.
             m_row = m_row & inside(h, w, H, W)
+            n, p, q = advance(n, p, q, step_n, step_p, step_q, P, Q)
         o_x = pixel.to(tl.int64) * (GROUPS * C)
         o_dy = m.to(tl.int64) * (GROUPS * K)
         dy = tl.load(p_dy + o_dy[None, :], mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
