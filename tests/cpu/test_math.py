@@ -122,7 +122,7 @@ EXACT = {"sqrt": sqrt_of, "floor": floor_of, "ceil": ceil_of, "round": round_of}
 # function → (Triton's, ulp by which the best polynomial and its final rounding may be off)
 ROUNDED = {
     "exp": (exp_of, 2), "exp2": (exp2_of, 2), "log": (log_of, 2), "log2": (log2_of, 2), "sin": (sin_of, 2),
-    "cos": (cos_of, 2), "rsqrt": (rsqrt_of, 2), "erf": (erf_of, 3), "sigmoid": (sigmoid_of, 4), "tanh": (tanh_of, 3),
+    "cos": (cos_of, 2), "rsqrt": (rsqrt_of, 2), "erf": (erf_of, 4), "sigmoid": (sigmoid_of, 4), "tanh": (tanh_of, 3),
     "log1p": (log1p_of, 2), "expm1": (expm1_of, 2),
 }  # fmt: skip
 
