@@ -1,7 +1,7 @@
 """Runs a Triton program natively and on Triton's interpreter, and compares every tensor it was given.
 
-What differs by rounding is compared in units in the last place (ulp) of the type: 0 asks for equal values. NaNs are equal to
-each other, and so are zeros.
+What differs by rounding is compared in units in the last place (ulp) of the type: 0 asks for equal values. NaNs are
+equal to each other, and so are zeros.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _special(dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([False, True])
     if dtype.is_floating_point:
         info = torch.finfo(dtype)
-        return torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -3.5, info.max, info.min, info.tiny, info.smallest_normal / 4,
+        return torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -3.5, info.max, info.min, info.tiny, info.tiny / 4,
                              torch.inf, -torch.inf, torch.nan], dtype=torch.float64)  # fmt: skip
     info = torch.iinfo(dtype)
     return torch.tensor([0, 1, 2, 3, 7, min(info.max, 2**63 - 1), info.max // 2 + 1 - 2**64 * (info.max > 2**63)]

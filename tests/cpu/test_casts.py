@@ -69,8 +69,9 @@ def test_downcast_toward_zero():
 
 
 @pytest.mark.parametrize(
-    "source,target", [("f32", "i32"), ("i32", "f32"), ("f16", "i16"), ("i16", "bf16"), ("bf16", "f16"), ("f64", "u64"), ("i64", "f64")]
-)  # fmt: skip
+    "source,target",
+    [("f32", "i32"), ("i32", "f32"), ("f16", "i16"), ("i16", "bf16"), ("bf16", "f16"), ("f64", "u64"), ("i64", "f64")],
+)
 def test_bitcast(source, target):
     x = torch.arange(N).to(DTYPES[source]) if source[0] == "i" else values(DTYPES[source], N)
     check(bitcast, (1,), x, torch.zeros(N, dtype=DTYPES[target]), N)

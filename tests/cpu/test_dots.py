@@ -11,7 +11,10 @@ from oracle import DTYPES, check
 def product(a, b, c, out, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr):
     m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
     left = tl.load(a + m * K + k[None, :])
-    right = tl.trans(tl.load(b + tl.arange(0, N)[:, None] * K + k[None, :])) if TRANSPOSED else tl.load(b + k[:, None] * N + n)
+    if TRANSPOSED:
+        right = tl.trans(tl.load(b + tl.arange(0, N)[:, None] * K + k[None, :]))
+    else:
+        right = tl.load(b + k[:, None] * N + n)
     acc = tl.load(c + m * N + n)
     tl.store(out + m * N + n, tl.dot(left, right, acc, out_dtype=acc.dtype))
 

@@ -101,7 +101,7 @@ def test_kernels_are_cached_apart_from_a_gpus():
     assert set(add.device_caches) == {"cpu"}
 
 
-# ---- other users of torch and Triton, in processes of their own -------------------------------------------------------
+# ---- other users of torch and Triton, in processes of their own ---------------------------------------------------
 
 
 @pytest.fixture

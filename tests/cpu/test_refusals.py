@@ -35,8 +35,19 @@ def scales(x):
     tl.store(x + i[:, None] * 32 + i[None, :], tl.dot_scaled(a, s, "e2m1", a, s, "e2m1"))  # the line
 
 
+@triton.jit
+def adds_bfloat16(x):
+    tl.atomic_add(x.to(tl.pointer_type(tl.bfloat16)), 1.0)  # the line
+
+
 @pytest.mark.parametrize(
-    "kernel,op", [(calls, "tt.call"), (assembles, "tt.elementwise_inline_asm"), (scales, "tt.dot_scaled")]
+    "kernel,op",
+    [
+        (calls, "tt.call"),
+        (assembles, "tt.elementwise_inline_asm"),
+        (scales, "tt.dot_scaled"),
+        (adds_bfloat16, "tt.atomic_rmw"),
+    ],
 )
 def test_unsupported(kernel, op):
     lines, first = inspect.getsourcelines(kernel.fn)

@@ -61,7 +61,8 @@ def matmul(
         acc = ACTIVATION(acc)
     i = m * BM + tl.arange(0, BM)
     j = n * BN + tl.arange(0, BN)
-    tl.store(c + stride_cm * i[:, None] + j[None, :], acc.to(c.dtype.element_ty), mask=(i[:, None] < M) & (j[None, :] < N))
+    inside = (i[:, None] < M) & (j[None, :] < N)
+    tl.store(c + stride_cm * i[:, None] + j[None, :], acc.to(c.dtype.element_ty), mask=inside)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])

@@ -68,7 +68,8 @@ def narrow(out, seed, N: tl.constexpr):
 def floats(out, seed, N: tl.constexpr):
     i = tl.program_id(0) * N + tl.arange(0, N)
     h = i * 1664525 + seed
-    tl.store(out + i, (h.to(tl.float32) * 2.0).to(tl.int64) + (h.to(tl.uint32, bitcast=True).to(tl.float64)).to(tl.int64))
+    bits = h.to(tl.uint32, bitcast=True)
+    tl.store(out + i, (h.to(tl.float32) * 2.0).to(tl.int64) + bits.to(tl.float64).to(tl.int64))
 
 
 PROGRAMS = [hashed_lanes, hashed_rows, compared, divided, near_the_end, unsigned, narrow, floats]
