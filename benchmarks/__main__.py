@@ -5,7 +5,9 @@ import importlib
 
 NAMES = ("cpu",)
 
-parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compares tritonconv with torch on this machine.")
+parser = argparse.ArgumentParser(
+    prog="python -m benchmarks", description="Compares tritonconv with torch on this machine."
+)
 parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to run: {', '.join(NAMES)} (default: all)")
 names = parser.parse_args().names
 for name in names:

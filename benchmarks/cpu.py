@@ -132,7 +132,9 @@ def check(row: Row) -> None:
         want = want.relu()
     error = float((got - want).abs().max() / want.abs().max())
     if not error <= row.tolerance:
-        raise ValueError(f"{row.group} {row.name}: the results differ by {error:.1e} of the largest element, so it is not timed")
+        raise ValueError(
+            f"{row.group} {row.name}: the results differ by {error:.1e} of the largest element, so it is not timed"
+        )
 
 
 @torch.no_grad()
@@ -146,7 +148,9 @@ def main() -> None:
         check(row)
         ours, theirs = interleaved((row.ours, row.theirs))
         rate = {"ours": row.work / ours, "torch": row.work / theirs}
-        measured.append({"group": row.group, "name": row.name, "ms": ours * 1e3, "torch_ms": theirs * 1e3, "ratio": theirs / ours})
+        measured.append(
+            {"group": row.group, "name": row.name, "ms": ours * 1e3, "torch_ms": theirs * 1e3, "ratio": theirs / ours}
+        )
         if row.group != group:
             table.add_section()
             group = row.group
@@ -154,6 +158,8 @@ def main() -> None:
         table.add_row(f"{row.group} {row.name}", *(f"{r:.1f} {unit}" for r in rate.values()), f"{theirs / ours:.2f}")
     convolutions = [r["ratio"] for r in measured if str(r["group"]).startswith("conv")]
     console.print(table)
-    console.print(f"convolution layers: geometric mean {math.prod(convolutions) ** (1 / len(convolutions)):.2f}, least {min(convolutions):.2f}")
+    console.print(
+        f"convolution layers: geometric mean {math.prod(convolutions) ** (1 / len(convolutions)):.2f}, least {min(convolutions):.2f}"
+    )
     console.print({k: v for k, v in provenance().items() if k != "commit"})
     console.print(f"stored in {save('cpu', measured)}")

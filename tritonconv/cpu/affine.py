@@ -16,7 +16,9 @@ class Affine:
         self.width = 1  # lanes of a Vec in the loop nest being written
         self.floor = 0  # vectors are read no further out than this level: their addresses may rest on an assumption
         self.spent = 0  # accesses written that are not plain vector moves
-        self.assumed: list[str] | None = None  # conditions (i1) under which the code being written is right, if it may assume
+        self.assumed: list[str] | None = (
+            None  # conditions (i1) under which the code being written is right, if it may assume
+        )
         self.assume_depth = 0  # the level on which they are checked: they may not depend on a deeper one
 
     # ---- into registers -------------------------------------------------------------------------------------------
@@ -106,7 +108,9 @@ class Affine:
         if not (isinstance(a, Aff) and isinstance(b, Aff)):
             x, y, depth, width = self.pair(a, b)
             ty = self.typed(a.elem, width)
-            return self.wrap(a.elem, self.code.pure(depth, f"{'add' if sign > 0 else 'sub'} {ty} {x}, {y}"), depth, width)
+            return self.wrap(
+                a.elem, self.code.pure(depth, f"{'add' if sign > 0 else 'sub'} {ty} {x}, {y}"), depth, width
+            )
         ty = REG[a.elem]
         terms = dict(a.terms)
         for d, ssa in b.terms:
@@ -119,7 +123,11 @@ class Affine:
             ivs[iv] = ivs.get(iv, 0) + sign * c
         value = const(a.elem, a.const + sign * b.const).const
         return Aff(
-            a.elem, tuple(sorted(terms.items())), tuple((i, c) for i, c in ivs.items() if c), value, a.step + sign * b.step
+            a.elem,
+            tuple(sorted(terms.items())),
+            tuple((i, c) for i, c in ivs.items() if c),
+            value,
+            a.step + sign * b.step,
         )
 
     def mul(self, a: Val, b: Val) -> Val:
@@ -339,8 +347,12 @@ class Affine:
         else:
             ssa, depth = self.vector(p)
             depth = max(depth, dm, self.floor, region)
-            f = code.intrinsic(f"llvm.masked.gather.{suffix}.v{width}p0", ty, (f"<{width} x ptr>", "i32", f"<{width} x i1>", ty))
-            raw = code.op(f"call {ty} {f}(<{width} x ptr> {ssa}, i32 {size}, <{width} x i1> {bits}, {ty} zeroinitializer)", depth)
+            f = code.intrinsic(
+                f"llvm.masked.gather.{suffix}.v{width}p0", ty, (f"<{width} x ptr>", "i32", f"<{width} x i1>", ty)
+            )
+            raw = code.op(
+                f"call {ty} {f}(<{width} x ptr> {ssa}, i32 {size}, <{width} x i1> {bits}, {ty} zeroinitializer)", depth
+            )
         value = self.from_memory(elem, raw, depth, width)
         return value if always or zero_other else self.select(mask, value, other)
 
@@ -382,7 +394,9 @@ class Affine:
             return a if c.ssa == "true" else b
         if isinstance(a, Ptr) or isinstance(b, Ptr):
             a, b = self.pointer(a), self.pointer(b)
-            a, b = (Uni("ptr", *self.address(v)) if v.uniform else Vec("ptr", *self.vector(v), self.width) for v in (a, b))
+            a, b = (
+                Uni("ptr", *self.address(v)) if v.uniform else Vec("ptr", *self.vector(v), self.width) for v in (a, b)
+            )
         elem = a.elem
         if is_uniform(a) and is_uniform(b) and is_uniform(c):
             (x, dx), (y, dy) = self.scalar(a), self.scalar(b)

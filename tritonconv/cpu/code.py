@@ -125,7 +125,9 @@ class Code:
             self.do(f"{ssa} = phi {ty} [ {first}, {entry} ], [ {new}, {latch} ]")
 
     @contextmanager
-    def while_loop(self, ty: str, low: str, high: str, step: str, phis: list[tuple[str, str]] = (), signed: bool = True):
+    def while_loop(
+        self, ty: str, low: str, high: str, step: str, phis: list[tuple[str, str]] = (), signed: bool = True
+    ):
         """for iv in range(low, high, step) with runtime bounds, perhaps no turn at all; yields a Loop."""
         loop = Loop(self, phis)
         body = self.name("body")

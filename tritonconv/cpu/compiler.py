@@ -98,4 +98,3 @@ class CPUBackend(triton_compiler.BaseBackend):
         stages["ttir"] = lambda module, metadata: build.simplify(module)
         stages["llir"] = llir
         stages["obj"] = lambda text, metadata: build.assemble(replace(lowered, llvm=text), machine).pack()
-

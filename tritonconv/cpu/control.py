@@ -1,13 +1,15 @@
 """Control flow other than counted loops: while loops, early returns and the jumps that they become.
 
-Where control comes together from several places, scalars and tensors alike are handed over through scratch memory, except in
-the while loop's scalars.
+Where control comes together from several places, values are handed over through scratch memory; a while loop's scalars
+in registers.
 """
 
 from __future__ import annotations
 
-from . import ir
+from . import dot, ir
+from .code import Level
 from .elements import Buffer, Fixed
+from .loops import ForLoop
 from .values import REG
 
 
@@ -44,7 +46,7 @@ def lower_jump(low, op: ir.Op):
 
 
 def lower_while(low, op: ir.Op):
-    """Scalars are carried in registers. A tensor has two buffers: one that the next test reads, one that the body reads."""
+    """Scalars are carried in registers. A tensor has two buffers: one that the next test reads, one for the body."""
     e, code = low.elements, low.code
     head, body, done = code.name("head"), code.name("body"), code.name("done")
     before, after = op.regions[0][0], op.regions[1][0]
@@ -66,7 +68,8 @@ def lower_while(low, op: ir.Op):
 
     tested, passed = buffers(op.operands), buffers(op.results)
     first = hand_over(op.operands, tested)
-    phis = [(REG[v.type.elem], ssa, code.name("phi")) for v, ssa in zip([v for v in op.operands if not v.type.rank], first, strict=True)]
+    types = [REG[v.type.elem] for v in op.operands if not v.type.rank]
+    phis = [(ty, ssa, code.name("phi")) for ty, ssa in zip(types, first, strict=True)]
     used, level = low.used, code.push(head)
     outer, e.region = e.region, code.depth
     receive(before.args, tested, [ssa for _, _, ssa in phis], code.depth)
@@ -89,3 +92,66 @@ def lower_while(low, op: ir.Op):
     code.goto(head)
     code.start(done)
     receive(op.results, passed, registers, code.depth)
+
+
+def lower_assert(low, op):
+    """Triton's front end leaves assertions out unless it compiles in debug mode."""
+    condition = op.operands[0]
+    low.nest(
+        condition.type.shape or (), lambda idx: low.elements.checks.assertion(op, low.elements.at(condition, idx)), "i1"
+    )
+
+
+def lower_nothing(low, op):
+    """One thread runs a program in order: there is nothing to wait for."""
+
+
+def lower_if(low, op):
+    e, code = low.elements, low.code
+    condition = e.at(op.operands[0])
+    dests = [low.allocate(r.type.elem, r.type.shape) if r.type.rank else None for r in op.results]
+    arms: list[Level] = []
+    scalars: list[list[str]] = []
+    for blocks in op.regions:
+        with code.arm() as arm:
+            if blocks:
+                used = low.region(blocks[0])
+                values = blocks[0].ops[-1].operands
+                for value, dest in zip(values, dests, strict=True):
+                    if dest:
+                        low.fill(dest, lambda idx, value=value: e.at(value, idx))
+                scalars.append([e.scalar(e.at(v))[0] for v in values if not v.type.rank])
+                low.used = used
+        arms.append(arm)
+    ends = code.branch(condition.ssa, *arms)
+    position = 0
+    for result, dest in zip(op.results, dests, strict=True):
+        if dest:
+            e.bound[result] = dest
+            continue
+        pair = ", ".join(f"[ {s[position]}, {end} ]" for s, end in zip(scalars, ends, strict=True))
+        ssa = code.op(f"phi {REG[result.type.elem]} {pair}")
+        e.bound[result] = Fixed(e.wrap(result.type.elem, ssa, code.depth, 0))
+        position += 1
+
+
+def lower_terminator(low, op):
+    """Read by the operation whose body it ends."""
+
+
+def lower_for(low, op):
+    if dot.fused_loop(low, op):
+        return
+    code, used = low.code, low.used
+    state = ForLoop(low, op)
+    held = low.used
+    ty, first, last, step = state.bounds()
+    with code.while_loop(ty, first, last, step, state.phis()) as loop:
+        state.bind(loop.ssa, loop.phi, loop.depth, state.arguments())
+        state.aim()
+        outer, low.elements.region = low.elements.region, loop.depth
+        low.block(op.body)
+        loop.next = state.advance(loop.phi, loop.depth)
+        low.elements.region = outer
+    state.bind("", loop.result, code.depth, op.results, counter=False)
+    low.used = held if op.results else used

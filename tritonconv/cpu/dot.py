@@ -14,10 +14,13 @@ from contextlib import ExitStack
 
 from . import ir
 from .code import Iv
-from .elements import PURE, Buffer, Elements, Fixed, Index, Panels, conjuncts, conjunction, source_index
+from .elements import PURE, Buffer, Elements, Fixed, Panels
+from .loops import ForLoop, moving_step
+from .masks import conjunction, conjuncts
+from .memory import write_store
 from .plan import SHAPE
+from .shapes import source_index
 from .values import REG, SIZE, TRUE, Aff, Val, const, index, lanes, shift
-
 
 UNROLL = 4  # turns of the innermost loop written out: fewer branches, and the end of a short loop is predicted
 
@@ -67,7 +70,9 @@ class Product:
 
     def _panel(self, row: Aff, column: Aff, rows: int, panel):
         self.at_rows = [shift(row, i) for i in range(rows)]
-        self.at_columns = [lanes(shift(column, j * self.width)) if self.width > 1 else shift(column, j) for j in range(self.vectors)]
+        self.at_columns = [
+            lanes(shift(column, j * self.width)) if self.width > 1 else shift(column, j) for j in range(self.vectors)
+        ]
         panel()
 
     def accumulate(self, start, loops, finish):
@@ -181,25 +186,22 @@ def _match(low, op: ir.Op) -> ir.Op | None:
     if loads != {_through(a), _through(b)} or len(loads) != 2 or not loads <= plan.fused:
         return None
     for o in body.ops:
-        if o is not product and o not in loads and o is not body.ops[-1] and (o.name not in PURE or (o.results and o.result in plan.kept)):
+        if (
+            o is not product
+            and o not in loads
+            and o is not body.ops[-1]
+            and (o.name not in PURE or (o.results and o.result in plan.kept))
+        ):
             return None
     for argument, last in zip(body.args[1:], body.ops[-1].operands, strict=True):
-        if argument is not c and argument.type.rank and (argument.type.is_float or _moving(argument, last) is None):
+        if argument is not c and argument.type.rank and (argument.type.is_float or moving_step(argument, last) is None):
             return None
     return product
-
-
-def _moving(argument, last):
-    from .lower import moving_step
-
-    return moving_step(argument, last)
 
 
 def fused_loop(low, op: ir.Op) -> bool:
     """Lowers `op` (scf.for) as an interchanged product if it is one. Where its sums go into one store, element by element, the
     store's expression is computed on them in registers."""
-    from .lower import ForLoop, write_store
-
     product_op = _match(low, op)
     if product_op is None:
         return False
@@ -234,7 +236,11 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish):
     others = state.phis()
 
     def loops(first, operands: Operands):
-        limit = upper if operands.any is None else code.pure(code.depth, f"select i1 {operands.any}, {ty} {upper}, {ty} {lower}")
+        limit = (
+            upper
+            if operands.any is None
+            else code.pure(code.depth, f"select i1 {operands.any}, {ty} {upper}, {ty} {lower}")
+        )
         with code.while_loop(ty, lower, limit, step, [*first, *others]) as loop:
             count = len(first)
             state.bind(loop.ssa, loop.phi[count:], loop.depth, state.arguments())

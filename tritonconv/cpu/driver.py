@@ -33,7 +33,9 @@ class CPUDriver(triton_driver.DriverBase):
         one beside a GPU."""
         import torch
 
-        return os.environ.get("TRITON_DEFAULT_BACKEND") == NAME or not (torch.cuda.is_available() or torch.xpu.is_available())
+        return os.environ.get("TRITON_DEFAULT_BACKEND") == NAME or not (
+            torch.cuda.is_available() or torch.xpu.is_available()
+        )
 
     def map_python_to_cpp_type(self, ty: str) -> str:
         return ty

@@ -51,7 +51,9 @@ def kernel_for(
 ) -> Kernel:
     """The compiled kernel for tensors of these dtypes (None where it is given none), then sizes, then constexprs."""
     names = kernel.arg_names
-    signature = dict(zip(names, ["constexpr" if t is None else _POINTER[t] for t in tensors] + [_integer(v) for v in sizes]))
+    signature = dict(
+        zip(names, ["constexpr" if t is None else _POINTER[t] for t in tensors] + [_integer(v) for v in sizes])
+    )
     fixed = {n: None for n, t in zip(names, tensors) if t is None} | dict(constexprs)
     signature |= dict.fromkeys(constexprs, "constexpr")
     key = (kernel, checked, *signature.items(), *sorted((k, repr(v)) for k, v in fixed.items()))

@@ -100,7 +100,9 @@ class Op:
         return [int(x) for x in re.findall(r"-?\d+", self.attrs[key].partition(":")[2])]
 
 
-_TOKEN = re.compile(r'//[^\n]*|"(?:[^"\\]|\\.)*"|%[\w.$-]+(?:#\d+)?|\^\w+|->|<\{|\}>|#loc\w*|[()\[\]{}=,:]|[^\s()\[\]{}=,:"%^<>]+|[<>]')
+_TOKEN = re.compile(
+    r'//[^\n]*|"(?:[^"\\]|\\.)*"|%[\w.$-]+(?:#\d+)?|\^\w+|->|<\{|\}>|#loc\w*|[()\[\]{}=,:]|[^\s()\[\]{}=,:"%^<>]+|[<>]'
+)
 
 
 class _Parser:
@@ -123,7 +125,9 @@ class _Parser:
         found = self.next()
         if found != token:
             at = self.tokens[self.pos - 1][1]
-            raise SyntaxError(f"expected {token!r}, found {found!r} in TTIR near {self.text[max(0, at - 80) : at + 40]!r}")
+            raise SyntaxError(
+                f"expected {token!r}, found {found!r} in TTIR near {self.text[max(0, at - 80) : at + 40]!r}"
+            )
 
     def raw(self, stops: tuple[str, ...]) -> str:
         """Source text up to a stop token outside any bracket; the stop is not consumed."""

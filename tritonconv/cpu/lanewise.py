@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack, contextmanager
 
-from .elements import Fixed
+from .elements import Fixed, Index
 from .errors import UnsupportedOp
 from .values import TRUE, const, index
 
@@ -63,17 +63,18 @@ def lower_print(low, op):
     for value, signed in zip(op.operands or [None], op.ints("isSigned") or [0], strict=True):
         shape = value.type.shape or () if value else ()
         with elementwise(low, shape) as idx:
-            form, argument = _format(low, value, idx, signed, op.int("hex")) if value else ("", "")
+            form, *argument = _format(low, value, idx, signed, op.int("hex")) if value else [""]
             place = f" idx ({', '.join(['%lld'] * len(shape))})" if shape else ""
             text = f"pid (%d, %d, %d){place}{prefix}{form}\n\0".encode()
-            literal = "".join(chr(c) if chr(c).isalnum() else f"\\{c:02X}" for c in text)
+            literal = "".join(chr(c) if 32 < c < 127 and chr(c).isalnum() else f"\\{c:02X}" for c in text)
             line = code.constant(f"line{len(code.globals)}", f'private constant [{len(text)} x i8] c"{literal}"')
             numbers = [f"i32 {p}" for p in low.program] + [f"i64 {e.scalar(i)[0]}" for i in idx]
-            code.op(f"call i32 (ptr, ...) @printf(ptr {line}, {', '.join([*numbers, argument] if argument else numbers)})")
+            arguments = ", ".join([f"ptr {line}", *numbers, *argument])
+            code.op(f"call i32 (ptr, ...) @printf({arguments})")
     code.op("call i32 @fflush(ptr null)")
 
 
-def _format(low, value, idx, signed: int, hexadecimal: int) -> tuple[str, str]:
+def _format(low, value, idx: Index, signed: int, hexadecimal: int) -> tuple[str, str]:
     """(printf's directive, typed argument) of one element."""
     e, elem = low.elements, value.type.elem
     v = e.at(value, idx)

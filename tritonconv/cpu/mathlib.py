@@ -22,7 +22,11 @@ def literal(value: float, elem: str) -> str:
             value = struct.unpack("<f", struct.pack("<f", value))[0]
         except OverflowError:
             value = math.copysign(math.inf, value)
-    return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}" if value != 0 or math.copysign(1, value) < 0 else "0.0"
+    return (
+        f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+        if value != 0 or math.copysign(1, value) < 0
+        else "0.0"
+    )
 
 
 def _c(value: float) -> Uni:
@@ -220,8 +224,20 @@ LIBDEVICE = (
     | {name: name for name in _C_LIBRARY}
     | {f"fast_{name}": f"math.{name}" for name in ("sin", "cos", "tan", "exp", "log", "log2")}
     | {f"{t}{name}_rn": f"f{name} {{}}" for t in "fd" for name in ("add", "sub", "mul", "div")}
-    | {"pow": "math.powf", "fast_pow": "math.powf", "fast_exp10": "exp10", "fast_log10": "log10", "fast_divide": "fdiv {}"}
-    | {"fsqrt_rn": "llvm.sqrt", "dsqrt_rn": "llvm.sqrt", "fmaf_rn": "llvm.fma", "fma_rn": "llvm.fma", "frsqrt_rn": "math.rsqrt"}
+    | {
+        "pow": "math.powf",
+        "fast_pow": "math.powf",
+        "fast_exp10": "exp10",
+        "fast_log10": "log10",
+        "fast_divide": "fdiv {}",
+    }
+    | {
+        "fsqrt_rn": "llvm.sqrt",
+        "dsqrt_rn": "llvm.sqrt",
+        "fmaf_rn": "llvm.fma",
+        "fma_rn": "llvm.fma",
+        "frsqrt_rn": "math.rsqrt",
+    }
 )
 
 

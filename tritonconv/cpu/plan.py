@@ -88,7 +88,11 @@ class Plan:
 def _unmoved(value: Value, root: Op) -> bool:
     """Whether a value reaches its root at unchanged indices, as the value stored."""
     return all(
-        user is root and root.operands[1] is value or user.name in PURE and user.name not in SHAPE and _unmoved(user.result, root)
+        user is root
+        and root.operands[1] is value
+        or user.name in PURE
+        and user.name not in SHAPE
+        and _unmoved(user.result, root)
         for user in value.users
     )
 

@@ -7,7 +7,16 @@ from collections.abc import Iterable
 
 from .ir import Op, Value, walk
 
-_MOVED = {"tt.addptr", "tt.bitcast", "tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans"}
+_MOVED = {
+    "tt.addptr",
+    "tt.bitcast",
+    "tt.splat",
+    "tt.unsplat",
+    "tt.broadcast",
+    "tt.expand_dims",
+    "tt.reshape",
+    "tt.trans",
+}
 _CHOSEN = {"arith.select": slice(1, 3), "tt.join": slice(0, 2), "tt.cat": slice(0, 2)}
 
 

@@ -71,7 +71,11 @@ def lower_reduce(low, op):
     size = max(4, *(v.type.numel and _size(v) for v in op.operands))
     dests = [low.allocate(r.type.elem, r.type.shape) if r.type.rank else None for r in op.results]
     # lanes run along the reduced axis if it is the last one or nothing else is long enough
-    lane = axis if axis == len(shape) - 1 or all(shape[d] == 1 for d in rest) else max(rest, key=lambda d: (shape[d] > 1, d))
+    lane = (
+        axis
+        if axis == len(shape) - 1 or all(shape[d] == 1 for d in rest)
+        else max(rest, key=lambda d: (shape[d] > 1, d))
+    )
     # partial results in several registers hide the latency of combining
     width, outer = min(shape[lane], 4 * low.target.lanes(size)), e.width
     region, e.region = e.region, e.region
@@ -139,7 +143,10 @@ def lower_scan(low, op):
         write(const("index", 0), first)
         if shape[axis] > 1:
             with code.loop(shape[axis] - 1, 1, [_register(e, v, width) for v in first]) as loop:
-                held = [e.wrap(v.elem, p, loop.depth, width if width > 1 else 0) for v, p in zip(first, loop.phi, strict=True)]
+                held = [
+                    e.wrap(v.elem, p, loop.depth, width if width > 1 else 0)
+                    for v, p in zip(first, loop.phi, strict=True)
+                ]
                 i = index(loop.iv)._replace(const=1)
                 new = combine(e, op, held, [e.at(v, place(i)) for v in op.operands])
                 write(i, new)

@@ -1,0 +1,106 @@
+"""Statements that read and write memory, and what a program knows of its grid."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from . import ir
+from .elements import Buffer, Elements, Fixed, Index, pure
+from .errors import UnsupportedOp
+from .masks import mask_at
+from .values import MEM, SIZE, TRUE, Aff, const, index
+
+
+def lower_program_id(low, op):
+    low.elements.bound[op.result] = Fixed(Aff("i32", ((1, low.program[op.int("axis")]),), (), 0, 0))
+
+
+def lower_num_programs(low, op):
+    low.elements.bound[op.result] = Fixed(Aff("i32", ((0, low.grid[op.int("axis")]),), (), 0, 0))
+
+
+@pure("tt.load")
+def _load_rule(e: Elements, op, idx):
+    """A load inside the nest that uses it, or of a scalar."""
+    return e.read(op, idx, mask_at(e, op.operands[1], idx) if len(op.operands) > 1 else TRUE)
+
+
+def lower_load(low, op):
+    e = low.elements
+    if not op.result.type.rank:
+        e.bound[op.result] = Fixed(e.at(op.result))
+    elif op not in low.plan.fused:
+        low.keep(op.result)
+
+
+def write_store(e: Elements, op: ir.Op, idx: Index):
+    mask = mask_at(e, op.operands[2], idx) if len(op.operands) > 2 else TRUE
+    p = e.pointer(e.at(op.operands[0], idx))
+    e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask, e.code.depth))
+
+
+def lower_split(low, op):
+    """The halves of the last dimension are views of one buffer."""
+    whole = low.buffer(op.operands[0])
+    for i, result in enumerate(op.results):
+        start = whole.pointer(low.elements, (*[const("index", 0)] * len(whole.shape[:-1]), const("index", i)))
+        low.elements.bound[result] = Buffer(start, whole.elem, whole.shape[:-1], whole.strides[:-1])
+
+
+def lower_store(low, op):
+    if op in low.deferred:
+        return low.deferred.pop(op)()
+    type = op.operands[1].type
+    low.nest(type.shape or (), lambda idx: write_store(low.elements, op, idx), type.elem)
+
+
+_RMW = {1: "and", 2: "or", 3: "xor", 4: "add", 5: "fadd", 6: "max", 7: "min", 8: "umax", 9: "umin", 10: "xchg"}
+
+
+def lower_atomic(low, op):
+    """One lane after another; lanes that are masked off return 0."""
+    e, code, type = low.elements, low.code, op.result.type
+    ty, ordering = MEM[type.elem], "seq_cst"
+    dest = low.allocate(type.elem, type.shape) if type.rank and op.result.users else None
+
+    def write(idx):
+        p = e.pointer(e.at(op.operands[0], idx))
+        raw = [e.to_memory(e.at(v, idx), 0)[0] for v in op.operands[1 : 3 if op.name.endswith("cas") else 2]]
+        mask = TRUE
+        if op.name.endswith("rmw") and len(op.operands) > 2:
+            mask = e.at(op.operands[2], idx)
+        mask = e.checked(op, p, mask, code.depth)
+        address = e.address(p)[0]
+        with code.arm("on") as on:
+            if op.name.endswith("cas"):
+                # floats are compared by their bits
+                bits = f"i{8 * SIZE[type.elem]}"
+                if ty != bits:
+                    raw = [code.op(f"bitcast {ty} {r} to {bits}") for r in raw]
+                pair = code.op(f"cmpxchg ptr {address}, {bits} {raw[0]}, {bits} {raw[1]} {ordering} {ordering}")
+                old = code.op(f"extractvalue {{ {bits}, i1 }} {pair}, 0")
+                old = old if ty == bits else code.op(f"bitcast {bits} {old} to {ty}")
+            else:
+                how = _RMW[op.int("atomic_rmw_op")]
+                if type.elem == "bf16" and how == "fadd":
+                    raise UnsupportedOp(op, "a sum in bfloat16")
+                if type.is_float and how in ("max", "min"):
+                    how = "f" + how
+                old = code.op(f"atomicrmw {how} ptr {address}, {ty} {raw[0]} {ordering}, align {SIZE[type.elem]}")
+        with code.arm("off") as off:
+            pass
+        zero = "zeroinitializer"
+        ends = code.branch(mask.ssa, on, off)
+        before = code.op(f"phi {ty} [ {old}, {ends[0]} ], [ {zero}, {ends[1]} ]")
+        result = e.from_memory(type.elem, before, code.depth, 0)
+        if dest:
+            e.store(dest.pointer(e, idx), result._replace(elem=dest.stored), TRUE)
+        elif not type.rank:
+            e.bound[op.result] = Fixed(result)
+
+    outer, e.width = e.width, 1
+    with ExitStack() as loops:
+        write(tuple(index(loops.enter_context(code.loop(n)).iv) for n in type.shape or ()))
+    e.width = outer
+    if dest:
+        e.bound[op.result] = dest
