@@ -158,8 +158,7 @@ def main() -> None:
         table.add_row(f"{row.group} {row.name}", *(f"{r:.1f} {unit}" for r in rate.values()), f"{theirs / ours:.2f}")
     convolutions = [r["ratio"] for r in measured if str(r["group"]).startswith("conv")]
     console.print(table)
-    console.print(
-        f"convolution layers: geometric mean {math.prod(convolutions) ** (1 / len(convolutions)):.2f}, least {min(convolutions):.2f}"
-    )
+    mean = math.prod(convolutions) ** (1 / len(convolutions))
+    console.print(f"convolution layers: geometric mean {mean:.2f}, least {min(convolutions):.2f}")
     console.print({k: v for k, v in provenance().items() if k != "commit"})
     console.print(f"stored in {save('cpu', measured)}")

@@ -1,4 +1,5 @@
-"""Triton programs that are not convolutions, for timing the CPU target: matrix product, softmax, layer norm, elementwise."""
+"""Triton programs that are not convolutions, for timing the CPU target: matrix product, softmax, layer norm,
+elementwise."""
 
 import triton
 import triton.language as tl

@@ -306,9 +306,9 @@ class Affine:
         ty = f"<{width} x {MEM[v.elem]}>" if width else MEM[v.elem]
         code = self.code
         if v.elem == "i1":
-            ssa = code.pure(depth, f"zext {'<%d x i1>' % width if width else 'i1'} {ssa} to {ty}")
+            ssa = code.pure(depth, f"zext {f'<{width} x i1>' if width else 'i1'} {ssa} to {ty}")
         elif v.elem == "f16":
-            ssa = code.pure(depth, f"fptrunc {'<%d x float>' % width if width else 'float'} {ssa} to {ty}")
+            ssa = code.pure(depth, f"fptrunc {f'<{width} x float>' if width else 'float'} {ssa} to {ty}")
         elif v.elem == "bf16":
             t32, tf = (f"<{width} x {t}>" if width else t for t in ("i32", "float"))
             bits = code.pure(depth, f"bitcast {tf} {ssa} to {t32}")
@@ -367,7 +367,8 @@ class Affine:
         if is_uniform(p) and always:
             lane = v
             if not is_uniform(v):  # every lane has the same address: the last one stays
-                lane = self.wrap(v.elem, code.pure(v.depth, f"extractelement {self.typed(v.elem, width)} {v.ssa}, i64 {width - 1}"), v.depth, 0)  # fmt: skip
+                last = f"extractelement {self.typed(v.elem, width)} {v.ssa}, i64 {width - 1}"
+                lane = self.wrap(v.elem, code.pure(v.depth, last), v.depth, 0)
             value, ty = self.to_memory(lane, 0)
             code.do(f"store {ty} {value}, ptr {self.address(p)[0]}, align {size}")
             return

@@ -58,7 +58,8 @@ class Checks:
         return Aff("i64", ((0, self.e.code.op(f"load i64, ptr {address}, align 8", 0)),), (), 0, 0)
 
     def access(self, op: ir.Op, pointer: Ptr, mask: Val, depth: int) -> Val:
-        """`mask`, less what would reach outside of the pointer's memory. The check is written no further out than `depth`."""
+        """`mask`, less what would reach outside of the pointer's memory. The check is written no further out than
+        `depth`."""
         argument = self.provenance.argument(op.operands[0])
         if argument is None:
             return mask

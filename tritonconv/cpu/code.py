@@ -1,8 +1,8 @@
 """Writes LLVM IR as text, one nested level (entry, program, loop, branch) inside another.
 
-A value that depends only on outer levels is written there, before the inner level begins: loop-invariant code is hoisted
-as it is made, and equal expressions on a level get one name. What is left for LLVM is instruction selection, register
-allocation and scheduling.
+A value that depends only on outer levels is written there, before the inner level begins: loop-invariant code is
+hoisted as it is made, and equal expressions on a level get one name. What is left for LLVM is instruction selection,
+register allocation and scheduling.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Iv:
 
 
 class Level:
-    """Where the code that depends on this level, and on nothing deeper, is written. `label` is its current basic block."""
+    """Where the code that depends on this level, and on nothing deeper, is written. `label` is its basic block."""
 
     __slots__ = ("depth", "lines", "start", "label", "known", "memo")
 

@@ -23,8 +23,8 @@ def cpu_target() -> GPUTarget:
 
 @dataclass(frozen=True)
 class CPUOptions:
-    """What Triton and its kernels ask a target's options for. Warps, stages and CTAs mean nothing here: one thread runs a
-    program."""
+    """What Triton and its kernels ask a target's options for. Warps, stages and CTAs mean nothing here: one thread runs
+    a program."""
 
     num_warps: int = 1
     num_ctas: int = 1

@@ -15,7 +15,8 @@ _RECORD = struct.Struct("=qqq")  # number of the check that failed, byte or lane
 
 
 def launch(kernel: Kernel, grid: tuple[int, int, int], arguments: list) -> None:
-    """Runs a checked kernel on tensors (or addresses) and numbers. Its first fault is an IndexError or AssertionError."""
+    """Runs a checked kernel on tensors (or addresses) and numbers. Its first fault is an IndexError or
+    AssertionError."""
     slots = kernel.binary.arguments
     is_pointer = [slot == "ptr" for slot in slots[: len(arguments)]]
     pointers = list(compress(arguments, is_pointer))

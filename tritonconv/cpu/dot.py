@@ -2,7 +2,11 @@
 
 `tl.dot` in a loop that does nothing else is interchanged: the tile's panels run outside, the loop inside,
 
-    for each panel of vectors j:  for each panel of rows i:  for the loop's turns:  for kk:  acc[i, j] += a[i, kk] * b[kk, j]
+    for each panel of vectors j:
+        for each panel of rows i:
+            for the loop's turns:
+                for kk:
+                    acc[i, j] += a[i, kk] * b[kk, j]
 
 with `a` broadcast from memory through row pointers (no im2col copy, no packing) and `b` loaded as vectors. Any other
 product first brings its operands into scratch memory, and its accumulators live there between calls.
@@ -76,8 +80,8 @@ class Product:
         panel()
 
     def accumulate(self, start, loops, finish):
-        """One register tile: `start(idx)` its first values, `loops(first)` writes what adds to them, `finish(idx, value)` takes
-        the sums."""
+        """One register tile: `start(idx)` its first values, `loops(first)` writes what adds to them, `finish(idx,
+        value)` takes the sums."""
         e = self.e
         places = [(*self.prefix, i, j) for i in self.at_rows for j in self.at_columns]
         ty = f"<{self.width} x {self.reg}>" if self.width > 1 else self.reg
@@ -159,7 +163,7 @@ def _panels(low, value: ir.Value, columns: int) -> Panels:
     return dest
 
 
-# ---- the interchanged loop --------------------------------------------------------------------------------------------
+# ---- the interchanged loop ------------------------------------------------------------------------------------
 
 
 def _through(value: ir.Value) -> ir.Op | None:
@@ -200,8 +204,8 @@ def _match(low, op: ir.Op) -> ir.Op | None:
 
 
 def fused_loop(low, op: ir.Op) -> bool:
-    """Lowers `op` (scf.for) as an interchanged product if it is one. Where its sums go into one store, element by element, the
-    store's expression is computed on them in registers."""
+    """Lowers `op` (scf.for) as an interchanged product if it is one. Where its sums go into one store, element by
+    element, the store's expression is computed on them in registers."""
     product_op = _match(low, op)
     if product_op is None:
         return False
@@ -271,8 +275,8 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish):
 
 
 def _streams(product: Product, state) -> bool:
-    """Whether the right operand's rows lie side by side (as in packed weights): panels of any other matrix would walk memory in
-    large steps, turn after turn, so it is packed first."""
+    """Whether the right operand's rows lie side by side (as in packed weights): panels of any other matrix would walk
+    memory in large steps, turn after turn, so it is packed first."""
     low, e = product.low, product.e
     outer, e.width = e.width, product.width
     with low.code.probe(1) as turn, low.code.probe(product.k) as kk:
@@ -336,8 +340,8 @@ def _varies(value: ir.Value, body: ir.Block) -> bool:
 
 
 class Operands:
-    """The two loads of an interchanged product. Masks on the reduction index alone become the inner loop's bound, if both
-    factors have the same: zero times what is not finite would count.
+    """The two loads of an interchanged product. Masks on the reduction index alone become the inner loop's bound, if
+    both factors have the same: zero times what is not finite would count.
 
     `any`: a condition (i1) without which the panel has no row to compute.
     """

@@ -1,5 +1,6 @@
-"""Triton's view of the CPU as a device. Loaded by Triton through its entry points, while Triton itself is being imported: this
-module and `compiler` therefore import nothing heavy, and neither torch nor Triton's own front end, before they are used.
+"""Triton's view of the CPU as a device. Loaded by Triton through its entry points, while Triton itself is being
+imported: this module and `compiler` therefore import nothing heavy, and neither torch nor Triton's own front end,
+before they are used.
 
 Triton wants exactly one concrete driver class in this module.
 """
@@ -29,8 +30,8 @@ class CPUDriver(triton_driver.DriverBase):
 
     @staticmethod
     def is_active() -> bool:
-        """A GPU's driver comes first. TRITON_DEFAULT_BACKEND, or `triton.runtime.driver.set_active(CPUDriver())`, chooses this
-        one beside a GPU."""
+        """A GPU's driver comes first. TRITON_DEFAULT_BACKEND, or `triton.runtime.driver.set_active(CPUDriver())`,
+        chooses this one beside a GPU."""
         import torch
 
         return os.environ.get("TRITON_DEFAULT_BACKEND") == NAME or not (

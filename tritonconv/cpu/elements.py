@@ -1,7 +1,7 @@
 """What holds a tensor, and how its elements are asked for.
 
-`Elements.at(value, idx)` is the whole of the lowering's data flow: a tensor is never built, its elements are asked for by
-whichever loop nest needs them. `idx` holds one integer (constant, loop variable, or lanes) per dimension.
+`Elements.at(value, idx)` is the whole of the lowering's data flow: a tensor is never built, its elements are asked for
+by whichever loop nest needs them. `idx` holds one integer (constant, loop variable, or lanes) per dimension.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Buffer:
 
 @dataclass(eq=False)
 class Panels(Buffer):
-    """A matrix [k, n] in panels of a few columns, [n / columns, k, columns]: a product reads one panel from end to end."""
+    """A matrix [k, n] in panels of a few columns, [n / columns, k, columns]: a product reads one panel from end to
+    end."""
 
     columns: int = 1
 
@@ -122,7 +123,8 @@ class Elements(Affine):
         return mask if self.checks is None else self.checks.access(op, pointer, mask, depth)
 
     def read(self, op: ir.Op, idx: Index, mask: Val) -> Val:
-        """What the load `op` gives at `idx`. A mask may rest on an assumption, so nothing masked is read before it is checked."""
+        """What the load `op` gives at `idx`. A mask may rest on an assumption, so nothing masked is read before it is
+        checked."""
         p = self.pointer(self.at(op.operands[0], idx))
         other = self.at(op.operands[2], idx) if len(op.operands) > 2 else None
         depth = max(self.region, self.floor) if len(op.operands) > 1 else self.region
@@ -175,7 +177,8 @@ class Elements(Affine):
     def convert(self, text: str, v: Val, elem: str) -> Val:
         """A conversion instruction, `text` to another element type."""
         ssa, depth, width = self.unary(v)
-        return self.wrap(elem, self.code.pure(depth, f"{text} {self.typed(v.elem, width)} {ssa} to {self.typed(elem, width)}"), depth, width)  # fmt: skip
+        cast = f"{text} {self.typed(v.elem, width)} {ssa} to {self.typed(elem, width)}"
+        return self.wrap(elem, self.code.pure(depth, cast), depth, width)
 
 
 def high_low(e: Elements, v: Aff, n: int) -> tuple[Aff, Aff] | None:

@@ -25,7 +25,8 @@ def _integer(value: int) -> str:
 
 
 def _debugging() -> bool:
-    """Whether the library's launches are checked against their tensors' bounds: TRITONCONV_DEBUG=1, read at each bind."""
+    """Whether the library's launches are checked against their tensors' bounds: TRITONCONV_DEBUG=1, read at each
+    bind."""
     return os.environ.get("TRITONCONV_DEBUG", "0") not in ("", "0")
 
 
@@ -51,10 +52,9 @@ def kernel_for(
 ) -> Kernel:
     """The compiled kernel for tensors of these dtypes (None where it is given none), then sizes, then constexprs."""
     names = kernel.arg_names
-    signature = dict(
-        zip(names, ["constexpr" if t is None else _POINTER[t] for t in tensors] + [_integer(v) for v in sizes])
-    )
-    fixed = {n: None for n, t in zip(names, tensors) if t is None} | dict(constexprs)
+    kinds = ["constexpr" if t is None else _POINTER[t] for t in tensors] + [_integer(v) for v in sizes]
+    signature = dict(zip(names, kinds, strict=False))
+    fixed = {n: None for n, t in zip(names, tensors, strict=False) if t is None} | dict(constexprs)
     signature |= dict.fromkeys(constexprs, "constexpr")
     key = (kernel, checked, *signature.items(), *sorted((k, repr(v)) for k, v in fixed.items()))
     found = _kernels.get(key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from . import mathlib
 from .elements import Elements, pure
 from .errors import UnsupportedOp
-from .values import const
 
 _FLOAT = {"arith.addf": "fadd", "arith.subf": "fsub", "arith.mulf": "fmul", "arith.divf": "fdiv", "arith.remf": "frem",
           "tt.precise_divf": "fdiv"}  # fmt: skip
@@ -16,18 +15,26 @@ def _float_binary(e, op, idx):
     return e.binary(f"{_FLOAT[op.name]} {e.contract}{{}}", *e.args(op, idx))
 
 
-_FLOAT_CALL = {"arith.maxnumf": "maxnum", "arith.minnumf": "minnum", "arith.maximumf": "maximum", "arith.minimumf": "minimum",
-               "math.absf": "fabs", "math.absi": None, "math.sqrt": "sqrt", "tt.precise_sqrt": "sqrt", "math.fma": "fma",
-               "math.floor": "floor", "math.ceil": "ceil", "math.copysign": "copysign", "math.trunc": "trunc",
-               "math.roundeven": "roundeven"}  # fmt: skip
+_FLOAT_CALL = {
+    "arith.maxnumf": "maxnum",
+    "arith.minnumf": "minnum",
+    "arith.maximumf": "maximum",
+    "arith.minimumf": "minimum",
+    "math.absf": "fabs",
+    "math.sqrt": "sqrt",
+    "tt.precise_sqrt": "sqrt",
+    "math.fma": "fma",
+    "math.floor": "floor",
+    "math.ceil": "ceil",
+    "math.copysign": "copysign",
+    "math.trunc": "trunc",
+    "math.roundeven": "roundeven",
+}
 
 
 @pure(*_FLOAT_CALL)
 def _float_call(e: Elements, op, idx):
-    args = e.args(op, idx)
-    if op.name == "math.absi":
-        return e.select(e.binary("icmp slt {}", args[0], const(args[0].elem, 0), "i1"), e.add(const(args[0].elem, 0), args[0], -1), args[0])  # fmt: skip
-    return e.apply("llvm." + _FLOAT_CALL[op.name], *args)
+    return e.apply("llvm." + _FLOAT_CALL[op.name], *e.args(op, idx))
 
 
 @pure("arith.negf")

@@ -94,10 +94,11 @@ def _divide(e: Elements, op, idx):
 
 
 def _divide_by_invariant(e: Elements, how: str, a: Val, b: Val) -> Val:
-    """32-bit division by a number known further out: its reciprocal is computed there, here a product's high half is taken.
+    """32-bit division by a number known further out: its reciprocal is computed there, here a product's high half is
+    taken.
 
-    D. Lemire et al., Faster remainder by direct computation (arXiv 1902.01961): n // d = n * ceil(2**64 / d) >> 64 for all
-    32-bit n and d > 1. Signed operands by way of their magnitudes.
+    D. Lemire et al., Faster remainder by direct computation (arXiv 1902.01961): n // d = n * ceil(2**64 / d) >> 64 for
+    all 32-bit n and d > 1. Signed operands by way of their magnitudes.
     """
     pure = e.code.pure
     (n, depth), (d, outer) = e.scalar(a), e.scalar(b)
@@ -123,7 +124,8 @@ def _divide_by_invariant(e: Elements, how: str, a: Val, b: Val) -> Val:
 
 
 def _divide_run(e: Elements, how: str, a: Aff, b: Val) -> Val:
-    """Lanes a, a+1, …: while none of them crosses a multiple of b, the quotient is one number and the remainder runs on."""
+    """Lanes a, a+1, …: while none of them crosses a multiple of b, the quotient is one number and the remainder runs
+    on."""
     first = a._replace(step=0)
     b = (
         b
@@ -148,6 +150,13 @@ def _divide_in_double(e: Elements, how: str, a: Val, b: Val) -> Val:
     if q is None:
         q = e.cast(e.convert("fptosi", e.binary("fdiv {}", x, y), "i32"), a.elem)
     return q if how == "sdiv" else e.add(a, e.mul(q, b), -1)
+
+
+@pure("math.absi")
+def _absi(e, op, idx):
+    (v,) = e.args(op, idx)
+    zero = const(v.elem, 0)
+    return e.select(e.binary("icmp slt {}", v, zero, "i1"), e.add(zero, v, -1), v)
 
 
 @pure("tt.mulhiui")
@@ -226,7 +235,7 @@ def _select(e, op, idx):
 @pure("tt.addptr")
 def _addptr(e, op, idx):
     p, by = e.args(op, idx)
-    return e.advance(e.pointer(p), by, SIZE[op.result.type.pointee] if op.result.type.pointee in SIZE else 8)
+    return e.advance(e.pointer(p), by, SIZE.get(op.result.type.pointee, 8))
 
 
 @pure("tt.ptr_to_int")

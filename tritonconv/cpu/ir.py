@@ -3,7 +3,7 @@
 Triton's Python bindings cannot list the operations of a block nor read dense constants, so the lowering reads the text.
 The generic form is one regular grammar for every operation, whatever its dialect:
 
-    %r:2 = "dialect.op"(%a, %b#1) <{property = value}> ({region}, {region}) {attribute = value} : (T, T) -> (T, T) loc(#loc7)
+    %r:2 = "dialect.op"(%a, %b#1) <{property = value}> ({region}) {attribute = value} : (T, T) -> (T, T) loc(#loc7)
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def moving_step(argument: ir.Value, last: ir.Value) -> ir.Value | None:
 
 
 def _elementwise(argument: ir.Value, last: ir.Value) -> bool:
-    """Whether every use of `argument` goes, index by index, into `last` alone: the new value may then overwrite the old."""
+    """Whether every use of `argument` goes, index by index, into `last` alone: the new value may then overwrite the
+    old."""
     for user in argument.users:
         if user.name == "tt.dot":
             if user.result is not last or argument in user.operands[:2] or len(last.users) != 1:

@@ -4,8 +4,8 @@ The result is one function that runs a range of the grid:
 
     void kernel(ptr arguments, ptr scratch, i64 first, i64 last)
 
-`arguments` holds the kernel's arguments in 8-byte slots, then the three grid sizes (i32, a slot each); `scratch` is private
-to the calling thread, `Lowered.scratch` bytes.
+`arguments` holds the kernel's arguments in 8-byte slots, then the three grid sizes (i32, a slot each); `scratch` is
+private to the calling thread, `Lowered.scratch` bytes.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class Lowering:
         text += ["entry:", *code.levels[0].lines, "}", *code.declared.values()]
         width = self.target.vector_bytes * 8
         text.append(
-            f'attributes #0 = {{ nounwind "target-cpu"="{self.target.cpu}" "target-features"="{self.target.features}" "prefer-vector-width"="{width}" "no-trapping-math"="true" }}'
+            f'attributes #0 = {{ nounwind "target-cpu"="{self.target.cpu}" "target-features"="{self.target.features}" '
+            f'"prefer-vector-width"="{width}" "no-trapping-math"="true" }}'
         )
         scratch = (self.high_water + 4095) // 4096 * 4096
         made = tuple(e.checks.made) if e.checks else ()
@@ -191,10 +192,7 @@ class Lowering:
             idx = []
             for d, n in enumerate(shape):
                 step = width if d == lane else 1
-                if n == step:
-                    at = const("index", 0)
-                else:
-                    at = index(loops.enter_context(self.code.loop(n, step)).iv)
+                at = const("index", 0) if n == step else index(loops.enter_context(self.code.loop(n, step)).iv)
                 idx.append(lanes(at) if d == lane and width > 1 else at)
             e.width = width
             self.speculate(lambda: body(tuple(idx)))

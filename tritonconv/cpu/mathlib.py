@@ -1,7 +1,7 @@
 """Elementary functions and roundings, written as vector code: no math library is needed for float.
 
-Polynomials for exp, log, tanh: S. L. Moshier, Cephes Mathematical Library (expf, logf, tanhf), public domain coefficients.
-Errors within 3 ulp. Double precision calls the C library lane by lane.
+Polynomials for exp, log, tanh: S. L. Moshier, Cephes Mathematical Library (expf, logf, tanhf), public domain
+coefficients. Errors within 3 ulp. Double precision calls the C library lane by lane.
 """
 
 from __future__ import annotations
@@ -157,12 +157,12 @@ def _log2(e, x: Val) -> Val:
     return _log_edges(f, x, f.add(f.add(z, m), n))
 
 
-# erf(x) = x P(x²)/Q(x²) for |x| <= 3.925, beyond which it rounds to 1: a least-squares fit (reweighted towards the minimax) of
-# relative error 4e-8
-_ERF_P = (2.151635985127509e-06, 2.822665392630677e-4, 3.4788890239332375e-3, 5.185626286506943e-2, 1.8319136163128918e-1,
-          1.128379159215776)  # fmt: skip
-_ERF_Q = (3.901670607678546e-05, 1.100630900694174e-3, 1.4384441485998184e-2, 1.1118445857417905e-1, 4.956823414972472e-1,
-          1.0)  # fmt: skip
+# erf(x) = x P(x²)/Q(x²) for |x| <= 3.925, beyond which it rounds to 1: a least-squares fit (reweighted towards the
+# minimax) of relative error 4e-8
+_ERF_P = (2.151635985127509e-06, 2.822665392630677e-4, 3.4788890239332375e-3, 5.185626286506943e-2,
+          1.8319136163128918e-1, 1.128379159215776)  # fmt: skip
+_ERF_Q = (3.901670607678546e-05, 1.100630900694174e-3, 1.4384441485998184e-2, 1.1118445857417905e-1,
+          4.956823414972472e-1, 1.0)  # fmt: skip
 
 
 def _erf(e, x: Val) -> Val:
@@ -215,8 +215,8 @@ FUNCTIONS = {
     "math.cbrt": (None, "cbrt"),
 }
 _INTRINSICS = ("floor", "ceil", "trunc", "round", "rint", "nearbyint", "sqrt", "fabs", "copysign", "fma")
-_C_LIBRARY = ("exp10", "log10", "hypot", "fmod", "remainder", "fdim", "nextafter", "logb", "erfc", "lgamma", "tgamma", "j0", "j1",
-              "y0", "y1")  # fmt: skip
+_C_LIBRARY = ("exp10", "log10", "hypot", "fmod", "remainder", "fdim", "nextafter", "logb", "erfc", "lgamma", "tgamma",
+              "j0", "j1", "y0", "y1")  # fmt: skip
 # a device library's function, without prefix and type → math operation, LLVM intrinsic, LLVM instruction or C function
 LIBDEVICE = (
     {name.split(".")[1]: name for name in FUNCTIONS}
@@ -262,7 +262,8 @@ def call(e, name: str, args: list[Val]) -> Val:
     return e.rounded(result._replace(elem=elem)) if elem in ("f16", "bf16") else result
 
 
-# ---- roundings between float types ------------------------------------------------------------------------------------
+# ---- roundings between float types
+# ------------------------------------------------------------------------------------
 
 
 def float_cast(e, v: Val, elem: str) -> Val:

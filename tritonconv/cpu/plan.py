@@ -1,8 +1,8 @@
 """Decides which tensors are kept in memory and which are recomputed where they are used.
 
-A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …). An expression that ends in
-one root is computed inside that root's nest. One that ends in several, or inside a loop body below it, or that a broadcast
-would repeat, is kept in scratch memory, unless it costs next to nothing (integers, constants).
+A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …). An expression that ends
+in one root is computed inside that root's nest. One that ends in several, or inside a loop body below it, or that a
+broadcast would repeat, is kept in scratch memory, unless it costs next to nothing (integers, constants).
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Plan:
         return roots
 
     def epilogue(self, value: Value) -> Op | None:
-        """The store that a statement's result goes into, element by element and nowhere else, before memory is written."""
+        """The store that a statement's result goes into, element by element and nowhere else, before memory is
+        written."""
         block = value.op.block
         roots = self._roots_of(value, block)
         if len(roots) != 1:

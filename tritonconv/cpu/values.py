@@ -1,7 +1,7 @@
 """What a TTIR value is at one index: the lowering's abstract domain.
 
-A tensor is a function of its indices. Evaluated at given indices (constants, loop variables, or the lanes of one vector) it
-is one of:
+A tensor is a function of its indices. Evaluated at given indices (constants, loop variables, or the lanes of one
+vector) it is one of:
 
     Aff   integers: sum of terms by loop level + loop variables with constant coefficients + constant + step * lane
     Ptr   a uniform base address + a byte offset (Aff or Vec)
