@@ -43,7 +43,8 @@ class _Machine:
 
 
 _MACHINES = {
-    "gpu": _Machine(programs=132, start=100_000, load=16, smallest=16),
+    "cuda": _Machine(programs=132, start=100_000, load=16, smallest=16),
+    "hip": _Machine(programs=304, start=100_000, load=16, smallest=16),
     "cpu": _Machine(programs=8, start=10_000, load=1, smallest=1),
     "interpreter": _Machine(programs=1, start=1_000_000, load=1, smallest=1),
 }
@@ -72,8 +73,11 @@ _GPU_TILES_64BIT = (
     TileConfig(32, 32, 16, num_warps=4, num_stages=2),
     TileConfig(32, 16, 16, num_warps=4, num_stages=2),
 )
+_GPU_TILES = {2: _GPU_TILES_16BIT, 4: _GPU_TILES_32BIT, 8: _GPU_TILES_64BIT}
 _TILES = {
-    "gpu": {2: _GPU_TILES_16BIT, 4: _GPU_TILES_32BIT, 8: _GPU_TILES_64BIT},
+    "cuda": _GPU_TILES,
+    # Two stages are one buffer of shared memory, of which AMD has little; the next tiles wait in registers.
+    "hip": {size: tuple(replace(tile, num_stages=2) for tile in tiles) for size, tiles in _GPU_TILES.items()},
     "cpu": dict.fromkeys(
         (2, 4, 8), tuple(TileConfig(*tile) for tile in itertools.product((64, 128), (16, 64), (32, 64, 128, 256)))
     ),
@@ -82,7 +86,13 @@ _TILES = {
 
 
 # (BM × BN, num_warps)
-_POOL_TILES = {"gpu": ((512, 4), (1024, 8)), "cpu": ((4096, 1), (1024, 1), (16384, 1)), "interpreter": ((1 << 18, 1),)}
+_GPU_POOL_TILES = ((512, 4), (1024, 8))
+_POOL_TILES = {
+    "cuda": _GPU_POOL_TILES,
+    "hip": _GPU_POOL_TILES,
+    "cpu": ((4096, 1), (1024, 1), (16384, 1)),
+    "interpreter": ((1 << 18, 1),),
+}
 
 
 def space(op: str, geometry: ConvGeometry | PoolGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
@@ -91,15 +101,16 @@ def space(op: str, geometry: ConvGeometry | PoolGeometry, dtype: torch.dtype, ta
     `op` is "fprop", "dgrad" or "wgrad" of a ConvGeometry, "max_pool" or "max_pool_backward" of a PoolGeometry.
     `target` is "cpu", "interpreter" or the name of a GPU ("sm_90", "gfx942").
     """
-    kind = target if target in _MACHINES else "gpu"
+    kind = target if target in _MACHINES else "hip" if target.startswith("gfx") else "cuda"
     if isinstance(geometry, PoolGeometry):
         tiles = (_fit_pool(area, warps, op, geometry) for area, warps in _POOL_TILES[kind])
         return tuple(dict.fromkeys(tiles))
-    tiles = (_fit(tile, op, geometry, _MACHINES[kind]) for tile in _TILES[kind][dtype.itemsize])
-    # fromkeys drops the tiles that became equal and keeps the order.
+    fitted = (_fit(tile, op, geometry, _MACHINES[kind]) for tile in _TILES[kind][dtype.itemsize])
+    # Tables list large tiles first: of those that became equal in extent, the last has the warps meant for it.
+    tiles = {(tile.BM, tile.BN, tile.BK): tile for tile in fitted}.values()
     if kind == "cpu":
-        return tuple(sorted(dict.fromkeys(tiles), key=lambda tile: _cpu_cycles(tile, op, geometry, dtype.itemsize)))
-    return tuple(sorted(dict.fromkeys(tiles), key=lambda tile: _cost(tile, op, geometry, _MACHINES[kind])))
+        return tuple(sorted(tiles, key=lambda tile: _cpu_cycles(tile, op, geometry, dtype.itemsize)))
+    return tuple(sorted(tiles, key=lambda tile: _cost(tile, op, geometry, _MACHINES[kind])))
 
 
 def _fit_pool(area: int, num_warps: int, op: str, geometry: PoolGeometry) -> TileConfig:
