@@ -40,14 +40,14 @@ def scalars(x, out, n, s, flag, h):
     a = tl.load(x + 1)
     b = tl.load(x + n, mask=n < 4, other=2.5)
     tl.store(out, a + b * s)
-    tl.store(out + 1, tl.where(flag, a, b))
+    tl.store(out + 1, tl.where(flag != 0, a, b))
     tl.store(out + 2, h // 3 + n, mask=n > 100)
     tl.store(out + 3, (h // 3 + n).to(tl.float32))
     tl.store(out + 4, tl.sqrt(tl.abs(a)) + tl.num_programs(0))
 
 
 @pytest.mark.parametrize("n", [2, 7])
-@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize("flag", [0, 5])
 def test_scalars(flag, n):
     check(scalars, (1,), torch.randn(4), torch.zeros(5), n, 0.5, flag, 2**40, enable_fp_fusion=False)
 
@@ -79,8 +79,8 @@ def test_overlapping_store():
 @triton.jit
 def nested_tuple(pair, out, n, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    x, (y, factor) = pair
-    tl.store(out + i, tl.load(x + i) + factor * tl.load(y + i), mask=i < n)
+    x, inner = pair
+    tl.store(out + i, tl.load(x + i) + inner[1] * tl.load(inner[0] + i), mask=i < n)
 
 
 def test_tuple_arguments():

@@ -6,7 +6,6 @@ import time
 import warnings
 
 import torch
-from triton.backends import driver as triton_driver
 
 from . import debug
 from .build import Binary, Damaged, compile_source
@@ -72,12 +71,14 @@ def _runtime(kinds, args, pointer):
             yield from _runtime(kind, arg, pointer)
         elif kind[0] == "*":
             yield pointer(arg)
-        elif kind.startswith("tensordesc"):  # travels as its parts
-            base, *rest = triton_driver.decompose_descriptor(arg)
-            yield pointer(base)
-            yield from rest
-        elif kind == "u64" and arg >> 63:
-            yield arg - (1 << 64)
+        elif kind.startswith("tensordesc"):  # travels as its parts, with the flags that this Triton's descriptors have
+            yield pointer(arg.base)
+            yield from (*arg.shape, *arg.strides, arg.padding == "nan")
+            if hasattr(arg, "round_f32_to_tf32"):
+                yield arg.round_f32_to_tf32
+            yield from (*arg.shape, *arg.strides)
+        elif kind[0] == "u" and arg >> (int(kind[1:]) - 1):  # slots are signed
+            yield arg - (1 << int(kind[1:]))
         else:
             yield arg
 
