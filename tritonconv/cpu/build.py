@@ -96,10 +96,14 @@ def assemble(lowered: Lowered, target: Target) -> Binary:
     return Binary(lowered.name, image, lowered.scratch, lowered.arguments, lowered.checks)
 
 
-def compile_source(source, backend, options) -> Binary:
-    """All stages at once, for an `ASTSource`."""
+def front_end(source, backend, options):
+    """The TTIR module of an `ASTSource`, after Triton's passes."""
     context = mlir.context()
     mlir.load_dialects(context)
     arguments = backend.get_codegen_implementation(options), backend.get_module_map(), context
-    module = simplify(source.make_ir(backend.target, options, *arguments))
-    return assemble(lower_module(module, host(), options), host())
+    return simplify(source.make_ir(backend.target, options, *arguments))
+
+
+def compile_source(source, backend, options) -> Binary:
+    """All stages at once."""
+    return assemble(lower_module(front_end(source, backend, options), host(), options), host())
