@@ -106,4 +106,5 @@ def front_end(source, backend, options):
 
 def compile_source(source, backend, options) -> Binary:
     """All stages at once."""
-    return assemble(lower_module(front_end(source, backend, options), host(), options), host())
+    with jit.lock:  # MLIR, too, must not be forked at work
+        return assemble(lower_module(front_end(source, backend, options), host(), options), host())

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import threading
+import os
 
 import llvmlite.binding as llvm
 
 from .target import Target, host
 
-_lock = threading.Lock()
+# llvmlite lets one thread at a time into LLVM. A fork waits for it: the child would wait in vain for a thread it lacks.
+lock = llvm.ffi.lib._lock
+os.register_at_fork(before=lock.__enter__, after_in_parent=lock.__exit__, after_in_child=lock.__exit__)
 
 
 def _machine(target: Target) -> llvm.TargetMachine:
-    with _lock:
-        if target.triple == llvm.get_process_triple():
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-        else:
-            llvm.initialize_all_targets()
-            llvm.initialize_all_asmprinters()
+    if target.triple == llvm.get_process_triple():
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+    else:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
     return llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small"
     )
@@ -36,7 +37,7 @@ def optimise(text: str, target: Target) -> tuple[llvm.ModuleRef, llvm.TargetMach
     manager.add_sroa_pass()
     manager.add_instruction_combine_pass()
     manager.add_simplify_cfg_pass()
-    manager.add_new_gvn_pass() if hasattr(manager, "add_new_gvn_pass") else None
+    manager.add_new_gvn_pass()
     manager.run(module, passes)
     return module, machine
 
@@ -52,7 +53,7 @@ def emit_assembly(text: str, target: Target | None = None) -> str:
 
 
 class Loader:
-    """Loads object files into the process. One LLVM JIT serves all of them; a loaded kernel stays while it is referenced."""
+    """Loads object files into the process. One LLVM JIT serves them all; a kernel stays while it is referenced."""
 
     def __init__(self):
         self._jit = None
@@ -60,7 +61,7 @@ class Loader:
 
     def load(self, image: bytes, name: str) -> tuple[int, object]:
         """(address of `name`, handle to keep alive)."""
-        with _lock:
+        with lock:
             if self._jit is None:
                 llvm.initialize_native_target()
                 llvm.initialize_native_asmprinter()

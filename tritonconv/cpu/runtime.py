@@ -33,7 +33,8 @@ def _openmp() -> tuple[int, int]:
     for name in [*map(str, candidates), None]:
         try:
             library = ctypes.CDLL(name)
-            return tuple(ctypes.cast(getattr(library, f), ctypes.c_void_p).value for f in ("GOMP_parallel", "omp_in_parallel"))
+            functions = library.GOMP_parallel, library.omp_in_parallel
+            return tuple(ctypes.cast(f, ctypes.c_void_p).value for f in functions)
         except (OSError, AttributeError):
             continue
     return 0, 0
@@ -89,7 +90,7 @@ together:
 
 
 class _Pool:
-    """The launch function of this process, and how many threads it may use."""
+    """The launch function of this process, and whether it uses threads."""
 
     def __init__(self):
         parallel, in_parallel = _openmp()
@@ -99,9 +100,7 @@ class _Pool:
         self.launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int)(address)
 
 
-@cache
-def _pool() -> _Pool:
-    return _Pool()
+_pool = cache(_Pool)
 
 
 _forked = False
@@ -121,7 +120,7 @@ def _scratch(size: int) -> int:
     """Address of at least `size` bytes that belong to the calling thread until its next launch."""
     held = getattr(_local, "memory", None)
     if held is None or held.numel() < size + _PAGE:
-        held = _local.memory = torch.empty(size + _PAGE, dtype=torch.uint8)
+        held = _local.memory = torch.empty(size + _PAGE, dtype=torch.uint8, device="cpu")
         _local.address = -(-held.data_ptr() // _PAGE) * _PAGE
     return _local.address
 
@@ -143,9 +142,10 @@ class Kernel:
         unknown = [a for a in binary.arguments if a not in _SLOT]
         if unknown:
             raise TypeError(f"kernel {binary.name}: the CPU target cannot pass an argument of type {unknown[0]}")
-        self.pack = struct.Struct("=" + (_HEADER + "".join(_SLOT[a] for a in binary.arguments) + "i4xi4xi4x").replace("P", "Q")).pack
-        pool = _pool()
-        self._launch, self._threaded = pool.launch, pool.parallel
+        layout = _HEADER + "".join(_SLOT[a] for a in binary.arguments) + "i4xi4xi4x"
+        self.pack = struct.Struct("=" + layout.replace("P", "Q")).pack
+        self._pool = _pool()  # kept: threads that race for the first launch may make one each
+        self._launch, self._threaded = self._pool.launch, self._pool.parallel
         self._scratch = binary.scratch
 
     def __call__(self, grid: tuple[int, int, int], values) -> bytes | None:
