@@ -40,8 +40,13 @@ def compiles(monkeypatch):
     return names
 
 
+def obtain(request: engine.Request) -> build.Binary:
+    engine._kernels.clear()
+    return engine.load([request])[0].binary
+
+
 def compiled() -> build.Binary:
-    return engine.compile_kernel(double, SIGNATURE, {"BLOCK": 64})
+    return obtain(engine.Request(double, SIGNATURE, {"BLOCK": 64}))
 
 
 def silent() -> build.Binary:
@@ -64,12 +69,23 @@ def test_second_start_reads_the_disk(folder, compiles):
 
 def test_everything_that_shapes_the_code_is_in_the_key(folder, monkeypatch):
     silent()
-    engine.compile_kernel(double, SIGNATURE, {"BLOCK": 32})
-    engine.compile_kernel(double, SIGNATURE, {"BLOCK": 64}, checked=True)
-    engine.compile_kernel(double, SIGNATURE | {"x": "*fp16"}, {"BLOCK": 64})
+    obtain(engine.Request(double, SIGNATURE, {"BLOCK": 32}))
+    obtain(engine.Request(double, SIGNATURE, {"BLOCK": 64}, checked=True))
+    obtain(engine.Request(double, SIGNATURE | {"x": "*fp16"}, {"BLOCK": 64}))
     monkeypatch.setattr(cache, "fingerprint", lambda: "another processor or compiler")
     silent()
     assert len(list(folder.iterdir())) == 5
+
+
+def test_kernels_compiled_side_by_side(folder):
+    requests = [engine.Request(double, SIGNATURE, {"BLOCK": block}) for block in (16, 32, 64, 32)]
+    engine._kernels.clear()
+    together = [kernel.binary for kernel in engine.load(requests)]
+    assert len(list(folder.iterdir())) == 3
+    assert together == [obtain(request) for request in requests]
+    for path in folder.iterdir():
+        path.unlink()
+    assert together == [obtain(request) for request in requests]  # compiled here, one by one
 
 
 DAMAGE = {

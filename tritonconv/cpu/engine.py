@@ -4,10 +4,16 @@ launcher.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 from . import build, cache, debug
 from .compiler import CPUBackend, cpu_target
@@ -17,7 +23,7 @@ _POINTER = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64", torch.bool: "*i1",
     torch.int8: "*i8", torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
-_kernels: dict[tuple, Kernel] = {}
+_kernels: dict[str, Kernel] = {}
 
 
 def _integer(value: int) -> str:
@@ -25,42 +31,68 @@ def _integer(value: int) -> str:
 
 
 def _debugging() -> bool:
-    """Whether the library's launches are checked against their tensors' bounds: TRITONCONV_DEBUG=1, read at each
-    bind."""
+    """Whether launches are checked against their tensors' bounds: TRITONCONV_DEBUG=1, read at each bind."""
     return os.environ.get("TRITONCONV_DEBUG", "0") not in ("", "0")
 
 
-def compile_kernel(
-    kernel, signature: dict[str, str], constexprs: dict[str, object], checked: bool = False
-) -> build.Binary:
-    """Machine code of `kernel` (a JITFunction) for this machine, from disk if it is there.
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a kernel's machine code is made from. `signature`: parameter → "*fp32", "i32", …, "constexpr"."""
 
-    `signature`: parameter → "*fp32", "i32", …, "constexpr".
-    """
-    name = cache.key(kernel.cache_key, signature, sorted((k, repr(v)) for k, v in constexprs.items()), checked)
-    binary = cache.find(name)
-    if binary is None:
+    kernel: JITFunction
+    signature: dict[str, str]
+    constexprs: dict[str, object]
+    checked: bool = False
+
+    @cached_property
+    def name(self) -> str:
+        constexprs = sorted((k, repr(v)) for k, v in self.constexprs.items())
+        return cache.key(self.kernel.cache_key, self.signature, constexprs, self.checked)
+
+    def compile(self) -> build.Binary:
         backend = CPUBackend(cpu_target())
-        options = backend.parse_options({"debug": checked})
-        binary = build.compile_source(ASTSource(kernel, signature, constexprs, {}), backend, options)
-        cache.keep(name, binary)
-    return binary
+        options = backend.parse_options({"debug": self.checked})
+        binary = build.compile_source(ASTSource(self.kernel, self.signature, self.constexprs, {}), backend, options)
+        cache.keep(self.name, binary)
+        return binary
 
 
-def kernel_for(
-    kernel, tensors: tuple[torch.dtype | None, ...], sizes: tuple[int, ...], constexprs: dict, checked: bool = False
-) -> Kernel:
-    """The compiled kernel for tensors of these dtypes (None where it is given none), then sizes, then constexprs."""
-    names = kernel.arg_names
-    kinds = ["constexpr" if t is None else _POINTER[t] for t in tensors] + [_integer(v) for v in sizes]
-    signature = dict(zip(names, kinds, strict=False))
-    fixed = {n: None for n, t in zip(names, tensors, strict=False) if t is None} | dict(constexprs)
-    signature |= dict.fromkeys(constexprs, "constexpr")
-    key = (kernel, checked, *signature.items(), *sorted((k, repr(v)) for k, v in fixed.items()))
-    found = _kernels.get(key)
-    if found is None:
-        found = _kernels[key] = Kernel(compile_kernel(kernel, signature, fixed, checked))
-    return found
+def request(launch, dtypes: tuple[torch.dtype | None, ...], checked: bool = False) -> Request:
+    """The request for a launch on tensors of `dtypes`, None where the kernel is given none."""
+    names = launch.kernel.arg_names
+    types = ["constexpr" if t is None else _POINTER[t] for t in dtypes] + [_integer(size) for size in launch.sizes]
+    signature = dict(zip(names, types, strict=False)) | dict.fromkeys(launch.constexprs, "constexpr")
+    absent = {name: None for name, t in zip(names, dtypes, strict=False) if t is None}
+    return Request(launch.kernel, signature, absent | dict(launch.constexprs), checked)
+
+
+def load(requests: Sequence[Request]) -> list[Kernel]:
+    """The requested kernels, from disk if they are there. Several that are not are compiled side by side."""
+    wanted = {r.name: r for r in requests if r.name not in _kernels}
+    binaries = {name: cache.find(name) for name in wanted}
+    absent = [wanted[name] for name, binary in binaries.items() if binary is None]
+    binaries.update(zip([r.name for r in absent], _compile_all(absent), strict=True))
+    _kernels.update({name: Kernel(binary) for name, binary in binaries.items()})
+    return [_kernels[r.name] for r in requests]
+
+
+def _compile_all(requests: list[Request]) -> list[build.Binary]:
+    """In child processes: neither Python nor llvmlite lets two threads compile at once."""
+    if len(requests) < 2:
+        return [r.compile() for r in requests]
+    workers = min(len(requests), len(os.sched_getaffinity(0)))
+    fork = multiprocessing.get_context("fork")  # the children inherit the requests, which cannot be pickled
+    with ProcessPoolExecutor(workers, fork, _inherit, (requests,)) as pool:
+        return list(pool.map(_compile, range(len(requests))))
+
+
+def _inherit(requests: list[Request]) -> None:
+    global _inherited
+    _inherited = requests
+
+
+def _compile(index: int) -> build.Binary:
+    return _inherited[index].compile()
 
 
 def bind(launch):
@@ -72,7 +104,8 @@ def bind(launch):
         dtypes = tuple([None if t is None else t.dtype for t in tensors])
         kernel = by_dtype.get(dtypes)
         if kernel is None:
-            kernel = by_dtype[dtypes] = kernel_for(launch.kernel, dtypes, sizes, launch.constexprs, checked)
+            (kernel,) = load([request(launch, dtypes, checked)])
+            by_dtype[dtypes] = kernel
         return kernel
 
     def run(*tensors):
