@@ -1,0 +1,111 @@
+"""What a start costs on the CPU target: compiling each kernel, finding it on disk, launching it.
+
+Times are the measuring thread's CPU time, so that a busy machine counts for little. Two fresh processes load the same
+kernels: the first with an empty cache on disk, the second with what the first has left there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tritonconv import launch
+from tritonconv.cpu import engine
+from tritonconv.engines import Launch
+from tritonconv.geometry import ConvGeometry, PoolGeometry
+
+from .measure import provenance, save
+
+# C, size, K, R, stride, padding, groups: LeNet-5, ResNet-50, MobileNetV2
+CONVOLUTIONS = (
+    (1, 28, 6, 5, 1, 2, 1),
+    (6, 14, 16, 5, 1, 0, 1),
+    (3, 224, 64, 7, 2, 3, 1),
+    (64, 56, 64, 3, 1, 1, 1),
+    (64, 56, 256, 1, 1, 0, 1),
+    (128, 56, 128, 3, 2, 1, 1),
+    (512, 7, 512, 3, 1, 1, 1),
+    (96, 56, 96, 3, 1, 1, 96),
+)
+LAUNCHES = 1000
+
+
+def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
+    """Names, launches and tensors' dtypes of the library's kernels, as these networks use them."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for C, H, K, R, stride, padding, groups in CONVOLUTIONS:
+            g = ConvGeometry(1, C, H, H, K, R, R, (stride,) * 2, ((padding,) * 2,) * 2, (1, 1), groups)
+            name = f"{R}×{R} {C}→{K} {str(dtype).removeprefix('torch.')}"
+            yield f"fprop {name}", launch.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4
+            yield f"dgrad {name}", launch.dgrad_launch("cpu", g, dtype, "ieee"), (dtype,) * 3
+            yield f"wgrad {name}", launch.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, torch.float32)
+    g = PoolGeometry(1, 64, 112, 112, 3, 3, (2, 2), (1, 1))
+    yield "max_pool 3×3", launch.max_pool_launch("cpu", g, torch.float32), (torch.float32, torch.float32, torch.int64)
+    dtypes = torch.float32, torch.int64, torch.float32
+    yield "max_pool_backward 3×3", launch.max_pool_backward_launch("cpu", g, torch.float32), dtypes
+    yield "sum_splits", launch.sum_splits_launch("cpu", 4, 36864), (torch.float32, torch.float32)
+
+
+def load_each() -> None:
+    """In a child process: prints the CPU milliseconds that each kernel took to become ready to run, as JSON."""
+    times = {}
+    engine.load([engine.request(launch.sum_splits_launch("cpu", 2, 10), (torch.float16,) * 2)])  # what is done only once
+    for name, start, dtypes in kernels():
+        before = time.thread_time()
+        engine.load([engine.request(start, dtypes)])
+        times[name] = 1e3 * (time.thread_time() - before)
+    json.dump(times, sys.stdout)
+
+
+def _child(cache: str) -> dict[str, float]:
+    command = [sys.executable, "-c", f"from {__spec__.name} import load_each; load_each()"]
+    run = subprocess.run(command, env=os.environ | {"TRITONCONV_CACHE_DIR": cache}, stdout=subprocess.PIPE, check=True)
+    return json.loads(run.stdout)
+
+
+def launch_microseconds() -> float:
+    """CPU time of the library's launch of one small program, machine code included."""
+    g = ConvGeometry(1, 4, 1, 1, 4, 1, 1)
+    start = launch.fprop_launch("cpu", g, torch.float32, "ieee", "relu")
+    run = engine.bind(start)
+    x, panels, bias, y = torch.zeros(4), torch.zeros(4 * start.constexprs["BN"]), torch.zeros(4), torch.zeros(4)
+    run(x, panels, bias, y)
+    rounds = []
+    for _ in range(60):
+        before = time.thread_time()
+        for _ in range(LAUNCHES):
+            run(x, panels, bias, y)
+        rounds.append((time.thread_time() - before) / LAUNCHES)
+    return 1e6 * min(rounds)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as cache:
+        cold, warm = _child(cache), _child(cache)
+    rows = [{"kernel": name, "cold_ms": cold[name], "warm_ms": warm[name]} for name in cold]
+    summary = {
+        "kernels": len(rows),
+        "cold_ms": {"median": statistics.median(cold.values()), "max": max(cold.values())},
+        "warm_ms": {"median": statistics.median(warm.values()), "max": max(warm.values())},
+        "launch_us": launch_microseconds(),
+    }
+    table = Table("kernel", "compile, ms", "from disk, ms", title="CPU target: start-up, CPU time of one thread")
+    for name in sorted(cold, key=cold.get):
+        table.add_row(name, f"{cold[name]:.0f}", f"{warm[name]:.1f}")
+    for how in ("median", "max"):
+        table.add_row(how, f"{summary['cold_ms'][how]:.0f}", f"{summary['warm_ms'][how]:.1f}", style="bold")
+    console = Console()
+    console.print(table)
+    console.print(f"launch of one small program: {summary['launch_us']:.1f} µs")
+    console.print({k: v for k, v in provenance().items() if v is not None})
+    console.print(f"stored in {save('startup', [summary, *rows])}")
