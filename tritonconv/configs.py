@@ -33,20 +33,22 @@ class _Machine:
     """What the prediction knows of a kind of target.
 
     `programs` run at a time; starting one costs as much as `start` multiply-adds, loading an element of an operand as
-    much as `load`. `smallest` is the least extent of a dot.
+    much as `load`. `smallest` is the least extent of a dot, `ragged_BK` the greatest where channels do not fill vectors
+    of 16 bytes: their elements are loaded one by one, each through a pointer of its own.
     """
 
     programs: int
     start: int
     load: int
     smallest: int
+    ragged_BK: int
 
 
 _MACHINES = {
-    "cuda": _Machine(programs=132, start=100_000, load=16, smallest=16),
-    "hip": _Machine(programs=304, start=100_000, load=16, smallest=16),
-    "cpu": _Machine(programs=8, start=10_000, load=1, smallest=1),
-    "interpreter": _Machine(programs=1, start=1_000_000, load=1, smallest=1),
+    "cuda": _Machine(programs=132, start=100_000, load=16, smallest=16, ragged_BK=16),
+    "hip": _Machine(programs=304, start=100_000, load=16, smallest=16, ragged_BK=16),
+    "cpu": _Machine(programs=8, start=10_000, load=1, smallest=1, ragged_BK=1 << 10),
+    "interpreter": _Machine(programs=1, start=1_000_000, load=1, smallest=1, ragged_BK=1 << 10),
 }
 
 _GPU_TILES_16BIT = (
@@ -62,7 +64,7 @@ _GPU_TILES_16BIT = (
 _GPU_TILES_32BIT = (  # eight warps where four run out of registers for true float32, which has no tensor cores
     TileConfig(128, 64, 32, num_warps=8, num_stages=3),
     TileConfig(64, 128, 32, num_warps=8, num_stages=3),
-    TileConfig(64, 64, 16, num_warps=4, num_stages=3),
+    TileConfig(64, 64, 32, num_warps=8, num_stages=3),
     TileConfig(128, 32, 32, num_warps=8, num_stages=3),
     TileConfig(64, 32, 32, num_warps=4, num_stages=3),
     TileConfig(32, 64, 32, num_warps=4, num_stages=3),
@@ -79,7 +81,7 @@ _TILES = {
     # Two stages are one buffer of shared memory, of which AMD has little; the next tiles wait in registers.
     "hip": {size: tuple(replace(tile, num_stages=2) for tile in tiles) for size, tiles in _GPU_TILES.items()},
     "cpu": dict.fromkeys(
-        (2, 4, 8), tuple(TileConfig(*tile) for tile in itertools.product((64, 128), (16, 64), (32, 64, 128, 256)))
+        (2, 4, 8), tuple(TileConfig(*tile) for tile in itertools.product((64, 128), (16, 64), (64, 128, 256, 32)))
     ),
     "interpreter": dict.fromkeys((2, 4, 8), (TileConfig(4096, 256, 512), TileConfig(64, 16, 16))),
 }
@@ -126,8 +128,11 @@ def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
 
 def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: _Machine) -> TileConfig:
     """`tile`, no larger than the problem and with the splits that fill the machine."""
-    M, N, K = (max(next_power_of_2(size), machine.smallest) for size in geometry.gemm(op))
-    tile = replace(tile, BM=min(tile.BM, M), BN=min(tile.BN, N), BK=min(tile.BK, K))
+    sizes = geometry.gemm(op)
+    channels = sizes[:2] if op == "wgrad" else sizes[2:]  # that lie side by side in what is loaded
+    BK = min(tile.BK, machine.ragged_BK) if any(size % 8 for size in channels) else tile.BK
+    M, N, K = (max(next_power_of_2(size), machine.smallest) for size in sizes)
+    tile = replace(tile, BM=min(tile.BM, M), BN=min(tile.BN, N), BK=min(BK, K))
     if op == "wgrad":
         wanted = 2 * machine.programs // _programs(tile, op, geometry)
         tile = replace(tile, SPLIT=max(1, min(wanted, K // (4 * tile.BK))))
@@ -157,7 +162,9 @@ def _cpu_cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int
     lanes = 32 // max(itemsize, 4)
     register_tiles = cdiv(min(tile.BM, M), _ROWS) * cdiv(tile.BN, 2 * lanes)
     if op != "wgrad" and itemsize >= 4:
-        turns = geometry.taps * cdiv(K, tile.BK) * (_TURN_STARTS + tile.BK * _TURN)
+        # A turn starts with its tap's row pointers; a pointwise convolution has them all along.
+        starts = _TURN_STARTS if geometry.taps > 1 else 0
+        turns = geometry.taps * cdiv(K, tile.BK) * (starts + tile.BK * _TURN)
         # Columns of a wide panel lie far apart: beyond the first cache they push each other out.
         if 2 * lanes < tile.BN and geometry.taps * K * tile.BN * itemsize > _L1:
             turns *= 1.3

@@ -44,22 +44,31 @@ TARGETS = {
 _TENSOR_MEMORY = 512  # columns, of an sm_100 multiprocessor
 
 
+# By mnemonic: mma, wgmma, tcgen05.mma and mfma; accesses to a thread's local memory.
+MATRIX = re.compile(r"[HID]MMA|HGMMA|UTC[A-Z]*MMA|v_mfma")
+SPILL = re.compile(r"LDL|STL|scratch_")
+
+
 @dataclass(frozen=True)
 class MachineCode:
     """What one launch compiles to.
 
-    `registers` and `spill_bytes` (of local memory) are a thread's, `shared_bytes` a program's; `occupancy` is how many
-    programs a multiprocessor holds. `code` counts the instructions by mnemonic, `loop` those of the main loop: it is
-    empty where the compiler left none. `text` is the assembly that was counted.
+    `registers` are a thread's, `shared_bytes` a program's; `occupancy` is how many programs a multiprocessor holds.
+    `code` counts the instructions by mnemonic, `loop` those of the main loop: it is empty where the compiler left none.
+    `text` is the assembly that was counted.
     """
 
     registers: int
-    spill_bytes: int
     shared_bytes: int
     occupancy: int
     code: Counter[str]
     loop: Counter[str]
     text: str
+
+
+def matching(instructions: Counter[str], pattern: str | re.Pattern) -> int:
+    """How many of `instructions` have a mnemonic that begins as `pattern` says."""
+    return sum(count for mnemonic, count in instructions.items() if re.match(pattern, mnemonic))
 
 
 def compile_launch(launch: Launch, dtypes: Sequence[torch.dtype | None], target: str) -> MachineCode:
@@ -71,14 +80,12 @@ def compile_launch(launch: Launch, dtypes: Sequence[torch.dtype | None], target:
     machine = TARGETS[target]
     compiled = _compile(launch, dtypes, machine.gpu)
     if machine.gpu.backend == "cuda":
-        registers, spill_bytes, text = _disassemble(compiled.asm["cubin"])
+        registers, text = _disassemble(compiled.asm["cubin"])
     else:
         text = compiled.asm["amdgcn"]
-        registers, spill_bytes = (
-            int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in ("vgpr_count", "private_segment_fixed_size")
-        )
+        registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1])
     occupancy = _occupancy(compiled.metadata, registers, machine)
-    return MachineCode(registers, spill_bytes, compiled.metadata.shared, occupancy, *_count(text), text)
+    return MachineCode(registers, compiled.metadata.shared, occupancy, *_count(text), text)
 
 
 def _compile(launch: Launch, dtypes: Sequence[torch.dtype | None], gpu: GPUTarget) -> CompiledKernel:
@@ -90,8 +97,8 @@ def _compile(launch: Launch, dtypes: Sequence[torch.dtype | None], gpu: GPUTarge
     return triton.compile(ASTSource(kernel, signature, constexprs, attributes), gpu, vars(options))
 
 
-def _disassemble(cubin: bytes) -> tuple[int, int, str]:
-    """(registers, bytes of local memory, SASS)."""
+def _disassemble(cubin: bytes) -> tuple[int, str]:
+    """(registers, SASS)."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -102,8 +109,7 @@ def _disassemble(cubin: bytes) -> tuple[int, int, str]:
                 (knobs.nvidia.nvdisasm, ["--print-code", "--no-dataflow"]),
             )
         )
-    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
-    return int(registers), int(stack) + int(local), sass
+    return int(re.search(r"REG:(\d+)", usage)[1]), sass
 
 
 def _occupancy(metadata, registers: int, target: Target) -> int:
@@ -116,8 +122,6 @@ def _occupancy(metadata, registers: int, target: Target) -> int:
     return min(limits)
 
 
-# mma, wgmma, tcgen05.mma, mfma
-_MATRIX = re.compile(r"[HID]MMA|HGMMA|UTC[A-Z]*MMA|v_mfma")
 # A line of assembly: SASS has an address in a comment, then maybe a predicate; both write labels as ".L…:".
 _LABEL = re.compile(r"(\.L\w+):")
 _INSTRUCTION = re.compile(r"\s+(?:/\*[0-9a-f]{4,}\*/\s+)?(?:@!?U?P\w+ )?([A-Z][\w.]*|[a-z]+_\w+)\b(.*)")
@@ -136,8 +140,8 @@ def _count(text: str) -> tuple[Counter[str], Counter[str]]:
                 branches.append((len(mnemonics), re.search(r"\.L\w+", instruction[2])[0]))
             mnemonics.append(instruction[1])
     loops = [(labels[to], at + 1) for at, to in branches if labels[to] < at]
-    if any(map(_MATRIX.match, mnemonics)):
-        loops = [(start, stop) for start, stop in loops if any(map(_MATRIX.match, mnemonics[start:stop]))]
+    if any(map(MATRIX.match, mnemonics)):
+        loops = [(start, stop) for start, stop in loops if any(map(MATRIX.match, mnemonics[start:stop]))]
     innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     start, stop = max(innermost, key=lambda loop: loop[1] - loop[0], default=(0, 0))
     return Counter(mnemonics), Counter(mnemonics[start:stop])

@@ -130,21 +130,26 @@ def conv_dgrad(
     class_w = (W - w0 + STRIDE_W - 1) // STRIDE_W
     m = tile_m * BM + tl.arange(0, BM)
     in_range = m < N * class_h * class_w
-    n, i, j = unravel(m, class_h, class_w)
     r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
     s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)
-    p = i + (h0 + PAD_H - r * DIL_H) // STRIDE_H  # exact: the class's taps are congruent
-    q = j + (w0 + PAD_W - s * DIL_W) // STRIDE_W
+    if pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
+        dy_pixel, dx_pixel, p, q = m, m, 0, 0
+    else:
+        n, i, j = unravel(m, class_h, class_w)
+        p = i + (h0 + PAD_H - r * DIL_H) // STRIDE_H  # exact: the class's taps are congruent
+        q = j + (w0 + PAD_W - s * DIL_W) // STRIDE_W
+        dy_pixel = (n * P + p) * Q + q
+        # At stride 1 the one class holds all pixels.
+        dx_pixel = m if STRIDE_H * STRIDE_W == 1 else (n * H + h0 + i * STRIDE_H) * W + w0 + j * STRIDE_W
     acc = implicit_gemm(
-        dy_ptr + group * K + ((n * P + p) * Q + q).to(tl.int64) * (GROUPS * K), p, q, in_range, P, Q, GROUPS * K,
+        dy_ptr + group * K + dy_pixel.to(tl.int64) * (GROUPS * K), p, q, in_range, P, Q, GROUPS * K,
         w_ptr + (group * C_TILES + tile_n) * (R * S * K * BN), r * S + s, TAP_H * S, TAP_W,
         taps_h, taps_w, -(TAP_H * DIL_H // STRIDE_H), -(TAP_W * DIL_W // STRIDE_W),
         K, BM, BN, BK, ACC, PRECISION,
     )  # fmt: skip
 
     c = tile_n * BN + tl.arange(0, BN)
-    pixel = (n * H + h0 + i * STRIDE_H) * W + w0 + j * STRIDE_W
-    store_rows(dx_ptr + group * C, pixel.to(tl.int64) * (GROUPS * C), in_range, acc, c, C, BN)
+    store_rows(dx_ptr + group * C, dx_pixel.to(tl.int64) * (GROUPS * C), in_range, acc, c, C, BN)
 
 
 @triton.jit
