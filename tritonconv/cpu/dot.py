@@ -32,8 +32,7 @@ UNROLL = 4  # turns of the innermost loop written out: fewer branches, and the e
 def _tile(low, elem: str, columns: int) -> tuple[int, int, int]:
     """(rows, vectors, lanes) of the register tile."""
     width = min(columns, low.target.lanes(SIZE[elem]))
-    rows, vectors = low.target.dot_tile
-    return rows, max(1, min(vectors, columns // width)), width
+    return *low.target.dot_tile(columns // width), width
 
 
 class Product:

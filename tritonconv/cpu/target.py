@@ -14,27 +14,33 @@ class Target:
     cpu: str
     features: str  # LLVM's "+avx2,-sse4a,…"
     vector_bytes: int
-    registers: int  # vector registers
+    dot_tiles: tuple[tuple[int, int], ...]  # rows × vectors of accumulators, the widest first
 
     def lanes(self, size: int) -> int:
         """Elements of `size` bytes in one vector register."""
         return max(1, self.vector_bytes // size)
 
-    @property
-    def dot_tile(self) -> tuple[int, int]:
-        """Rows × vectors of accumulators held in registers by a matrix product: rows * vectors + vectors + 1 fit."""
-        return {16: (6, 2), 32: (14, 2) if self.vector_bytes == 64 else (6, 4)}[self.registers]
+    def dot_tile(self, vectors: int) -> tuple[int, int]:
+        """Rows × vectors of accumulators that a matrix product with rows of `vectors` vectors holds in registers."""
+        return next(tile for tile in self.dot_tiles if tile[1] <= vectors)
+
+
+# Beside the accumulators, a step needs its vectors and a broadcast element in registers, and a pointer for each row.
+_AVX512 = 64, ((6, 4), (10, 2), (10, 1))
+_AVX = 32, ((6, 2), (6, 1))
+_SSE = 16, ((4, 2), (4, 1))  # no fused multiply-add: products need registers too
+_NEON = 16, ((5, 4), (8, 2), (8, 1))
 
 
 def describe(triple: str, cpu: str, features: str) -> Target:
     has = {f[1:] for f in features.split(",") if f.startswith("+")}
     if triple.startswith(("aarch64", "arm64")):
-        width, registers = 16, 32
-    elif "avx512f" in has and "avx512vl" in has:
-        width, registers = 64, 32
+        vectors = _NEON
+    elif {"avx512f", "avx512vl"} <= has:
+        vectors = _AVX512
     else:
-        width, registers = (32 if "avx" in has else 16), 16
-    return Target(triple, cpu, features, width, registers)
+        vectors = _AVX if "avx" in has else _SSE
+    return Target(triple, cpu, features, *vectors)
 
 
 @cache

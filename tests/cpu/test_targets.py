@@ -1,0 +1,164 @@
+"""Code for processors that this machine need not be: the inner loops of matrix products, as assembly."""
+
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.compiler import ASTSource
+
+from benchmarks import programs
+from tritonconv import launch
+from tritonconv.configs import TileConfig
+from tritonconv.cpu import build, engine, jit, runtime, target
+from tritonconv.cpu.compiler import CPUBackend, cpu_target
+from tritonconv.geometry import ConvGeometry
+
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+AVX2 = "+avx,+avx2,+fma,+f16c"
+AVX512 = AVX2 + ",+avx512f,+avx512vl"
+
+
+@dataclass(frozen=True)
+class Processor:
+    """`multiply`: the instruction that the products' inner loops are made of. `half`: half to single precision."""
+
+    triple: str
+    features: str
+    lanes: int
+    multiply: str
+    half: str
+
+    def target(self, name: str) -> target.Target:
+        return target.describe(self.triple, name, self.features)
+
+
+PROCESSORS = {
+    "x86-64-v2": Processor(X86, "", 4, r"mulps .*%xmm", "__extendhfsf2"),
+    "haswell": Processor(X86, AVX2, 8, r"vfmadd\d+ps .*%ymm", "vcvtph2ps"),
+    "znver3": Processor(X86, AVX2, 8, r"vfmadd\d+ps .*%ymm", "vcvtph2ps"),
+    "skylake-avx512": Processor(X86, AVX512, 16, r"vfmadd\d+ps .*%zmm", "vcvtph2ps"),
+    "znver4": Processor(X86, AVX512 + ",+avx512bf16", 16, r"vfmadd\d+ps .*%zmm", "vcvtph2ps"),
+    "sapphirerapids": Processor(X86, AVX512 + ",+avx512bf16,+avx512fp16", 16, r"vfmadd\d+ps .*%zmm", "vcvtph2psx?"),
+    "neoverse-n1": Processor(ARM, "+neon", 4, r"fmla v\d+\.4s", "fcvtl"),
+    "neoverse-v1": Processor(ARM, "+neon", 4, r"fmla v\d+\.4s", "fcvtl"),
+}
+
+
+def lowered(machine: target.Target, kernel, signature: dict[str, str], constexprs: dict):
+    backend = CPUBackend(cpu_target())
+    options = backend.parse_options({})
+    module = build.front_end(ASTSource(kernel, signature, constexprs, {}), backend, options)
+    return build.lower_module(module, machine, options)
+
+
+def assembly(processor: str, *kernel) -> list[str]:
+    """The kernel's instructions and labels for a processor, operands separated by single spaces."""
+    machine = PROCESSORS[processor].target(processor)
+    text = jit.emit_assembly(lowered(machine, *kernel).llvm, machine)
+    lines = (" ".join(re.split(r"#(?!\d)|//", line)[0].split()) for line in text.splitlines())
+    return [line for line in lines if line and (line[0] != "." or line.endswith(":"))]
+
+
+def innermost_loops(lines: list[str]) -> list[list[str]]:
+    at = {line[:-1]: i for i, line in enumerate(lines) if line.endswith(":")}
+    jumps = [i for i, line in enumerate(lines) if re.match(r"j|b\.|b |cbn?z|tbn?z", line)]
+    loops = [(at[label], i) for i in jumps if at.get(label := lines[i].split()[-1], i + 1) <= i]
+    return [lines[a : b + 1] for a, b in loops if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in loops)]
+
+
+def product_loop(lines: list[str], multiply: str) -> list[str]:
+    """The innermost loop with the most multiplications, from the first of them to the last."""
+
+    def places(loop):
+        return [i for i, line in enumerate(loop) if re.match(multiply, line)]
+
+    loop = max(innermost_loops(lines), key=lambda loop: len(places(loop)))
+    return loop[places(loop)[0] : places(loop)[-1] + 1]
+
+
+def convolution(dtype: torch.dtype, columns: int) -> tuple:
+    geometry = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
+    config = TileConfig(BM=128, BN=columns, BK=64)
+    start = launch.fprop_launch("cpu", geometry, dtype, "ieee", "relu", config)
+    request = engine.request(start, (dtype,) * 4)
+    return request.kernel, request.signature, request.constexprs
+
+
+def matrix_product(dtype: str, columns: int) -> tuple:
+    constexprs = {"BM": 128, "BN": columns, "BK": 128, "GROUP_M": 4}
+    types = {name: f"*{dtype}" if name.endswith("ptr") else "i32" for name in programs.matmul.arg_names}
+    return programs.matmul, types | dict.fromkeys(constexprs, "constexpr"), constexprs
+
+
+KERNELS = {
+    "convolution f32": lambda columns: convolution(torch.float32, columns),
+    "convolution bf16": lambda columns: convolution(torch.bfloat16, columns),
+    "matmul fp32": lambda columns: matrix_product("fp32", columns),
+    "matmul fp16": lambda columns: matrix_product("fp16", columns),
+}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "vectors"), [*((kernel, 4) for kernel in KERNELS), ("convolution f32", 1), ("convolution f32", 2)]
+)
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_products_stay_in_registers(processor, vectors, kernel):
+    """Every multiplication of the inner loop works on whole vectors; between them, nothing goes to the stack."""
+    p = PROCESSORS[processor]
+    loop = product_loop(assembly(processor, *KERNELS[kernel](vectors * p.lanes)), p.multiply)
+    rows, columns = p.target(processor).dot_tile(vectors)
+    multiplications = [line for line in loop if re.match(p.multiply, line)]
+    assert len(multiplications) in (rows * columns * turns for turns in (1, 2, 4))
+    assert not [line for line in loop if re.search(r"\(%[re]sp|\[sp", line)]
+
+
+@pytest.mark.parametrize("columns", [4, 8, 16, 32, 64])
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_register_tiles_compute_the_same(processor, columns):
+    """This machine, given the vectors and register tiles of another: tiles that do not divide the product's."""
+    other = PROCESSORS[processor].target(processor)
+    machine = replace(target.host(), vector_bytes=other.vector_bytes, dot_tiles=other.dot_tiles)
+    kernel = runtime.Kernel(build.assemble(lowered(machine, *matrix_product("fp32", columns)), machine))
+    a, b, c = torch.randn(77, 150), torch.randn(150, 50), torch.zeros(77, 50)
+    kernel((triton.cdiv(50, columns), 1, 1), [a.data_ptr(), b.data_ptr(), c.data_ptr(), 77, 50, 150, 150, 50, 50])
+    torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_half_precision_is_converted_by_the_processor(processor):
+    text = "\n".join(assembly(processor, *matrix_product("fp16", 64)))
+    assert re.search(PROCESSORS[processor].half, text)
+
+
+@triton.jit
+def everything(x, out, n, BLOCK: tl.constexpr):
+    """One of each kind of code: masks, gathers, functions, reductions, scans, atomics, integer division."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    v = tl.load(x + i, mask=i < n, other=0.0).to(tl.float32)
+    v = tl.exp(v) + tl.erf(v) + tl.load(x + (i * 7) % n, mask=i % 3 == 0, other=1.0).to(tl.float32)
+    v += tl.sum(v, 0) + tl.cumsum(v, 0) + (i // n).to(tl.float32)
+    tl.atomic_add(out + i % 16, v, mask=i < n)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "fp64"])
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_every_kind_of_code_compiles(processor, dtype):
+    signature = {"x": f"*{dtype}", "out": "*fp32", "n": "i32", "BLOCK": "constexpr"}
+    lines = assembly(processor, everything, signature, {"BLOCK": 256})
+    assert "everything:" in lines and any(line.startswith("ret") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("triple", "features", "bytes"),
+    [(X86, "", 16), (X86, "+sse4.2,-avx", 16), (X86, "+avx", 32), (X86, AVX2, 32), (X86, "+avx,+avx512f,-avx512vl", 32),
+     (X86, AVX512, 64), (ARM, "+neon", 16), ("arm64-apple-darwin", "+neon", 16)],
+)  # fmt: skip
+def test_vectors_follow_from_features(triple, features, bytes):
+    machine = target.describe(triple, "generic", features)
+    assert machine.vector_bytes == bytes
+    assert [machine.lanes(size) for size in (1, 4, 8, 128)] == [bytes, bytes // 4, bytes // 8, 1]
+    for vectors in (1, 2, 4, 8):
+        assert machine.dot_tile(vectors)[1] <= vectors
