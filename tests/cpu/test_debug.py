@@ -147,8 +147,8 @@ def test_nothing_is_read_under_an_empty_mask(debug):
 
 
 @triton.jit
-def scaled_product(a, b, scale, out, M, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Row scales under the mask that the product's rows have."""
+def product(a, b, more, out, M, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """a @ b + more: what is added is read under the mask that the product's rows have."""
     m, n, k = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
     rows = (m < M)[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
@@ -156,18 +156,18 @@ def scaled_product(a, b, scale, out, M, K, BM: tl.constexpr, BN: tl.constexpr, B
         x = tl.load(a + m[:, None] * K + start + k[None, :], mask=rows, other=0.0)  # [BM, BK]
         y = tl.load(b + (start + k)[:, None] * BN + n[None, :])  # [BK, BN]
         acc = tl.dot(x, y, acc, input_precision="ieee")
-    acc *= tl.load(scale + m[:, None], mask=rows)  # [BM, 1]
+    acc += tl.load(more + m[:, None] * BN + n[None, :], mask=rows)  # [BM, BN]
     tl.store(out + m[:, None] * BN + n[None, :], acc, mask=rows)
 
 
 def test_product():
-    a, b, scale = torch.randn(11, 32), torch.randn(32, 16), torch.randn(11)
+    a, b, more = torch.randn(11, 32), torch.randn(32, 16), torch.randn(11, 16)
     out = torch.zeros(11, 16)
-    scaled_product[(1,)](a, b, scale, out, 11, 32, 16, 16, 16, debug=True)
-    torch.testing.assert_close(out, a @ b * scale[:, None])
-    for operands in ((a[:10].clone(), b, scale), (a, b[:31].clone(), scale), (a, b, scale[:10].clone())):
-        with pytest.raises(IndexError, match="scaled_product: load of 4 bytes"):
-            scaled_product[(1,)](*operands, out, 11, 32, 16, 16, 16, debug=True)
+    product[(1,)](a, b, more, out, 11, 32, 16, 16, 16, debug=True)
+    torch.testing.assert_close(out, a @ b + more)
+    for operands in ((a[:10].clone(), b, more), (a, b[:31].clone(), more), (a, b, more[:10].clone())):
+        with pytest.raises(IndexError, match="product: load of 4 bytes"):
+            product[(1,)](*operands, out, 11, 32, 16, 16, 16, debug=True)
 
 
 @pytest.mark.parametrize("size", [1, 63, 1000])
