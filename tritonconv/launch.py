@@ -127,7 +127,9 @@ def _prepare(device: torch.device, make: Callable[..., Launch], *problem) -> Bou
 
 
 def _precision(x: Tensor) -> str:
-    tf32 = x.is_cuda and x.dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    # The flag is cuDNN's: AMD GPUs, of which few know TF32, convolve in true float32.
+    cudnn = x.is_cuda and torch.version.hip is None
+    tf32 = cudnn and x.dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
     return "tf32" if tf32 else "ieee"
 
 
