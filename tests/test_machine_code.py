@@ -5,17 +5,18 @@ Compiles go through Triton's cache: the first run of this file takes minutes, la
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from tritonconv import launch
+from tritonconv import configs, launch
+from tritonconv.configs import TileConfig
 from tritonconv.engines import Launch
 from tritonconv.geometry import ConvGeometry, PoolGeometry
 from tritonconv.machine_code import MATRIX, SPILL, TARGETS, MachineCode, compile_launch, matching
 
-f16, bf16, f32 = torch.float16, torch.bfloat16, torch.float32
+f16, bf16, f32, f64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 GEOMETRIES = {
     "3x3": ConvGeometry(32, 256, 14, 14, 256, 3, 3, (1, 1), ((1, 1), (1, 1))),
@@ -25,28 +26,36 @@ GEOMETRIES = {
     "odd channels": ConvGeometry(8, 17, 30, 30, 33, 3, 3, (1, 1), ((1, 1), (1, 1))),
 }
 OPS = ("fprop", "dgrad", "wgrad")
+# What tl.dot becomes: mma, wgmma, tcgen05.mma, mfma.
+INSTRUCTION = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA", "gfx942": "v_mfma"}
+# A reciprocal, from which compilers make a division, and a load from global memory: all, and of 16 bytes a thread into
+# shared memory at once or, where AMD has no such instruction, into registers.
+DIVISION = r"MUFU\.RCP|v_rcp"
+LOAD, WIDE_LOAD = r"LDG(\.|STS)|(buffer|global)_load", r"LDGSTS.*\.128|(buffer|global)_load_dwordx4"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel of a convolution, with its predicted config."""
+    """One kernel of a convolution; the predicted config unless one is given."""
 
     op: str
     geometry: str
     dtype: torch.dtype
     precision: str = "ieee"
+    config: TileConfig | None = None
 
     def launch(self, target: str) -> tuple[Launch, tuple[torch.dtype, ...]]:
         geometry, dtype = GEOMETRIES[self.geometry], self.dtype
         if self.op == "fprop":
-            return launch.fprop_launch(target, geometry, dtype, self.precision, "relu"), (dtype,) * 4
+            return launch.fprop_launch(target, geometry, dtype, self.precision, "relu", self.config), (dtype,) * 4
         if self.op == "dgrad":
-            return launch.dgrad_launch(target, geometry, dtype, self.precision), (dtype,) * 3
-        made = launch.wgrad_launch(target, geometry, dtype, self.precision, True)
-        return made, (dtype, dtype, f32)  # partial sums
+            return launch.dgrad_launch(target, geometry, dtype, self.precision, self.config), (dtype,) * 3
+        made = launch.wgrad_launch(target, geometry, dtype, self.precision, True, self.config)
+        return made, (dtype, dtype, f64 if dtype is f64 else f32)  # partial sums
 
     def __str__(self) -> str:
-        return f"{self.op}-{self.geometry}-{str(self.dtype)[6:]}-{self.precision}".replace(" ", "_")
+        text = f"{self.op}-{self.geometry}-{str(self.dtype)[6:]}-{self.precision}".replace(" ", "_")
+        return f"{text}-{self.config.BM}x{self.config.BN}x{self.config.BK}" if self.config else text
 
 
 def compiled(case: Case, target: str) -> MachineCode:
@@ -54,11 +63,29 @@ def compiled(case: Case, target: str) -> MachineCode:
     return compile_launch(made, dtypes, target)
 
 
-HALVES = [Case(op, "first 3x3", dtype) for op in OPS for dtype in (f16, bf16)]
-FLOATS = [Case(op, "first 3x3", f32, precision) for op in OPS for precision in ("ieee", "tf32")]
-OTHERS = [Case(op, geometry, f16) for op in OPS for geometry in ("3x3", "1x1", "stride 2", "odd channels")]
-# What tl.dot becomes: mma, wgmma, tcgen05.mma, mfma.
-INSTRUCTION = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA", "gfx942": "v_mfma"}
+def runs_on(target: str, case: Case) -> bool:
+    """The library asks for TF32 on NVIDIA's GPUs only."""
+    return case.precision != "tf32" or target.startswith("sm_")
+
+
+HALVES = [Case(op, geometry, f16) for op in OPS for geometry in GEOMETRIES]
+BFLOATS = [Case(op, "first 3x3", bf16) for op in OPS]
+FLOATS = [Case(op, "first 3x3", f32) for op in OPS] + [Case(op, "3x3", f32) for op in OPS]
+TF32 = [Case(op, geometry, f32, "tf32") for op in OPS for geometry in ("first 3x3", "stride 2")]
+# Without dgrad, which divides in its loop by how many taps the class has.
+STRIDED = [Case(op, "stride 2", f16) for op in ("fprop", "wgrad")]
+DOUBLES = [Case(op, "3x3", f64) for op in OPS]
+PREDICTED = [
+    (target, case) for target in TARGETS for case in HALVES + BFLOATS + FLOATS + TF32 + DOUBLES if runs_on(target, case)
+]
+# The rest of three search spaces, each of another kernel and arithmetic.
+ALTERNATIVES = [
+    (target, Case(op, "3x3", dtype, precision, config))
+    for target in TARGETS
+    for op, dtype, precision in (("fprop", f16, "ieee"), ("dgrad", f32, "tf32"), ("wgrad", f32, "ieee"))
+    for config in configs.space(op, GEOMETRIES["3x3"], dtype, target)[1:]
+    if runs_on(target, Case(op, "3x3", dtype, precision))
+]
 
 
 def check(code: MachineCode, target: str) -> None:
@@ -67,20 +94,30 @@ def check(code: MachineCode, target: str) -> None:
     assert code.occupancy >= 1
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", HALVES + FLOATS + OTHERS, ids=str)
-def test_convolutions_fit_the_target_and_use_its_matrix_instructions(case, target):
+@pytest.mark.parametrize(("target", "case"), PREDICTED + ALTERNATIVES, ids=str)
+def test_convolutions_fit_the_target_and_use_its_matrix_instructions(target, case):
     code = compiled(case, target)
     check(code, target)
     # NVIDIA's tensor cores have no true float32: it is computed with FFMA.
     plain = case.dtype is f32 and case.precision == "ieee" and target != "gfx942"
     assert (matching(code.code, MATRIX) == 0) == plain
+    assert not plain or matching(code.loop, "FFMA")
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("op", OPS)
-def test_a_wide_layer_uses_the_targets_own_matrix_instruction(op, target):
-    assert matching(compiled(Case(op, "3x3", f16), target).loop, INSTRUCTION[target])
+def test_a_wide_layers_loop_has_the_targets_own_matrix_instruction_and_wide_loads(op, target):
+    loop = compiled(Case(op, "3x3", f16), target).loop
+    assert matching(loop, INSTRUCTION[target])
+    assert matching(loop, WIDE_LOAD) == matching(loop, LOAD) > 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", [Case(op, "3x3", f16) for op in OPS] + STRIDED, ids=str)
+def test_no_loop_divides(case, target):
+    code = compiled(case, target)
+    assert matching(code.code, DIVISION)  # before the loop
+    assert matching(code.loop, DIVISION) == 0
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -90,7 +127,17 @@ def test_other_kernels_fit_the_target(dtype, target):
     indices = torch.int64
     for made, dtypes in (
         (launch.max_pool_launch(target, geometry, dtype), (dtype, dtype, indices)),
+        (launch.max_pool_launch(target, geometry, dtype), (dtype, dtype, None)),
         (launch.max_pool_backward_launch(target, geometry, dtype), (dtype, indices, dtype)),
         (launch.sum_splits_launch(target, 4, 36864), (f32, dtype)),
     ):
         check(compile_launch(made, dtypes, target), target)
+
+
+@pytest.mark.parametrize(("target", "block"), (("sm_90", 1 << 13), ("gfx942", 1 << 15)))
+def test_what_does_not_fit_shows(target, block):
+    reduction = replace(launch.sum_splits_launch(target, 4, 1 << 20), constexprs={"BLOCK": block}, num_warps=1)
+    assert matching(compile_launch(reduction, (f32, f32), target).code, SPILL)
+    large = compiled(Case("fprop", "3x3", f16, config=TileConfig(128, 128, 256, num_warps=8, num_stages=3)), target)
+    assert large.shared_bytes > TARGETS[target].shared_program
+    assert large.occupancy == 0
