@@ -65,7 +65,7 @@ _GPU_TILES_32BIT = (  # eight warps where four run out of registers for true flo
     TileConfig(128, 64, 32, num_warps=8, num_stages=3),
     TileConfig(64, 128, 32, num_warps=8, num_stages=3),
     TileConfig(64, 64, 32, num_warps=8, num_stages=3),
-    TileConfig(128, 32, 16, num_warps=4, num_stages=3),
+    TileConfig(128, 32, 16, num_warps=8, num_stages=3),
     TileConfig(64, 32, 16, num_warps=4, num_stages=3),
     TileConfig(32, 64, 16, num_warps=4, num_stages=3),
     TileConfig(64, 16, 16, num_warps=4, num_stages=3),
