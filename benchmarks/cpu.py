@@ -70,7 +70,7 @@ def _convolution(C: int, H: int, K: int, R: int, stride: int, padding: int) -> R
     return Row(
         "conv+bias+ReLU",
         f"{R}×{R} {C}→{K} @ {H}²",
-        lambda: launch.fprop(x, weight, bias, geometry, activation="relu"),
+        lambda: launch.conv.fprop(x, weight, bias, geometry, activation="relu"),
         lambda: torch.conv2d(x, weight, bias, stride, padding),
         geometry.flops / 1e9,
         "GFLOP",

@@ -26,6 +26,8 @@ from tritonconv.geometry import ConvGeometry, PoolGeometry
 
 from .measure import provenance, save
 
+f32 = torch.float32
+
 # C, size, K, R, stride, padding, groups: LeNet-5, ResNet-50, MobileNetV2
 CONVOLUTIONS = (
     (1, 28, 6, 5, 1, 2, 1),
@@ -42,24 +44,24 @@ LAUNCHES = 1000
 
 def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
     """Names, launches and tensors' dtypes of the library's kernels, as these networks use them."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (f32, torch.bfloat16):
         for C, H, K, R, stride, padding, groups in CONVOLUTIONS:
             g = ConvGeometry(1, C, H, H, K, R, R, (stride,) * 2, ((padding,) * 2,) * 2, (1, 1), groups)
             name = f"{R}×{R} {C}→{K} {str(dtype).removeprefix('torch.')}"
-            yield f"fprop {name}", launch.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4
-            yield f"dgrad {name}", launch.dgrad_launch("cpu", g, dtype, "ieee"), (dtype,) * 3
-            yield f"wgrad {name}", launch.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, torch.float32)
+            yield f"fprop {name}", launch.conv.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4
+            yield f"dgrad {name}", launch.conv.dgrad_launch("cpu", g, dtype, "ieee"), (dtype,) * 3
+            yield f"wgrad {name}", launch.conv.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, f32)
     g = PoolGeometry(1, 64, 112, 112, 3, 3, (2, 2), (1, 1))
-    yield "max_pool 3×3", launch.max_pool_launch("cpu", g, torch.float32), (torch.float32, torch.float32, torch.int64)
-    dtypes = torch.float32, torch.int64, torch.float32
-    yield "max_pool_backward 3×3", launch.max_pool_backward_launch("cpu", g, torch.float32), dtypes
-    yield "sum_splits", launch.sum_splits_launch("cpu", 4, 36864), (torch.float32, torch.float32)
+    yield "max_pool 3×3", launch.pool.max_pool_launch("cpu", g, f32), (f32, f32, torch.int64)
+    dtypes = f32, torch.int64, f32
+    yield "max_pool_backward 3×3", launch.pool.max_pool_backward_launch("cpu", g, f32), dtypes
+    yield "sum_splits", launch.conv.sum_splits_launch("cpu", 4, 36864), (f32, f32)
 
 
 def load_each() -> None:
     """In a child process: prints the CPU milliseconds that each kernel took to become ready to run, as JSON."""
     times = {}
-    first = launch.sum_splits_launch("cpu", 2, 10)
+    first = launch.conv.sum_splits_launch("cpu", 2, 10)
     engine.load([engine.request(first, (torch.float16,) * 2)])  # and what is done only once
     for name, start, dtypes in kernels():
         before = time.thread_time()
@@ -77,7 +79,7 @@ def _child(cache: str) -> dict[str, float]:
 def launch_microseconds() -> float:
     """CPU time of the library's launch of one small program, machine code included."""
     g = ConvGeometry(1, 4, 1, 1, 4, 1, 1)
-    start = launch.fprop_launch("cpu", g, torch.float32, "ieee", "relu")
+    start = launch.conv.fprop_launch("cpu", g, f32, "ieee", "relu")
     run = engine.bind(start)
     x, panels, bias, y = torch.zeros(4), torch.zeros(4 * start.constexprs["BN"]), torch.zeros(4), torch.zeros(4)
     run(x, panels, bias, y)

@@ -33,10 +33,10 @@ def describe(value):
 def run_conv(op, x, weight, dy, config):
     geometry = CONV.geometry
     if op == "fprop":
-        return launch.fprop(x, weight, None, geometry, config=config)
+        return launch.conv.fprop(x, weight, None, geometry, config=config)
     if op == "dgrad":
-        return launch.dgrad(dy, weight, geometry, config=config)
-    return launch.wgrad(dy, x, geometry, config=config)
+        return launch.conv.dgrad(dy, weight, geometry, config=config)
+    return launch.conv.wgrad(dy, x, geometry, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +65,25 @@ def test_every_pool_config_is_exact(op, config, device):
     x = integers(POOL.input, torch.float32, device).requires_grad_()
     y, indices = F.max_pool2d(x, **POOL.options, return_indices=True)
     if op == "max_pool":
-        got = launch.max_pool(x.detach(), POOL.geometry, torch.int64, config)
+        got = launch.pool.max_pool(x.detach(), POOL.geometry, torch.int64, config)
         assert all(map(torch.equal, got, (y, indices)))
     else:
         dy = integers(y.shape, torch.float32, device, seed=1)
-        got = launch.max_pool_backward(dy, indices, POOL.geometry, config)
+        got = launch.pool.max_pool_backward(dy, indices, POOL.geometry, config)
         assert torch.equal(got, torch.autograd.grad(y, x, dy)[0])
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_stored_config_goes_before_the_predicted_one(target, monkeypatch):
     def chosen():
-        return launch.fprop_launch(target, CONV.geometry, torch.float32, "ieee", None).constexprs["BM"]
+        return launch.conv.fprop_launch(target, CONV.geometry, torch.float32, "ieee", None).constexprs["BM"]
 
     predicted = configs.space("fprop", CONV.geometry, torch.float32, target)[0]
-    monkeypatch.setattr(launch.autotune, "lookup", lambda key: None)
+    monkeypatch.setattr(launch.common.autotune, "lookup", lambda key: None)
     assert chosen() == predicted.BM
     keys = []
-    monkeypatch.setattr(launch.autotune, "lookup", lambda key: keys.append(key) or {"BM": 16, "BN": 16, "BK": 16})
+    stored = {"BM": 16, "BN": 16, "BK": 16}
+    monkeypatch.setattr(launch.common.autotune, "lookup", lambda key: keys.append(key) or stored)
     assert chosen() == 16
     assert keys[0].items() >= {"op": "fprop", "dtype": "float32", "target": target, "K": 72, "stride": (2, 1)}.items()
 

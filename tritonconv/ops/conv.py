@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from .. import launch
 from ..geometry import ConvGeometry, same_padding
+from ..launch import conv as launch
 from .activations import ACTIVATIONS
 from .support import autocast, is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
 

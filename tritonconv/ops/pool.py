@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from .. import launch
 from ..geometry import PoolGeometry
+from ..launch import pool as launch
 from .support import is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
 
 

@@ -1,55 +1,15 @@
-"""Tile configs: for a problem and a target, the search space as a pure function, the predicted choice first."""
+"""Tiles of the implicit GEMMs: fprop, dgrad and wgrad."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from triton import cdiv, next_power_of_2
 
-from .geometry import ConvGeometry, PoolGeometry
-
-
-@dataclass(frozen=True)
-class TileConfig:
-    """A tile of BM × BN outputs, computed BK of the reduction at a time; powers of two.
-
-    GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is
-    in cache. SPLIT: parts that the reduction of wgrad is cut into. Pooling uses BM and BN only.
-    """
-
-    BM: int
-    BN: int
-    BK: int = 1
-    GROUP_M: int = 1
-    SPLIT: int = 1
-    num_warps: int = 1
-    num_stages: int = 1
-
-
-@dataclass(frozen=True)
-class _Machine:
-    """What the prediction knows of a kind of target.
-
-    `programs` run at a time; starting one costs as much as `start` multiply-adds, loading an element of an operand as
-    much as `load`. `smallest` is the least extent of a dot, `ragged_BK` the greatest where channels do not fill vectors
-    of 16 bytes: their elements are loaded one by one, each through a pointer of its own.
-    """
-
-    programs: int
-    start: int
-    load: int
-    smallest: int
-    ragged_BK: int
-
-
-_MACHINES = {
-    "cuda": _Machine(programs=132, start=100_000, load=16, smallest=16, ragged_BK=16),
-    "hip": _Machine(programs=304, start=100_000, load=16, smallest=16, ragged_BK=16),
-    "cpu": _Machine(programs=8, start=10_000, load=1, smallest=1, ragged_BK=1 << 10),
-    "interpreter": _Machine(programs=1, start=1_000_000, load=1, smallest=1, ragged_BK=1 << 10),
-}
+from ..geometry import ConvGeometry
+from .tile import MACHINES, Machine, TileConfig, kind_of
 
 _GPU_TILES_16BIT = (
     TileConfig(128, 128, 64, num_warps=8, num_stages=3),
@@ -87,38 +47,14 @@ _TILES = {
 }
 
 
-# (BM × BN, num_warps)
-_GPU_POOL_TILES = ((512, 4), (1024, 8))
-_POOL_TILES = {
-    "cuda": _GPU_POOL_TILES,
-    "hip": _GPU_POOL_TILES,
-    "cpu": ((4096, 1), (1024, 1), (16384, 1)),
-    "interpreter": ((1 << 18, 1),),
-}
-
-
-def space(op: str, geometry: ConvGeometry | PoolGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
-    """Configs for `op` on activations of `dtype`, the predicted choice first.
-
-    `op` is "fprop", "dgrad" or "wgrad" of a ConvGeometry, "max_pool" or "max_pool_backward" of a PoolGeometry.
-    `target` is "cpu", "interpreter" or the name of a GPU ("sm_90", "gfx942").
-    """
-    kind = target if target in _MACHINES else "hip" if target.startswith("gfx") else "cuda"
-    if isinstance(geometry, PoolGeometry):
-        tiles = (_fit_pool(area, warps, op, geometry) for area, warps in _POOL_TILES[kind])
-        return tuple(dict.fromkeys(tiles))
-    fitted = (_fit(tile, op, geometry, _MACHINES[kind]) for tile in _TILES[kind][dtype.itemsize])
+def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
+    kind = kind_of(target)
+    fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in _TILES[kind][dtype.itemsize])
     # Tables list large tiles first: of those that became equal in extent, the last has the warps meant for it.
     tiles = {(tile.BM, tile.BN, tile.BK): tile for tile in fitted}.values()
     if kind == "cpu":
         return tuple(sorted(tiles, key=lambda tile: _cpu_cycles(tile, op, geometry, dtype.itemsize)))
-    return tuple(sorted(tiles, key=lambda tile: _cost(tile, op, geometry, _MACHINES[kind])))
-
-
-def _fit_pool(area: int, num_warps: int, op: str, geometry: PoolGeometry) -> TileConfig:
-    pixels = geometry.N * (geometry.P * geometry.Q if op == "max_pool" else geometry.H * geometry.W)
-    BN = min(next_power_of_2(geometry.C), 64)
-    return TileConfig(min(area // BN, next_power_of_2(pixels)), BN, num_warps=num_warps)
+    return tuple(sorted(tiles, key=lambda tile: _cost(tile, op, geometry, MACHINES[kind])))
 
 
 def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
@@ -126,7 +62,7 @@ def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
     return cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * (geometry.taps * tile.SPLIT if op == "wgrad" else 1)
 
 
-def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: _Machine) -> TileConfig:
+def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> TileConfig:
     """`tile`, no larger than the problem and with the splits that fill the machine."""
     sizes = geometry.gemm(op)
     channels = sizes[:2] if op == "wgrad" else sizes[2:]  # that lie side by side in what is loaded
@@ -139,7 +75,7 @@ def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: _Machine) -
     return tile
 
 
-def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: _Machine) -> int:
+def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> int:
     """Multiply-adds of a program, padding included, times how many programs run one after the other."""
     _, _, K = geometry.gemm(op)
     steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else geometry.taps * cdiv(K, tile.BK)
@@ -173,5 +109,5 @@ def _cpu_cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int
         steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else geometry.taps * cdiv(K, tile.BK)
         fill = 1.5 * tile.BK * (tile.BM + tile.BN) / lanes + 2 * _PIXEL * (tile.BK if op == "wgrad" else tile.BM)
         program = steps * (fill + register_tiles * (_TURN_STARTS + tile.BK * _TURN))
-    machine = _MACHINES["cpu"]
+    machine = MACHINES["cpu"]
     return cdiv(_programs(tile, op, geometry), machine.programs) * (_PROGRAM_STARTS + program)

@@ -1,0 +1,51 @@
+"""What a tile config is, and the kinds of machine that it is chosen for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """A tile of BM × BN outputs, computed BK of the reduction at a time; powers of two.
+
+    GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is
+    in cache. SPLIT: parts that the reduction of wgrad is cut into. Pooling uses BM and BN only.
+    """
+
+    BM: int
+    BN: int
+    BK: int = 1
+    GROUP_M: int = 1
+    SPLIT: int = 1
+    num_warps: int = 1
+    num_stages: int = 1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a prediction knows of a kind of target.
+
+    `programs` run at a time; starting one costs as much as `start` multiply-adds, loading an element of an operand as
+    much as `load`. `smallest` is the least extent of a dot, `ragged_BK` the greatest where channels do not fill vectors
+    of 16 bytes: their elements are loaded one by one, each through a pointer of its own.
+    """
+
+    programs: int
+    start: int
+    load: int
+    smallest: int
+    ragged_BK: int
+
+
+MACHINES = {
+    "cuda": Machine(programs=132, start=100_000, load=16, smallest=16, ragged_BK=16),
+    "hip": Machine(programs=304, start=100_000, load=16, smallest=16, ragged_BK=16),
+    "cpu": Machine(programs=8, start=10_000, load=1, smallest=1, ragged_BK=1 << 10),
+    "interpreter": Machine(programs=1, start=1_000_000, load=1, smallest=1, ragged_BK=1 << 10),
+}
+
+
+def kind_of(target: str) -> str:
+    """The key in `MACHINES` of a target: "cpu", "interpreter" or the name of a GPU ("sm_90", "gfx942")."""
+    return target if target in MACHINES else "hip" if target.startswith("gfx") else "cuda"

@@ -1,0 +1,11 @@
+"""From a problem to a running kernel: algorithm and tile config, grid, launch, engine.
+
+`*_launch` are pure functions from a target and a problem to a `Launch`, which a compiler can take without a device;
+they run once a problem. The others run once a call: they allocate the output, fetch the packed weight and start the
+bound kernel. Activations are [N, C, H, W] tensors of any strides, and results are in channels_last memory: NHWC, as the
+kernels see them.
+"""
+
+from . import common, conv, pool
+
+__all__ = ["common", "conv", "pool"]
