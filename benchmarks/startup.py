@@ -48,20 +48,20 @@ def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
         for C, H, K, R, stride, padding, groups in CONVOLUTIONS:
             g = ConvGeometry(1, C, H, H, K, R, R, (stride,) * 2, ((padding,) * 2,) * 2, (1, 1), groups)
             name = f"{R}×{R} {C}→{K} {str(dtype).removeprefix('torch.')}"
-            yield f"fprop {name}", launch.conv.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4
+            yield f"fprop {name}", launch.conv.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4 + (None,) * 6
             yield f"dgrad {name}", launch.conv.dgrad_launch("cpu", g, dtype, "ieee"), (dtype,) * 3
             yield f"wgrad {name}", launch.conv.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, f32)
     g = PoolGeometry(1, 64, 112, 112, 3, 3, (2, 2), (1, 1))
     yield "max_pool 3×3", launch.pool.max_pool_launch("cpu", g, f32), (f32, f32, torch.int64)
     dtypes = f32, torch.int64, f32
     yield "max_pool_backward 3×3", launch.pool.max_pool_backward_launch("cpu", g, f32), dtypes
-    yield "sum_splits", launch.conv.sum_splits_launch("cpu", 4, 36864), (f32, f32)
+    yield "sum_splits", launch.common.sum_splits_launch("cpu", 4, 36864), (f32, f32)
 
 
 def load_each() -> None:
     """In a child process: prints the CPU milliseconds that each kernel took to become ready to run, as JSON."""
     times = {}
-    first = launch.conv.sum_splits_launch("cpu", 2, 10)
+    first = launch.common.sum_splits_launch("cpu", 2, 10)
     engine.load([engine.request(first, (torch.float16,) * 2)])  # and what is done only once
     for name, start, dtypes in kernels():
         before = time.thread_time()

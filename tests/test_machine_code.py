@@ -47,7 +47,7 @@ class Case:
     def launch(self, target: str) -> tuple[Launch, tuple[torch.dtype, ...]]:
         geometry, dtype = GEOMETRIES[self.geometry], self.dtype
         if self.op == "fprop":
-            return launch.conv.fprop_launch(target, geometry, dtype, self.precision, "relu", self.config), (dtype,) * 4
+            return launch.conv.fprop_launch(target, geometry, dtype, self.precision, "relu", self.config), (dtype,) * 4 + (None,) * 6
         if self.op == "dgrad":
             return launch.conv.dgrad_launch(target, geometry, dtype, self.precision, self.config), (dtype,) * 3
         made = launch.conv.wgrad_launch(target, geometry, dtype, self.precision, True, self.config)
@@ -129,14 +129,14 @@ def test_other_kernels_fit_the_target(dtype, target):
         (launch.pool.max_pool_launch(target, geometry, dtype), (dtype, dtype, indices)),
         (launch.pool.max_pool_launch(target, geometry, dtype), (dtype, dtype, None)),
         (launch.pool.max_pool_backward_launch(target, geometry, dtype), (dtype, indices, dtype)),
-        (launch.conv.sum_splits_launch(target, 4, 36864), (f32, dtype)),
+        (launch.common.sum_splits_launch(target, 4, 36864), (f32, dtype)),
     ):
         check(compile_launch(made, dtypes, target), target)
 
 
 @pytest.mark.parametrize(("target", "block"), (("sm_90", 1 << 13), ("gfx942", 1 << 15)))
 def test_what_does_not_fit_shows(target, block):
-    reduction = replace(launch.conv.sum_splits_launch(target, 4, 1 << 20), constexprs={"BLOCK": block}, num_warps=1)
+    reduction = replace(launch.common.sum_splits_launch(target, 4, 1 << 20), constexprs={"BLOCK": block}, num_warps=1)
     assert matching(compile_launch(reduction, (f32, f32), target).code, SPILL)
     large = compiled(Case("fprop", "3x3", f16, config=TileConfig(128, 128, 256, num_warps=8, num_stages=3)), target)
     assert large.shared_bytes > TARGETS[target].shared_program

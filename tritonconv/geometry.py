@@ -115,3 +115,11 @@ class PoolGeometry:
     @functools.cached_property
     def Q(self) -> int:
         return output_size(self.W, self.S, self.stride[1], (self.padding[1],) * 2, self.dilation[1], self.ceil_mode)
+
+
+@dataclass(frozen=True)
+class NormGeometry:
+    """A batch norm over M = N·H·W pixels of C channels."""
+
+    M: int
+    C: int

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..geometry import ConvGeometry, PoolGeometry
-from . import gemm, pool
+from ..geometry import ConvGeometry, NormGeometry, PoolGeometry
+from . import gemm, norm, pool
 from .tile import TileConfig
 
-__all__ = ["TileConfig", "space"]
+__all__ = ["Geometry", "TileConfig", "space"]
 
 _SPACES = {
     "fprop": gemm.space,
@@ -16,10 +16,14 @@ _SPACES = {
     "wgrad": gemm.space,
     "max_pool": pool.space,
     "max_pool_backward": pool.space,
+    "norm": norm.space,
 }
 
 
-def space(op: str, geometry: ConvGeometry | PoolGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
+Geometry = ConvGeometry | PoolGeometry | NormGeometry
+
+
+def space(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     """Configs for `op`, a key of `_SPACES`, on activations of `dtype`, the predicted choice first.
 
     `target` is "cpu", "interpreter" or the name of a GPU ("sm_90", "gfx942").

@@ -37,6 +37,14 @@ def activate(x, ACTIVATION: tl.constexpr):
     return x
 
 
+@triton.jit
+def derivative(dy, y, ACTIVATION: tl.constexpr):
+    """What `activate` makes of dy on the way back, y being its result."""
+    if ACTIVATION == "relu":
+        dy = tl.where(y <= 0, 0.0, dy)  # false for NaN, so that NaN passes, as in torch
+    return dy
+
+
 @triton.constexpr_function
 def pointwise(R, S, stride_h, stride_w, pad_h, pad_w):
     """Whether output pixel m depends on input pixel m alone, so that no index need be decoded."""
@@ -69,3 +77,15 @@ def taps_of(position, STRIDE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.con
     first = (residue // DIVISOR * INVERSE) % STEP
     count = tl.where(residue % DIVISOR == 0, (TAPS - first + STEP - 1) // STEP, 0)
     return first, count
+
+
+@triton.jit
+def sum_splits(partial_ptr, out_ptr, SPLIT, size, BLOCK: tl.constexpr):
+    """out[i] = Σ partial[split, i], in the order of the splits. Grid: (tiles of `size`)."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    p_partial = partial_ptr + i
+    acc = tl.load(p_partial, mask=i < size, other=0.0)  # [BLOCK]
+    for _ in range(1, SPLIT):
+        p_partial += size
+        acc += tl.load(p_partial, mask=i < size, other=0.0)  # [BLOCK]
+    tl.store(out_ptr + i, acc.to(out_ptr.dtype.element_ty), mask=i < size)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .common import activate, advance, inside, pointwise, tap_step, taps_of, unravel
+from .norm import affine, normalized, store_moments
 
 
 @triton.jit
@@ -61,14 +62,16 @@ def store_rows(out_ptr, row, in_range, acc, n, N: tl.constexpr, BN: tl.constexpr
 
 @triton.jit
 def conv_fprop(
-    x_ptr, w_ptr, bias_ptr, y_ptr, N, H, W, P, Q,
+    x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, N, H, W, P, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """y[n, p, q, k] = activation(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k]).
+    """y[n, p, q, k] = activation(norm(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k]) + residual).
 
+    norm(z) = (z − mean) / √(var + EPS) · gamma + beta, per channel; left out where `mean_ptr` is None.
+    `moments_ptr`, where it is not None, gets the partial statistics [2, tiles of N·P·Q, GROUPS·K] of what is stored.
     Grid: (tiles of N·P·Q × tiles of K, groups). `w_ptr`: panels [GROUPS, tiles of K, R·S·C, BN].
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -96,8 +99,20 @@ def conv_fprop(
     k = tile_n * BN + tl.arange(0, BN)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + group * K + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+    if mean_ptr is not None:
+        acc, _ = normalized(acc, mean_ptr + group * K, var_ptr + group * K, k, K, EPS)
+        acc = affine(acc, gamma_ptr, beta_ptr, group * K, k, K)
+    row = m.to(tl.int64) * (GROUPS * K)
+    if residual_ptr is not None:
+        mask = (m < M)[:, None] & (k < K)[None, :]
+        p_residual = residual_ptr + group * K + row[:, None] + k[None, :]
+        acc += tl.load(p_residual, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     acc = activate(acc, ACTIVATION)
-    store_rows(y_ptr + group * K, m.to(tl.int64) * (GROUPS * K), m < M, acc, k, K, BN)
+    if moments_ptr is not None:
+        stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
+        count = tl.minimum(M - tile_m * BM, BM)
+        store_moments(moments_ptr, tile_m, tl.cdiv(M, BM), stored, m < M, count, group * K + k, k < K, GROUPS * K)
+    store_rows(y_ptr + group * K, row, m < M, acc, k, K, BN)
 
 
 @triton.jit
@@ -200,15 +215,3 @@ def conv_wgrad(
     p_dw = dw_ptr + split.to(tl.int64) * stride_split + tap * stride_tap
     o_dw = (group * K + k)[:, None] * stride_k + c[None, :] * stride_c
     tl.store(p_dw + o_dw, acc.to(dw_ptr.dtype.element_ty), mask=(k < K)[:, None] & (c < C)[None, :])
-
-
-@triton.jit
-def sum_splits(partial_ptr, out_ptr, SPLIT, size, BLOCK: tl.constexpr):
-    """out[i] = Σ partial[split, i], in the order of the splits. Grid: (tiles of `size`)."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    p_partial = partial_ptr + i
-    acc = tl.load(p_partial, mask=i < size, other=0.0)  # [BLOCK]
-    for _ in range(1, SPLIT):
-        p_partial += size
-        acc += tl.load(p_partial, mask=i < size, other=0.0)  # [BLOCK]
-    tl.store(out_ptr + i, acc.to(out_ptr.dtype.element_ty), mask=i < size)

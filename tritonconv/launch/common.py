@@ -8,15 +8,16 @@ from dataclasses import asdict
 
 import torch
 from torch import Tensor
+from triton import cdiv
 
 import autotune
 
 from .. import configs, engines
-from ..configs import TileConfig
+from ..configs import Geometry, TileConfig
 from ..engines import Engine, Launch
 from ..geometry import ConvGeometry, PoolGeometry
+from ..kernels import common
 
-Geometry = ConvGeometry | PoolGeometry
 Bound = tuple[Launch, Callable[..., None]]
 
 
@@ -27,13 +28,13 @@ def config_of(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> T
     return configs.space(op, geometry, dtype, target)[0] if stored is None else TileConfig(**stored)
 
 
-def window(geometry: Geometry, padding: tuple[int, int]) -> dict[str, int]:
+def window(geometry: ConvGeometry | PoolGeometry, padding: tuple[int, int]) -> dict[str, int]:
     """The constexprs that say which pixels a window covers; `padding` is (top, left)."""
     names = ("R", "S", "STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DIL_H", "DIL_W")
     return dict(zip(names, (geometry.R, geometry.S, *geometry.stride, *padding, *geometry.dilation), strict=True))
 
 
-def sizes(geometry: Geometry) -> tuple[int, ...]:
+def sizes(geometry: ConvGeometry | PoolGeometry) -> tuple[int, ...]:
     return geometry.N, geometry.H, geometry.W, geometry.P, geometry.Q
 
 
@@ -60,3 +61,20 @@ def nhwc(x: Tensor) -> Tensor:
 
 def empty_nhwc(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def accumulator_of(x: Tensor) -> torch.dtype:
+    """What kernels sum elements of x in."""
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+def sum_splits_launch(target: str, splits: int, size: int) -> Launch:
+    """Tensors: partial [splits, size], out [size]."""
+    block = 1024
+    return Launch(common.sum_splits, (cdiv(size, block), 1, 1), (splits, size), {"BLOCK": block}, 4, 1)
+
+
+def sum_splits(partial: Tensor, out: Tensor) -> None:
+    """out = Σ partial[split], in the order of the splits; partial [splits, elements of out]."""
+    _, run = prepare(out.device, sum_splits_launch, len(partial), out.numel())
+    run(partial, out)

@@ -11,7 +11,18 @@ from ..configs import TileConfig
 from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import conv
-from .common import config_of, empty_nhwc, nhwc, precision_of, prepare, sizes, window
+from .common import (
+    accumulator_of,
+    config_of,
+    empty_nhwc,
+    nhwc,
+    precision_of,
+    prepare,
+    sizes,
+    sum_splits,
+    window,
+)
+from .norm import Moments, Norm, empty_moments
 
 
 def _conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) -> dict:
@@ -28,12 +39,19 @@ def _conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig)
     }
 
 
-def fprop_launch(target: str, geometry: ConvGeometry, dtype, precision, activation, config=None) -> Launch:
-    """Tensors: x, panels "fprop", bias or None, y."""
+def fprop_launch(
+    target: str, geometry: ConvGeometry, dtype, precision, activation, config=None, eps: float = 0.0
+) -> Launch:
+    """Tensors: x, panels "fprop", bias, y, then mean, var, gamma, beta of a norm, residual, moments. All but x, panels
+    and y may be None."""
     config = config or config_of("fprop", geometry, dtype, target)
     M, N, _ = geometry.gemm("fprop")
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, 1
-    constexprs = _conv_constexprs(geometry, precision, config) | {"GROUP_M": config.GROUP_M, "ACTIVATION": activation}
+    constexprs = _conv_constexprs(geometry, precision, config) | {
+        "GROUP_M": config.GROUP_M,
+        "EPS": eps,
+        "ACTIVATION": activation,
+    }
     return Launch(conv.conv_fprop, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
 
@@ -60,12 +78,6 @@ def wgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, channels
     return Launch(conv.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
-def sum_splits_launch(target: str, splits: int, size: int) -> Launch:
-    """Tensors: partial [splits, size], out [size]."""
-    block = 1024
-    return Launch(conv.sum_splits, (cdiv(size, block), 1, 1), (splits, size), {"BLOCK": block}, 4, 1)
-
-
 def fprop(
     x: Tensor,
     weight: Tensor,
@@ -74,13 +86,36 @@ def fprop(
     activation: str | None = None,
     keep_pack: bool = True,
     config: TileConfig | None = None,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """activation(x ∗ weight + bias), [N, K, P, Q]. `keep_pack` is False for a weight in training."""
-    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), activation, config)
+    """activation(norm(x ∗ weight + bias) + residual), [N, K, P, Q]. `keep_pack` is False for a weight in training."""
+    eps = 0.0 if norm is None else norm.eps
+    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), activation, config, eps)
     y = empty_nhwc(x, geometry.N, geometry.K, geometry.P, geometry.Q)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
-    run(nhwc(x), panels, None if bias is None else bias.contiguous(), y)
+    bias = None if bias is None else bias.contiguous()
+    statistics = (None,) * 4 if norm is None else norm.tensors
+    run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual), None)
     return y
+
+
+def fprop_with_moments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    keep_pack: bool = True,
+    config: TileConfig | None = None,
+) -> tuple[Tensor, Moments]:
+    """x ∗ weight + bias, [N, K, P, Q], and its statistics per channel."""
+    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), None, config)
+    y = empty_nhwc(x, geometry.N, geometry.K, geometry.P, geometry.Q)
+    panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
+    bias = None if bias is None else bias.contiguous()
+    moments = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, launch.constexprs["BM"])
+    run(nhwc(x), panels, bias, y, *(None,) * 5, moments.partial)
+    return y, moments
 
 
 def dgrad(
@@ -110,9 +145,7 @@ def wgrad(
     if splits == 1:
         run(nhwc(dy), nhwc(x), dw)
         return dw
-    dtype = torch.float64 if dy.dtype is torch.float64 else torch.float32
-    partial = torch.empty((splits, dw.numel()), dtype=dtype, device=device)
+    partial = torch.empty((splits, dw.numel()), dtype=accumulator_of(dy), device=device)
     run(nhwc(dy), nhwc(x), partial)
-    _, sum_splits = prepare(device, sum_splits_launch, splits, dw.numel())
     sum_splits(partial, dw)
     return dw

@@ -1,0 +1,160 @@
+"""Batch norm over NHWC activations, seen as a matrix of M pixels × C channels.
+
+Statistics come as partials: of each group of rows, per channel, the mean and the sum of squared deviations from that
+mean ("M2"). Merging these loses nothing to cancellation, as Σx² − (Σx)² / M would (Chan, Golub and LeVeque 1983).
+Sums are taken in a fixed order: the same input gives the same bits.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import activate, derivative
+
+
+@triton.jit
+def merge(count, mean, m2, count_b, mean_b, m2_b):
+    """Count, mean and M2 of two sets of values together; the second one may not be empty."""
+    total = count + count_b
+    delta = mean_b - mean
+    share = count_b / total
+    return total, mean + delta * share, m2 + m2_b + delta * delta * (count * share)
+
+
+@triton.jit
+def store_moments(partial_ptr, tile, tiles, values, m_row, count, n, n_column, C: tl.constexpr):
+    """The partial of one tile: mean and M2 over the rows m_row [BM] of values [BM, BN], `count` of them.
+
+    It goes to the columns n [BN] where n_column of `partial_ptr` [2, tiles, C].
+    """
+    mean = tl.sum(tl.where(m_row[:, None], values, 0.0), 0) / count
+    deviation = tl.where(m_row[:, None], values - mean[None, :], 0.0)
+    m2 = tl.sum(deviation * deviation, 0)
+    p_partial = partial_ptr + tile.to(tl.int64) * C + n
+    tl.store(p_partial, mean, mask=n_column)
+    tl.store(p_partial + tiles.to(tl.int64) * C, m2, mask=n_column)
+
+
+@triton.jit
+def norm_moments(x_ptr, partial_ptr, M, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Partials [2, tiles of M, C] of x [M, C], one for each BM rows. Grid: (tiles of M, tiles of C)."""
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    tile = tl.program_id(0)
+    m = tile * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    mask = (m < M)[:, None] & (c < C)[None, :]
+    x = tl.load(x_ptr + m.to(tl.int64)[:, None] * C + c[None, :], mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    store_moments(partial_ptr, tile, tl.num_programs(0), x, m < M, tl.minimum(M - tile * BM, BM), c, c < C, C)
+
+
+@triton.jit
+def norm_finalize(
+    partial_ptr, mean_ptr, var_ptr, M, tiles, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Mean and (biased) variance [C] of M rows from the partials [2, tiles, C] of BM rows each, the last what remains.
+
+    Grid: (tiles of C).
+    """
+    c = tl.program_id(0) * BN + tl.arange(0, BN)
+    p_partial = partial_ptr + c
+    p_m2 = p_partial + tiles.to(tl.int64) * C
+    count = tl.minimum(M, BM).to(tl.float64)
+    mean = tl.load(p_partial, mask=c < C, other=0.0).to(tl.float64)  # [BN]
+    m2 = tl.load(p_m2, mask=c < C, other=0.0).to(tl.float64)  # [BN]
+    for tile in range(1, tiles):
+        p_partial += C
+        p_m2 += C
+        mean_b = tl.load(p_partial, mask=c < C, other=0.0).to(tl.float64)  # [BN]
+        m2_b = tl.load(p_m2, mask=c < C, other=0.0).to(tl.float64)  # [BN]
+        count, mean, m2 = merge(count, mean, m2, tl.minimum(M - tile * BM, BM).to(tl.float64), mean_b, m2_b)
+    tl.store(mean_ptr + c, mean.to(mean_ptr.dtype.element_ty), mask=c < C)
+    tl.store(var_ptr + c, (m2 / M).to(var_ptr.dtype.element_ty), mask=c < C)
+
+
+@triton.jit
+def normalized(x, mean_ptr, var_ptr, c, C: tl.constexpr, EPS: tl.constexpr):
+    """(x − mean) / √(var + EPS), and 1 / √(var + EPS), of x [BM, BN] in channels c [BN]."""
+    mean = tl.load(mean_ptr + c, mask=c < C, other=0.0).to(x.dtype)  # [BN]
+    var = tl.load(var_ptr + c, mask=c < C, other=1.0).to(x.dtype)  # [BN]
+    rstd = 1 / tl.sqrt(var + EPS)
+    return (x - mean[None, :]) * rstd[None, :], rstd
+
+
+@triton.jit
+def affine(x, weight_ptr, bias_ptr, first, c, C: tl.constexpr):
+    """x · weight + bias in channels first + c [BN], c < C; None stands for 1 and 0."""
+    if weight_ptr is not None:
+        x *= tl.load(weight_ptr + first + c, mask=c < C, other=0.0).to(x.dtype)[None, :]  # [BN]
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + first + c, mask=c < C, other=0.0).to(x.dtype)[None, :]  # [BN]
+    return x
+
+
+@triton.jit
+def norm_apply(
+    x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, M,
+    C: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """y = activation((x − mean) / √(var + EPS) · weight + bias + residual). Grid: (tiles of M, tiles of C)."""
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    mask = (m < M)[:, None] & (c < C)[None, :]
+    at = m.to(tl.int64)[:, None] * C + c[None, :]
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
+    x = affine(x, weight_ptr, bias_ptr, 0, c, C)
+    if residual_ptr is not None:
+        x += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    tl.store(y_ptr + at, activate(x, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def norm_backward_sums(
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, partial_ptr, M,
+    C: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Partials [tiles of M, 2, C] of Σ da and Σ da · x̂, where da is dy behind the activation and x̂ the normalized x.
+
+    Grid: (tiles of M, tiles of C).
+    """
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    mask = (m < M)[:, None] & (c < C)[None, :]
+    at = m.to(tl.int64)[:, None] * C + c[None, :]
+    da = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    if ACTIVATION is not None:
+        da = derivative(da, tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC), ACTIVATION)  # [BM, BN]
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
+    p_partial = partial_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + c
+    tl.store(p_partial, tl.sum(da, 0), mask=c < C)
+    tl.store(p_partial + C, tl.sum(tl.where(mask, da * x, 0.0), 0), mask=c < C)
+
+
+@triton.jit
+def norm_backward(
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, sums_ptr, dx_ptr, da_ptr, M,
+    C: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dx = weight / √(var + EPS) · (da − Σda / M − x̂ · Σ(da · x̂) / M), and da itself, unless `da_ptr` is None.
+
+    `sums_ptr`: [2, C], those of `norm_backward_sums`. Grid: (tiles of M, tiles of C).
+    """
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    mask = (m < M)[:, None] & (c < C)[None, :]
+    at = m.to(tl.int64)[:, None] * C + c[None, :]
+    da = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    if ACTIVATION is not None:
+        da = derivative(da, tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC), ACTIVATION)  # [BM, BN]
+    if da_ptr is not None:
+        tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=mask)
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    x, rstd = normalized(x, mean_ptr, var_ptr, c, C, EPS)
+    mean_da = tl.load(sums_ptr + c, mask=c < C, other=0.0).to(ACC) / M  # [BN]
+    mean_dax = tl.load(sums_ptr + C + c, mask=c < C, other=0.0).to(ACC) / M  # [BN]
+    dx = (da - mean_da[None, :] - x * mean_dax[None, :]) * rstd[None, :]
+    dx = affine(dx, weight_ptr, None, 0, c, C)
+    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
