@@ -47,7 +47,8 @@ class Case:
     def launch(self, target: str) -> tuple[Launch, tuple[torch.dtype, ...]]:
         geometry, dtype = GEOMETRIES[self.geometry], self.dtype
         if self.op == "fprop":
-            return launch.conv.fprop_launch(target, geometry, dtype, self.precision, "relu", self.config), (dtype,) * 4 + (None,) * 6
+            made = launch.conv.fprop_launch(target, geometry, dtype, self.precision, "relu", self.config)
+            return made, (dtype,) * 4 + (None,) * 6
         if self.op == "dgrad":
             return launch.conv.dgrad_launch(target, geometry, dtype, self.precision, self.config), (dtype,) * 3
         made = launch.conv.wgrad_launch(target, geometry, dtype, self.precision, True, self.config)
