@@ -6,31 +6,66 @@ parameter or shape. So it survives deepcopy, a new input size and a module that 
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from . import functional
+from .ops import activations
 
-# What a block's `activation` may be, and torch's own function for it.
-ACTIVATIONS = {"relu": F.relu}
+# The activations that are modules, as text; a module is asked at every call, since its numbers may change.
+ACTIVATION_MODULES = {
+    nn.ReLU: lambda module: "relu",
+    nn.ReLU6: lambda module: "relu6",
+    nn.Sigmoid: lambda module: "sigmoid",
+    nn.Tanh: lambda module: "tanh",
+    nn.Hardsigmoid: lambda module: "hardsigmoid",
+    nn.SiLU: lambda module: "silu",
+    nn.Hardswish: lambda module: "hardswish",
+    nn.GELU: lambda module: "gelu_tanh" if module.approximate == "tanh" else "gelu",
+    nn.LeakyReLU: lambda module: f"leaky_relu({module.negative_slope})",
+    nn.ELU: lambda module: f"elu({module.alpha})",
+}
 
 
 @dataclass(frozen=True)
 class ConvBlock:
-    """Convolution, bias and activation. `activation_module` is None where the forward calls a function instead."""
+    """Convolution, bias, batch norm, the addition of a residual, activation.
+
+    `activation` is its text; `activation_module` is None where the forward calls a function instead.
+    """
 
     conv: str
+    norm: str | None = None
+    residual: bool = False
     activation: str | None = None
     activation_module: str | None = None
 
     @property
     def pattern(self) -> str:
-        return "conv2d" if self.activation is None else f"conv2d+{self.activation}"
+        activation = self.activation and self.activation.partition("(")[0]
+        parts = "conv2d", self.norm and "batch_norm", self.residual and "add", activation
+        return "+".join(part for part in parts if part)
 
     @property
     def members(self) -> tuple[str, ...]:
-        return (self.conv,) if self.activation_module is None else (self.conv, self.activation_module)
+        return tuple(path for path in (self.conv, self.norm, self.activation_module) if path is not None)
+
+
+@dataclass(frozen=True)
+class NormBlock:
+    """Batch norm that follows no convolution, and activation."""
+
+    norm: str
+    activation: str | None = None
+    activation_module: str | None = None
+
+    @property
+    def pattern(self) -> str:
+        return f"batch_norm2d+{self.activation.partition('(')[0]}" if self.activation else "batch_norm2d"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return (self.norm,) if self.activation_module is None else (self.norm, self.activation_module)
 
 
 @dataclass(frozen=True)
@@ -48,6 +83,9 @@ class PoolBlock:
         return () if self.pool is None else (self.pool,)
 
 
+Block = ConvBlock | NormBlock | PoolBlock
+
+
 def intercepted(module: nn.Module) -> bool:
     """Whether calling `module` does more than run its class's forward: a hook, or a forward of the instance's own."""
     return bool(
@@ -60,14 +98,27 @@ def intercepted(module: nn.Module) -> bool:
     )
 
 
-def conv2d(conv: nn.Conv2d, input: Tensor, activation: str | None = None) -> Tensor:
-    """`activation(conv(input))` as one kernel. input: (N, C, H, W) or (C, H, W)."""
+def activation_text(activation: nn.Module | str | None) -> str | None:
+    """The text of an activation that kernels know; "" for one that they do not know."""
+    if isinstance(activation, nn.Module):
+        activation = ACTIVATION_MODULES[type(activation)](activation)
+    try:
+        return None if activation is None else activations.canonical(activation)
+    except ValueError:
+        return ""
+
+
+def conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
+    """`conv(input)` as one kernel. input: (N, C, H, W) or (C, H, W)."""
     if conv.padding_mode != "zeros":  # set after patching, as is done to make images that tile
-        output = nn.Conv2d.forward(conv, input)
-        return output if activation is None else ACTIVATIONS[activation](output)
-    return functional.conv2d(
-        input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, activation=activation
-    )
+        return nn.Conv2d.forward(conv, input)
+    return functional.conv2d(input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def batch_norm2d(norm: nn.BatchNorm2d, input: Tensor, activation: str | None = None) -> Tensor:
+    """`activation(norm(input))`, input (N, C, H, W)."""
+    norm._check_input_dim(input)
+    return functional.batch_norm(input, *_statistics(norm), activation=activation)
 
 
 def max_pool2d(pool: nn.MaxPool2d, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -83,12 +134,56 @@ def max_pool2d(pool: nn.MaxPool2d, input: Tensor) -> Tensor | tuple[Tensor, Tens
     )
 
 
-def conv2d_activation(conv: nn.Conv2d, module: nn.Module | None, activation: str, input: Tensor) -> Tensor:
-    """The fused node of a rewritten forward. A hook needs the values between the two, so they then run one by one."""
-    if intercepted(conv) or (module is not None and intercepted(module)):
-        return (module or ACTIVATIONS[activation])(conv(input))
-    return conv2d(conv, input, activation)
+def _statistics(norm: nn.BatchNorm2d) -> tuple:
+    """What `norm` hands to `batch_norm` after the input; counts the batch, as its forward does."""
+    momentum = norm.momentum or 0.0
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # cumulative moving average
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    training = norm.training or (norm.running_mean is None and norm.running_var is None)
+    tracked = not norm.training or norm.track_running_stats
+    running = (norm.running_mean, norm.running_var) if tracked else (None, None)
+    return *running, norm.weight, norm.bias, training, momentum, norm.eps
+
+
+def _run(activation: nn.Module | str | None, value: Tensor) -> Tensor:
+    if isinstance(activation, str):
+        return activations.activation(activations.canonical(activation)).apply(value)
+    return value if activation is None else activation(value)
+
+
+def conv_block(
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d | None,
+    activation: nn.Module | str | None,
+    input: Tensor,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """A fused `ConvBlock` of a rewritten forward. A hook needs the values in between, so they then run one by one."""
+    text = activation_text(activation)
+    modules = (module for module in (conv, norm, activation) if isinstance(module, nn.Module))
+    fusable = text != "" and conv.padding_mode == "zeros" and (residual is None or isinstance(residual, Tensor))
+    if not fusable or any(map(intercepted, modules)) or (norm is not None and input.dim() != 4):
+        value = conv(input) if norm is None else norm(conv(input))
+        return _run(activation, value if residual is None else value + residual)
+    convolution = conv.stride, conv.padding, conv.dilation, conv.groups
+    epilogue = {"residual": residual, "activation": text}
+    if norm is None:
+        return functional.conv2d(input, conv.weight, conv.bias, *convolution, **epilogue)
+    return functional.conv2d_batch_norm(
+        input, conv.weight, conv.bias, *_statistics(norm), *convolution, **epilogue
+    )
+
+
+def norm_block(norm: nn.BatchNorm2d, activation: nn.Module | str, input: Tensor) -> Tensor:
+    """A fused `NormBlock` of a rewritten forward."""
+    text = activation_text(activation)
+    modules = (module for module in (norm, activation) if isinstance(module, nn.Module))
+    if text == "" or any(map(intercepted, modules)):
+        return _run(activation, norm(input))
+    return batch_norm2d(norm, input, text)
 
 
 # The modules that `patch` swaps wherever they are, and what they then run.
-LEAVES = {nn.Conv2d: conv2d, nn.MaxPool2d: max_pool2d}
+LEAVES = {nn.Conv2d: conv2d, nn.BatchNorm2d: batch_norm2d, nn.MaxPool2d: max_pool2d}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .ops import conv, pool
+from .ops import conv, norm, pool
 
 
 def conv2d(
@@ -20,19 +20,76 @@ def conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
+    residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d`, followed by an activation in the same kernel.
+    """`torch.nn.functional.conv2d`, followed by an addition and an activation in the same kernel.
 
-    input [N, C, H, W] or [C, H, W]; weight [K, C/groups, R, S]; bias [K]; all float16, bfloat16, float32 or float64,
-    under autocast in its dtype. Returns [N, K, P, Q] (or [K, P, Q]) in the memory format that torch would choose.
-    activation: None or "relu"; another raises ValueError.
+    input [N, C, H, W] or [C, H, W]; weight [K, C/groups, R, S]; bias [K]; residual [N, K, P, Q]; all float16, bfloat16,
+    float32 or float64, under autocast in its dtype. Returns [N, K, P, Q] (or [K, P, Q]) in the memory format that torch
+    would choose.
+    activation: None, "relu", "relu6", "sigmoid", "tanh", "hardsigmoid", "silu", "hardswish", "gelu", "gelu_tanh",
+    "leaky_relu" or "elu", the last two also with their number, "leaky_relu(0.2)"; another raises ValueError.
 
     Sums are kept in float32 (float64 for float64); TF32 products are used only where
     `torch.backends.cudnn.conv.fp32_precision` allows them. The result is the same, bit by bit, each time.
     Derivatives of every order are supported.
     """
-    return conv.conv2d(input, weight, bias, stride, padding, dilation, groups, activation)
+    return conv.conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation)
+
+
+def conv2d_batch_norm(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stride: int | tuple[int, int] = 1,
+    padding: str | int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """activation(batch_norm(conv2d(input)) + residual): `torch.nn.functional.batch_norm` behind `conv2d` above.
+
+    running_mean, running_var, gamma, beta [K], of the input's dtype, or float32 beside a half type.
+    Without `training` all is one kernel if no gradient is asked for. In training the convolution leaves the statistics
+    of its output beside it, merged without loss to cancellation (Chan, Golub and LeVeque 1983), and one more pass does
+    the rest; the running statistics are updated as torch does.
+    """
+    return norm.conv2d_batch_norm(
+        input, weight, bias, stride, padding, dilation, groups,
+        running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation,
+    )  # fmt: skip
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm`, followed by an addition and an activation in the same pass.
+
+    input, residual [N, C, H, W] (other shapes are torch's business); running_mean, running_var, weight, bias [C].
+    """
+    return norm.batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation
+    )
 
 
 def max_pool2d(

@@ -55,6 +55,11 @@ class ConvGeometry:
         return output_size(self.W, self.S, self.stride[1], self.padding[1], self.dilation[1])
 
     @property
+    def output(self) -> tuple[int, int, int, int]:
+        """[N, K, P, Q]"""
+        return self.N, self.K, self.P, self.Q
+
+    @property
     def Cg(self) -> int:
         return self.C // self.groups
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from . import blocks, functional, swap
-from .blocks import ConvBlock
-from .capture import Match
+from .blocks import ConvBlock, NormBlock, PoolBlock
+from .patterns import Match
 from .trace import Trace
 
 
@@ -20,7 +20,7 @@ def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forwa
     graph = trace.graph
     for match in matches:
         if match.in_caller:
-            (_fuse_conv if isinstance(match.block, ConvBlock) else _retarget_pool)(graph, match)
+            _REWRITES[type(match.block)](graph, match)
     graph.lint()
     code = graph.python_code("self")
     namespace = dict(code.globals)
@@ -34,15 +34,29 @@ def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forwa
 
 
 def _fuse_conv(graph: fx.Graph, match: Match) -> None:
-    conv, activation = match.nodes
-    block = match.block
-    # Where the convolution was, not the activation: something in between may overwrite the input.
-    with graph.inserting_before(conv):
-        modules = [path and graph.get_attr(path) for path in (block.conv, block.activation_module)]
-        fused = graph.call_function(blocks.conv2d_activation, (*modules, block.activation, *conv.all_input_nodes))
-    activation.replace_all_uses_with(fused)
-    graph.erase_node(activation)
-    graph.erase_node(conv)
+    block, input = match.block, match.nodes[0].all_input_nodes[0]
+    residual = () if match.residual is None else (match.residual,)
+    with graph.inserting_before(match.place):
+        conv, norm = (path and graph.get_attr(path) for path in (block.conv, block.norm))
+        fused = graph.call_function(blocks.conv_block, (conv, norm, _activation(graph, block), input, *residual))
+    _replace(graph, match, fused)
+
+
+def _fuse_norm(graph: fx.Graph, match: Match) -> None:
+    block, input = match.block, match.nodes[0].all_input_nodes[0]
+    with graph.inserting_before(match.place):
+        fused = graph.call_function(blocks.norm_block, (graph.get_attr(block.norm), _activation(graph, block), input))
+    _replace(graph, match, fused)
+
+
+def _activation(graph: fx.Graph, block: ConvBlock | NormBlock) -> fx.Node | str | None:
+    return block.activation if block.activation_module is None else graph.get_attr(block.activation_module)
+
+
+def _replace(graph: fx.Graph, match: Match, fused: fx.Node) -> None:
+    match.nodes[-1].replace_all_uses_with(fused)
+    for node in reversed(match.nodes):
+        graph.erase_node(node)
 
 
 def _retarget_pool(graph: fx.Graph, match: Match) -> None:
@@ -50,6 +64,9 @@ def _retarget_pool(graph: fx.Graph, match: Match) -> None:
     if call.target is F.max_pool2d_with_indices:
         call.kwargs = {**call.kwargs, "return_indices": True}
     call.target = functional.max_pool2d
+
+
+_REWRITES = {ConvBlock: _fuse_conv, NormBlock: _fuse_norm, PoolBlock: _retarget_pool}
 
 
 def _holders(graph: fx.Graph) -> list[str]:

@@ -65,8 +65,9 @@ def test_a_function_call_is_named_after_its_caller_and_can_be_excluded(kernel_ca
 UNFUSABLE = {
     "output also returned": lambda m, x: (y := m.conv(x), F.relu(y)),
     "output used twice": lambda m, x: F.relu(y := m.conv(x)) + y,
-    "residual between": lambda m, x: F.relu(m.conv(x) + x),
-    "another activation": lambda m, x: F.leaky_relu(m.conv(x)),
+    "a number added": lambda m, x: F.relu(m.conv(x) + 1),
+    "an activation without a kernel": lambda m, x: F.softplus(m.conv(x)),
+    "a slope that hides the sign": lambda m, x: F.leaky_relu(m.conv(x), -0.5),
     "a view between": lambda m, x: F.relu(m.conv(x).flatten(1)),
 }
 

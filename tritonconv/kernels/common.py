@@ -29,22 +29,6 @@ def inside(h, w, H, W):
     return (h.to(tl.uint32, bitcast=True) < H) & (w.to(tl.uint32, bitcast=True) < W)
 
 
-@triton.jit
-def activate(x, ACTIVATION: tl.constexpr):
-    # `x < 0` is false for NaN, so that NaN stays, as in torch.
-    if ACTIVATION == "relu":
-        x = tl.where(x < 0, 0.0, x)
-    return x
-
-
-@triton.jit
-def derivative(dy, y, ACTIVATION: tl.constexpr):
-    """What `activate` makes of dy on the way back, y being its result."""
-    if ACTIVATION == "relu":
-        dy = tl.where(y <= 0, 0.0, dy)  # false for NaN, so that NaN passes, as in torch
-    return dy
-
-
 @triton.constexpr_function
 def pointwise(R, S, stride_h, stride_w, pad_h, pad_w):
     """Whether output pixel m depends on input pixel m alone, so that no index need be decoded."""

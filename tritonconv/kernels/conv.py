@@ -8,7 +8,8 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .common import activate, advance, inside, pointwise, tap_step, taps_of, unravel
+from .activations import activate
+from .common import advance, inside, pointwise, tap_step, taps_of, unravel
 from .norm import affine, normalized, store_moments
 
 

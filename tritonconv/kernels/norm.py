@@ -8,7 +8,7 @@ Sums are taken in a fixed order: the same input gives the same bits.
 import triton
 import triton.language as tl
 
-from .common import activate, derivative
+from .activations import activate, derivative
 
 
 @triton.jit
@@ -139,7 +139,8 @@ def norm_backward(
 ):  # fmt: skip
     """dx = weight / √(var + EPS) · (da − Σda / M − x̂ · Σ(da · x̂) / M), and da itself, unless `da_ptr` is None.
 
-    `sums_ptr`: [2, C], those of `norm_backward_sums`. Grid: (tiles of M, tiles of C).
+    `sums_ptr`: [2, C], those of `norm_backward_sums`; None where the statistics are constants: then dx lacks both.
+    Grid: (tiles of M, tiles of C).
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     m = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -153,8 +154,9 @@ def norm_backward(
         tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=mask)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, rstd = normalized(x, mean_ptr, var_ptr, c, C, EPS)
-    mean_da = tl.load(sums_ptr + c, mask=c < C, other=0.0).to(ACC) / M  # [BN]
-    mean_dax = tl.load(sums_ptr + C + c, mask=c < C, other=0.0).to(ACC) / M  # [BN]
-    dx = (da - mean_da[None, :] - x * mean_dax[None, :]) * rstd[None, :]
-    dx = affine(dx, weight_ptr, None, 0, c, C)
+    if sums_ptr is not None:
+        mean_da = tl.load(sums_ptr + c, mask=c < C, other=0.0).to(ACC) / M  # [BN]
+        mean_dax = tl.load(sums_ptr + C + c, mask=c < C, other=0.0).to(ACC) / M  # [BN]
+        da -= mean_da[None, :] + x * mean_dax[None, :]
+    dx = affine(da * rstd[None, :], weight_ptr, None, 0, c, C)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)

@@ -92,7 +92,7 @@ def fprop(
     """activation(norm(x ∗ weight + bias) + residual), [N, K, P, Q]. `keep_pack` is False for a weight in training."""
     eps = 0.0 if norm is None else norm.eps
     launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), activation, config, eps)
-    y = empty_nhwc(x, geometry.N, geometry.K, geometry.P, geometry.Q)
+    y = empty_nhwc(x, *geometry.output)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
     statistics = (None,) * 4 if norm is None else norm.tensors
@@ -110,7 +110,7 @@ def fprop_with_moments(
 ) -> tuple[Tensor, Moments]:
     """x ∗ weight + bias, [N, K, P, Q], and its statistics per channel."""
     launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), None, config)
-    y = empty_nhwc(x, geometry.N, geometry.K, geometry.P, geometry.Q)
+    y = empty_nhwc(x, *geometry.output)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
     moments = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, launch.constexprs["BM"])

@@ -117,21 +117,26 @@ def backward(
     norm: Norm,
     activation: str | None,
     needs_da: bool,
+    needs_sums: bool,
+    batch: bool,
     config: TileConfig | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Gradients of x and, if `needs_da`, of the residual; and [2, C], those of the norm's bias and weight.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x and, if `needs_da`, of the residual; and, if `needs_sums`, [2, C]: those of bias and weight.
 
-    The statistics are those of x itself. `y`, the result of `apply`, is needed with an activation only.
+    `batch`: whether the statistics are those of x, so that its gradient needs the sums. `y`, the result of `apply`, is
+    needed with an activation only.
     """
     problem = _geometry(x), x.dtype, norm.eps, activation, config
     mean, var, weight, _ = norm.tensors
     dy, y, x = nhwc(dy), None if y is None else nhwc(y), nhwc(x)
-    launch, run = prepare(x.device, backward_sums_launch, *problem)
-    partial = torch.empty((launch.grid[0], 2, x.shape[1]), dtype=mean.dtype, device=x.device)
-    run(dy, y, x, mean, var, partial)
-    sums = torch.empty_like(partial[0])
-    sum_splits(partial, sums)
+    sums = None
+    if needs_sums:
+        launch, run = prepare(x.device, backward_sums_launch, *problem)
+        partial = torch.empty((launch.grid[0], 2, x.shape[1]), dtype=accumulator_of(x), device=x.device)
+        run(dy, y, x, mean, var, partial)
+        sums = torch.empty_like(partial[0])
+        sum_splits(partial, sums)
     _, run = prepare(x.device, backward_launch, *problem)
     dx, da = empty_nhwc(x, *x.shape), empty_nhwc(x, *x.shape) if needs_da else None
-    run(dy, y, x, mean, var, weight, sums, dx, da)
+    run(dy, y, x, mean, var, weight, sums if batch else None, dx, da)
     return dx, da, sums

@@ -1,24 +1,75 @@
-"""The activations that a convolution can apply to its output: what to call where torch convolves, and the gradient."""
+"""The activations that a kernel can apply to its output: torch's own function for each, and the gradient.
+
+An activation goes by a name, "relu", or by a name and the number that it takes, "leaky_relu(0.2)". Kernels read the
+same text.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ..kernels.activations import parse
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class Activation:
-    """`apply(x)` gives y; `backward(dy, y)` gives dx. A kernel knows the activation by its name in the table."""
+    """`apply(x)` gives y; `backward(dy, y)` gives dx, and is None where y does not tell it."""
 
     apply: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-def _relu_backward(dy: Tensor, y: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(dy, y, 0)  # zero where y <= 0, so that NaN passes, as torch's own
+def _leaky_relu(slope: float) -> Activation:
+    return Activation(lambda x: F.leaky_relu(x, slope), lambda dy, y: aten.leaky_relu_backward(dy, y, slope, True))
 
 
-ACTIVATIONS = {"relu": Activation(torch.relu, _relu_backward)}
+def _elu(alpha: float) -> Activation:
+    return Activation(lambda x: F.elu(x, alpha), lambda dy, y: aten.elu_backward(dy, alpha, 1, 1, True, y))
+
+
+# The derivative as torch has it at the kinks and for NaN.
+_PLAIN = {
+    "relu": Activation(torch.relu, lambda dy, y: aten.threshold_backward(dy, y, 0)),
+    "relu6": Activation(F.relu6, lambda dy, y: aten.hardtanh_backward(dy, y, 0, 6)),
+    "sigmoid": Activation(torch.sigmoid, lambda dy, y: aten.sigmoid_backward(dy, y)),
+    "tanh": Activation(torch.tanh, lambda dy, y: aten.tanh_backward(dy, y)),
+    "hardsigmoid": Activation(F.hardsigmoid, lambda dy, y: torch.where((y > 0) & (y < 1), dy / 6, 0)),
+    "silu": Activation(F.silu),
+    "hardswish": Activation(F.hardswish),
+    "gelu": Activation(F.gelu),
+    "gelu_tanh": Activation(lambda x: F.gelu(x, approximate="tanh")),
+}
+# With a number: what it makes of it, and the number that torch takes where none is given.
+_WITH_NUMBER = {"leaky_relu": (_leaky_relu, 0.01), "elu": (_elu, 1.0)}
+NAMES = (*_PLAIN, *(f"{name}(number)" for name in _WITH_NUMBER))
+
+
+@functools.cache
+def canonical(text: str) -> str:
+    """The activation's text with its number. Raises `ValueError` if there is no such activation."""
+    try:
+        name, number = parse(text)
+    except ValueError:
+        name, number = text, None
+    if name in _PLAIN and number is None:
+        return name
+    if name in _WITH_NUMBER:
+        number = _WITH_NUMBER[name][1] if number is None else number
+        if 0 <= number < float("inf"):  # else its result does not tell the sign of its input
+            return f"{name}({number!r})"
+    raise ValueError(f"activation must be None or one of {', '.join(NAMES)}, number >= 0; got {text!r}")
+
+
+@functools.cache
+def activation(text: str) -> Activation:
+    """What a canonical text stands for."""
+    name, number = parse(text)
+    return _PLAIN[name] if number is None else _WITH_NUMBER[name][0](number)

@@ -15,30 +15,55 @@ from torch.autograd import Function
 
 from ..geometry import ConvGeometry, same_padding
 from ..launch import conv as launch
-from .activations import ACTIVATIONS
-from .support import autocast, is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
+from . import activations
+from .support import autocast, fits, is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
 
 
 class Fprop(Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, geometry, activation):
-        y = launch.fprop(x, weight, bias, geometry, activation, keep_pack=not weight.requires_grad)
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, y if activation else None)
-        ctx.geometry, ctx.activation = geometry, activation
-        ctx.weight_format = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
+    def forward(ctx, x, weight, bias, residual, geometry, activation):
+        keep_pack = not weight.requires_grad
+        y = launch.fprop(x, weight, bias, geometry, activation, keep_pack, residual=residual)
+        _save(ctx, x, weight, y if activation else None, geometry, activation)
         return y
 
     @staticmethod
     def backward(ctx, dy):
         x, weight, y = ctx.saved_tensors
         if ctx.activation:
-            dy = ACTIVATIONS[ctx.activation].backward(dy, y)
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dx = Dgrad.apply(dy, weight, ctx.geometry) if needs_x else None
-        dw = Wgrad.apply(dy, x, ctx.geometry, ctx.weight_format) if needs_weight else None
-        db = dy.sum((0, 2, 3)) if needs_bias else None
-        return dx, dw, db, None, None
+            dy = activations.activation(ctx.activation).backward(dy, y)
+        return *_gradients(ctx, dy, x, weight), dy if ctx.needs_input_grad[3] else None, None, None
+
+
+class FpropWithMoments(Function):
+    """The result's statistics carry no gradient: who normalizes by them differentiates through them."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, geometry):
+        y, moments = launch.fprop_with_moments(x, weight, bias, geometry, keep_pack=not weight.requires_grad)
+        _save(ctx, x, weight, None, geometry, None)
+        ctx.mark_non_differentiable(moments.partial)
+        return y, *moments
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        x, weight, _ = ctx.saved_tensors
+        return *_gradients(ctx, dy, x, weight), None
+
+
+def _save(ctx, x, weight, y, geometry, activation) -> None:
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, y)
+    ctx.geometry, ctx.activation = geometry, activation
+    ctx.weight_format = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
+
+
+def _gradients(ctx, dy, x, weight) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    dx = Dgrad.apply(dy, weight, ctx.geometry) if needs_x else None
+    dw = Wgrad.apply(dy, x, ctx.geometry, ctx.weight_format) if needs_weight else None
+    db = dy.sum((0, 2, 3)) if needs_bias else None
+    return dx, dw, db
 
 
 class Dgrad(Function):
@@ -52,7 +77,7 @@ class Dgrad(Function):
     def backward(ctx, ddx):
         dy, weight = ctx.saved_tensors
         needs_dy, needs_weight = ctx.needs_input_grad[:2]
-        ddy = Fprop.apply(ddx, weight, None, ctx.geometry, None) if needs_dy else None
+        ddy = Fprop.apply(ddx, weight, None, None, ctx.geometry, None) if needs_dy else None
         dw = Wgrad.apply(dy, ddx, ctx.geometry, torch.contiguous_format) if needs_weight else None
         return ddy, dw, None
 
@@ -68,7 +93,7 @@ class Wgrad(Function):
     def backward(ctx, ddw):
         dy, x = ctx.saved_tensors
         needs_dy, needs_x = ctx.needs_input_grad[:2]
-        ddy = Fprop.apply(x, ddw, None, ctx.geometry, None) if needs_dy else None
+        ddy = Fprop.apply(x, ddw, None, None, ctx.geometry, None) if needs_dy else None
         dx = Dgrad.apply(dy, ddw, ctx.geometry) if needs_x else None
         return ddy, dx, None, None
 
@@ -116,20 +141,31 @@ def geometry_of(input, weight, bias, stride, padding, dilation, groups) -> ConvG
     return _geometry(operand(input), operand(weight), operand(bias), pair(stride), padding, pair(dilation), groups)
 
 
-def conv2d(input, weight, bias, stride, padding, dilation, groups, activation) -> Tensor:
+def conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation) -> Tensor:
     """See `tritonconv.functional.conv2d`."""
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r}")
+    activation = None if activation is None else activations.canonical(activation)
     x, w, b = autocast(input, weight, bias)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     if isinstance(geometry, str):
-        y = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        return y if activation is None else ACTIVATIONS[activation].apply(y)
+        return finish(F.conv2d(input, weight, bias, stride, padding, dilation, groups), residual, activation)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)):
-        y = Fprop.apply(batched, w, b, geometry, activation)
+    channels_last = is_channels_last(batched) or is_channels_last(w)
+    left = ()  # of the epilogue, to torch
+    if residual is not None and not (x.dim() == 4 and fits(residual, geometry.output, x, channels_last)):
+        left, residual, activation = (residual, activation), None, None
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b, residual)):
+        if activation is not None and activations.activation(activation).backward is None:
+            left, activation = (None, activation), None
+        y = Fprop.apply(batched, w, b, residual, geometry, activation)
     else:
-        y = launch.fprop(batched, w, b, geometry, activation)
-    if not (is_channels_last(batched) or is_channels_last(w)):
+        y = launch.fprop(batched, w, b, geometry, activation, residual=residual)
+    if not channels_last:
         y = nchw(y)
-    return y if x.dim() == 4 else y.squeeze(0)
+    y = y if x.dim() == 4 else y.squeeze(0)
+    return finish(y, *left) if left else y
+
+
+def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    """An epilogue in torch."""
+    y = y if residual is None else y + residual
+    return y if activation is None else activations.activation(activation).apply(y)

@@ -96,3 +96,13 @@ def is_channels_last(x: Tensor) -> bool:
 def nchw(y: Tensor) -> Tensor:
     """y in NCHW memory. A clone even where y is contiguous already, by sizes of 1: only then are the strides NCHW's."""
     return y.clone(memory_format=torch.contiguous_format)
+
+
+def fits(residual: Tensor, shape: tuple[int, ...], like: Tensor, channels_last: bool) -> bool:
+    """Whether a kernel can add `residual` to its output of this shape and memory format, of the dtype of `like`."""
+    return (
+        unsupported_call(residual) is None
+        and residual.shape == shape
+        and operand(residual)[1:] == operand(like)[1:]
+        and is_channels_last(residual) == channels_last
+    )

@@ -1,0 +1,100 @@
+"""Activations, and their derivatives in terms of the result. ACTIVATION is None, "relu" or "leaky_relu(0.2)"."""
+
+import triton
+import triton.language as tl
+
+
+@triton.constexpr_function
+def parse(text):
+    """("leaky_relu", 0.2) for "leaky_relu(0.2)", ("relu", None) for "relu"."""
+    name, _, number = text.partition("(")
+    return name, float(number.removesuffix(")")) if number else None
+
+
+@triton.constexpr_function
+def name_of(activation):
+    return None if activation is None else parse(activation)[0]
+
+
+@triton.constexpr_function
+def number_of(activation):
+    return None if activation is None else parse(activation)[1]
+
+
+@triton.jit
+def sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def tanh(x):
+    # Near zero 1 − 2 / (e²ˣ + 1) would lose what is small in the one: there x + x³·P(x²)/Q(x²) (Cephes, S. Moshier).
+    s = x * x
+    p = ((-9.64399179425052238628e-1 * s - 9.92877231001918586564e1) * s - 1.61468768441708447952e3) * s
+    q = ((s + 1.12811678491632931402e2) * s + 2.23548839060100448583e3) * s + 4.84406305325125486048e3
+    big = 1 - 2 / (tl.exp(2 * tl.abs(x)) + 1)
+    return tl.where(tl.abs(x) < 0.625, x + x * p / q, tl.where(x < 0, -big, big))
+
+
+@triton.jit
+def clamp(x, low, high):
+    # Comparisons with NaN are false, so that NaN stays, as in torch.
+    x = tl.where(x < low, low, x)
+    return tl.where(x > high, high, x)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    NAME: tl.constexpr = name_of(ACTIVATION)
+    NUMBER: tl.constexpr = number_of(ACTIVATION)
+    if NAME == "relu":
+        x = tl.where(x < 0, 0.0, x)  # false for NaN, so that NaN stays, as in torch
+    elif NAME == "relu6":
+        x = clamp(x, 0.0, 6.0)
+    elif NAME == "leaky_relu":
+        x = tl.where(x > 0, x, x * NUMBER)
+    elif NAME == "elu":
+        # exp(x) − 1 near zero: e²ʰ − 1 = 2·tanh h / (1 − tanh h)
+        t = tanh(tl.where(x > 0, 0.0, x) * 0.5)
+        x = tl.where(x > 0, x, NUMBER * (2 * t / (1 - t)))
+    elif NAME == "sigmoid":
+        x = sigmoid(x)
+    elif NAME == "tanh":
+        x = tanh(x)
+    elif NAME == "hardsigmoid":
+        x = clamp(x + 3, 0.0, 6.0) / 6
+    elif NAME == "silu":
+        x = x * sigmoid(x)
+    elif NAME == "hardswish":
+        x = x * clamp(x + 3, 0.0, 6.0) / 6
+    elif NAME == "gelu":
+        x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    elif NAME == "gelu_tanh":
+        x = 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    else:
+        tl.static_assert(NAME is None, "no such activation")
+    return x
+
+
+@triton.jit
+def derivative(dy, y, ACTIVATION: tl.constexpr):
+    """What `activate` makes of dy on the way back, y being its result."""
+    NAME: tl.constexpr = name_of(ACTIVATION)
+    NUMBER: tl.constexpr = number_of(ACTIVATION)
+    if NAME == "relu":
+        dy = tl.where(y <= 0, 0.0, dy)  # false for NaN, so that its gradient passes, as in torch
+    elif NAME == "relu6":
+        dy = tl.where((y <= 0) | (y >= 6), 0.0, dy)
+    elif NAME == "leaky_relu":
+        dy = tl.where(y > 0, dy, dy * NUMBER)
+    elif NAME == "elu":
+        dy = tl.where(y > 0, dy, dy * (y + NUMBER))
+    elif NAME == "sigmoid":
+        dy = dy * y * (1 - y)
+    elif NAME == "tanh":
+        dy = dy * (1 - y * y)
+    elif NAME == "hardsigmoid":
+        dy = tl.where((y > 0) & (y < 1), dy / 6, 0.0)
+    else:
+        tl.static_assert(NAME is None, "the result of this activation does not tell its derivative")
+    return dy

@@ -1,0 +1,162 @@
+"""Batch norm with autograd, alone and behind a convolution; in both cases with a residual and an activation after it.
+
+In training a convolution leaves the statistics of its output beside it, so that the output is read once more, not
+twice. What a normalization keeps for its gradient is its input, and its result where there is an activation.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from ..launch import conv as launch_conv
+from ..launch import norm as launch
+from ..launch.norm import Moments, Norm
+from . import activations
+from .conv import FpropWithMoments, conv2d, finish, geometry_of
+from .support import autocast, fits, is_channels_last, nchw, operand, unsupported_call, unsupported_operands
+
+
+class Normalize(Function):
+    """activation(norm(x) + residual). `batch`: whether the statistics are those of x, and hence have gradients."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual, mean, var, eps, activation, batch):
+        y = launch.apply(x, Norm(mean, var, weight, bias, eps), residual, activation)
+        ctx.save_for_backward(x, y if activation else None, weight, mean, var)
+        ctx.eps, ctx.activation, ctx.batch = eps, activation, batch
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, y, weight, mean, var = ctx.saved_tensors
+        _, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            dx, da, dweight, dbias = _differentiable_backward(ctx, dy)
+        else:
+            norm = Norm(mean, var, weight, None, ctx.eps)
+            needs_sums = ctx.batch or needs_weight or needs_bias
+            dx, da, sums = launch.backward(dy, y, x, norm, ctx.activation, needs_residual, needs_sums, ctx.batch)
+            dbias, dweight = (None, None) if sums is None else sums
+        dweight = dweight.to(weight.dtype) if needs_weight else None
+        dbias = dbias.to(dy.dtype if weight is None else weight.dtype) if needs_bias else None
+        return dx, dweight, dbias, da if needs_residual else None, *(None,) * 5
+
+
+def _differentiable_backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, residual, weight and bias, in torch's functions, for derivatives of a higher order."""
+    x, y, weight, mean, var = ctx.saved_tensors
+    da = activations.activation(ctx.activation).backward(dy, y) if ctx.activation else dy
+    wide, axes = mean.dtype, (0, 2, 3)
+    if ctx.batch:
+        x, count = x.to(wide), x.numel() // x.shape[1]
+        mean = x.sum(axes) / count
+        var = (x - mean[:, None, None]).square().sum(axes) / count
+    rstd = (var.to(wide) + ctx.eps).rsqrt()[:, None, None]
+    normal = (x.to(wide) - mean[:, None, None]) * rstd
+    dweight, dbias = (da.to(wide) * normal).sum(axes), da.to(wide).sum(axes)
+    dx = da.to(wide)
+    if ctx.batch:
+        dx = dx - dbias[:, None, None] / count - normal * dweight[:, None, None] / count
+    dx = dx * rstd if weight is None else dx * rstd * weight.to(wide)[:, None, None]
+    return dx.to(dy.dtype), da, dweight, dbias
+
+
+def _unsupported(shape: tuple[int, ...], x: Tensor, training: bool, statistics, affine) -> bool:
+    """Whether torch has to normalize what has this shape and the dtype of x, by these tensors of [C] or None."""
+    given = [t for t in (*statistics, *affine) if t is not None]
+    if unsupported_call(x, *given) is not None or unsupported_operands(operand(x)) is not None or len(shape) != 4:
+        return True
+    if (statistics[0] is None) != (statistics[1] is None) or not (training or statistics[0] is not None):
+        return True
+    N, C, H, W = shape
+    # Beside a half type parameters may be float32, as under autocast.
+    dtypes = {x.dtype, torch.float32} if x.dtype.itemsize == 2 else {x.dtype}
+    least = 2 if training else 1  # of one value there is no variance: torch raises
+    return (
+        least > N * H * W
+        or C == 0
+        or any(t.shape != (C,) or t.dtype not in dtypes or t.device != x.device for t in given)
+        or len({t.dtype for t in given}) > 1
+    )
+
+
+def _update(running_mean: Tensor | None, running_var: Tensor | None, mean, var, count: int, momentum: float) -> None:
+    if running_mean is None:
+        return
+    with torch.no_grad():
+        running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
+        unbiased = var * (count / (count - 1))
+        running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
+
+
+def _finish(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tensor:
+    """What follows the convolution, given statistics. y, and the residual, are [N, C, H, W]."""
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, *norm[2:4], residual))):
+        return launch.apply(y, norm, residual, activation)
+    mean, var, weight, bias, eps = norm
+    if activation is not None and activations.activation(activation).backward is None:
+        return finish(Normalize.apply(y, weight, bias, residual, mean, var, eps, None, batch), None, activation)
+    return Normalize.apply(y, weight, bias, residual, mean, var, eps, activation, batch)
+
+
+def batch_norm(
+    input, running_mean, running_var, weight, bias, training, momentum, eps, residual=None, activation=None
+) -> Tensor:
+    """See `tritonconv.functional.batch_norm`."""
+    activation = None if activation is None else activations.canonical(activation)
+    if _unsupported(input.shape, input, training, (running_mean, running_var), (weight, bias)):
+        y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return finish(y, residual, activation)
+    channels_last = is_channels_last(input)
+    left = ()  # of the epilogue, to torch
+    if residual is not None and not fits(residual, input.shape, input, channels_last):
+        left, residual, activation = (residual, activation), None, None
+    mean, var = running_mean, running_var
+    if training:
+        count = input.numel() // input.shape[1]
+        mean, var = launch.finalize(launch.moments(input.detach()), count)
+        _update(running_mean, running_var, mean, var, count, momentum)
+    y = _finish(input, Norm(mean, var, weight, bias, eps), training, residual, activation)
+    y = y if channels_last else nchw(y)
+    return finish(y, *left) if left else y
+
+
+def conv2d_batch_norm(
+    input, weight, bias, stride, padding, dilation, groups,
+    running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation,
+) -> Tensor:  # fmt: skip
+    """See `tritonconv.functional.conv2d_batch_norm`."""
+    x, w, b = autocast(input, weight, bias)
+    geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
+    norm = training, (running_mean, running_var), (gamma, beta)
+    if isinstance(geometry, str) or x.dim() != 4 or _unsupported(geometry.output, x, *norm):
+        y = conv2d(input, weight, bias, stride, padding, dilation, groups, None, None)
+        return batch_norm(y, running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation)
+    activation = None if activation is None else activations.canonical(activation)
+    channels_last = is_channels_last(x) or is_channels_last(w)
+    left = ()  # of the epilogue, to torch
+    if residual is not None and not fits(residual, geometry.output, x, channels_last):
+        left, residual, activation = (residual, activation), None, None
+    needs_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, w, b, gamma, beta, residual)
+    )
+    if training:
+        count = geometry.N * geometry.P * geometry.Q
+        if needs_grad:
+            y, *moments = FpropWithMoments.apply(x, w, b, geometry)
+        else:
+            y, moments = launch_conv.fprop_with_moments(x, w, b, geometry)
+        mean, var = launch.finalize(Moments(*moments), count)
+        _update(running_mean, running_var, mean, var, count, momentum)
+        y = _finish(y, Norm(mean, var, gamma, beta, eps), True, residual, activation)
+    elif needs_grad:
+        y = conv2d(x, w, b, stride, padding, dilation, groups, None, None)
+        y = _finish(y, Norm(running_mean, running_var, gamma, beta, eps), False, residual, activation)
+    else:
+        norm = Norm(running_mean, running_var, gamma, beta, eps)
+        y = launch_conv.fprop(x, w, b, geometry, activation, norm=norm, residual=residual)
+    y = y if channels_last else nchw(y)
+    return finish(y, *left) if left else y

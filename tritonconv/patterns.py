@@ -1,0 +1,163 @@
+"""Finds the blocks in a traced forward: a convolution or a norm, and what may run in the same kernel after it."""
+
+import operator
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .blocks import ACTIVATION_MODULES, Block, ConvBlock, NormBlock, PoolBlock, activation_text, intercepted
+from .reporting import Status
+
+# How a graph calls them: functions, and methods by their name.
+MAX_POOL_CALLS = {F.max_pool2d, F.max_pool2d_with_indices, torch.max_pool2d}
+_ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_IN_PLACE_ADDS = {operator.iadd, "add_"}
+_ACTIVATION_CALLS = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"), "sigmoid"),
+    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), "tanh"),
+    F.relu6: "relu6",
+    F.hardsigmoid: "hardsigmoid",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+    F.gelu: "gelu",
+    F.leaky_relu: "leaky_relu",
+    F.elu: "elu",
+}
+_NUMBERS = {"leaky_relu": "negative_slope", "elu": "alpha"}
+
+
+@dataclass(frozen=True)
+class Match:
+    """A block in a graph, and the nodes it covers, in order. `residual` is what it adds, computed outside of it."""
+
+    block: Block
+    nodes: tuple[fx.Node, ...]
+    status: Status = "swapped"
+    reason: str = ""
+    residual: fx.Node | None = None
+
+    @property
+    def in_caller(self) -> bool:
+        """Whether it takes a rewritten forward, because no module of its own computes just this."""
+        return self.status == "fused" or (self.status == "swapped" and not self.block.members)
+
+    @property
+    def place(self) -> fx.Node:
+        """The node in whose place the block runs: its first, since what comes later may overwrite the input; with a
+        residual the addition, up to which nothing does."""
+        return self.nodes[0] if self.residual is None else next(n for n in self.nodes if self.residual in n.args)
+
+
+def matches(
+    module: nn.Module, graph: fx.Graph, leaves: Container[nn.Module], accept: Callable[[fx.Node], str]
+) -> Iterator[Match]:
+    """The blocks of a traced forward of `module`. `leaves`: the children that may be swapped; `accept(node)`: why the
+    call of a function may not, or ""."""
+    taken: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node in taken:
+            continue
+        if node.op == "call_module" and (child := module.get_submodule(node.target)) in leaves:
+            kind, extensions = KINDS[type(child)]
+            match = _extend(module, Match(kind(node.target), (node,)), extensions, taken)
+        elif node.op == "call_function" and node.target in MAX_POOL_CALLS:
+            refusal = accept(node)
+            match = Match(PoolBlock(), (node,), "left" if refusal else "swapped", refusal)
+        else:
+            continue
+        taken.update(match.nodes)
+        yield match
+
+
+def _extend(module: nn.Module, match: Match, extensions: dict[str, Callable], taken: Container[fx.Node]) -> Match:
+    for what, extend in extensions.items():
+        users = match.nodes[-1].users
+        longer = [m for m in (extend(module, match, user) for user in users if user not in taken) if m]
+        if not longer:
+            continue
+        if len(users) > 1:
+            return replace(match, reason=f"{what} not fused: the value before it is used elsewhere too")
+        if any(intercepted(module.get_submodule(member)) for member in longer[0].block.members):
+            return replace(match, reason=f"{what} not fused: a hook wants the value before it")
+        match = longer[0]
+    return match
+
+
+def _with_norm(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    if user.op != "call_module" or type(module.get_submodule(user.target)) is not nn.BatchNorm2d:
+        return None
+    return _longer(match, user, norm=user.target)
+
+
+def _with_residual(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    if user.target not in _ADD_CALLS or len(user.args) != 2 or user.kwargs:
+        return None
+    ours = match.nodes[-1]
+    residual = user.args[1] if user.args[0] is ours else user.args[0]
+    if not isinstance(residual, fx.Node) or residual is ours:
+        return None
+    if user.target in _IN_PLACE_ADDS and user.args[0] is not ours:  # others see what it overwrites
+        return None
+    if not _can_wait(module, match, user):
+        return None
+    return replace(_longer(match, user, residual=True), residual=residual)
+
+
+def _with_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    text = _activation(module, user)
+    if text is None:
+        return None
+    return _longer(match, user, activation=text, activation_module=user.target if user.op == "call_module" else None)
+
+
+def _longer(match: Match, node: fx.Node, **block) -> Match:
+    return replace(match, block=replace(match.block, **block), nodes=(*match.nodes, node), status="fused")
+
+
+_EPILOGUE = {"batch norm": _with_norm, "addition": _with_residual, "activation": _with_activation}
+KINDS = {
+    nn.Conv2d: (ConvBlock, _EPILOGUE),
+    nn.BatchNorm2d: (NormBlock, {"activation": _with_activation}),
+    nn.MaxPool2d: (PoolBlock, {}),
+}
+
+
+def _activation(module: nn.Module, node: fx.Node) -> str | None:
+    """The text of the activation that `node` calls; None if it calls none that kernels know."""
+    if node.op == "call_module":
+        child = module.get_submodule(node.target)
+        return activation_text(child) or None if type(child) in ACTIVATION_MODULES else None
+    if node.op not in ("call_function", "call_method") or (name := _ACTIVATION_CALLS.get(node.target)) is None:
+        return None
+    given = {key: value for key, value in node.kwargs.items() if key not in ("input", "inplace")}
+    number = node.args[1] if name in _NUMBERS and len(node.args) > 1 else given.pop(_NUMBERS.get(name), None)
+    if name == "gelu" and given.pop("approximate", "none") == "tanh":
+        name = "gelu_tanh"
+    if given or isinstance(number, fx.Node):
+        return None
+    return activation_text(name if number is None else f"{name}({number})") or None
+
+
+def _can_wait(module: nn.Module, match: Match, user: fx.Node) -> bool:
+    """Whether the convolution may run as late as `user`: nothing on the way there can overwrite its input."""
+    between = takewhile(lambda node: node is not user, _after(match.nodes[0]))
+    others = [node for node in between if node not in match.nodes and node.op != "get_attr"]
+    # What a convolution or norm made is a tensor of its own; activations on the way may have worked in place on it.
+    made_by = (nn.Conv2d, nn.BatchNorm2d)
+    chain = [match.nodes[0].all_input_nodes[0]]
+    while _activation(module, chain[-1]):
+        chain.append(chain[-1].all_input_nodes[0])
+    source = chain[-1]
+    own = source.op == "call_module" and isinstance(module.get_submodule(source.target), made_by)
+    return not others or own and not any(node in other.all_input_nodes for node in chain for other in others)
+
+
+def _after(node: fx.Node) -> Iterator[fx.Node]:
+    while node.next.op != "root":
+        node = node.next
+        yield node
