@@ -170,7 +170,7 @@ ALL = ("relu", "relu6", "leaky_relu", "leaky_relu(0.3)", "elu", "elu(0.5)", "sig
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("act", ALL)
 def test_activations_and_their_gradients(act, dtype, device):
-    special = torch.tensor([0.0, -0.0, 1e-4, -1e-4, 3, -3, 6, 7, -7, 40, -40, float("inf"), float("-inf"), float("nan")])
+    special = torch.tensor([0.0, -0.0, 1e-4, -1e-4, 3, -3, 6, 7, -7, 40, -40, torch.inf, -torch.inf, torch.nan])
     x = torch.cat((torch.linspace(-5, 5, 50), special)).to(device, dtype).reshape(1, 1, 8, 8).requires_grad_()
     one = torch.ones(1, 1, 1, 1, device=device, dtype=dtype)
     y = conv2d(x, one, activation=act)
