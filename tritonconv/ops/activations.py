@@ -6,7 +6,6 @@ same text.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,23 +51,22 @@ _WITH_NUMBER = {"leaky_relu": (_leaky_relu, 0.01), "elu": (_elu, 1.0)}
 NAMES = (*_PLAIN, *(f"{name}(number)" for name in _WITH_NUMBER))
 
 
-@functools.cache
+# Neither function has a cache of functools: torch.compile warns of those that it traces.
 def canonical(text: str) -> str:
     """The activation's text with its number. Raises `ValueError` if there is no such activation."""
-    try:
-        name, number = parse(text)
-    except ValueError:
-        name, number = text, None
-    if name in _PLAIN and number is None:
-        return name
+    if text in _PLAIN:
+        return text
+    name, _, number = text.partition("(")
     if name in _WITH_NUMBER:
-        number = _WITH_NUMBER[name][1] if number is None else number
-        if 0 <= number < float("inf"):  # else its result does not tell the sign of its input
-            return f"{name}({number!r})"
+        try:
+            value = float(number.removesuffix(")")) if number else _WITH_NUMBER[name][1]
+        except ValueError:
+            value = -1
+        if 0 <= value < float("inf"):  # else its result does not tell the sign of its input
+            return f"{name}({value!r})"
     raise ValueError(f"activation must be None or one of {', '.join(NAMES)}, number >= 0; got {text!r}")
 
 
-@functools.cache
 def activation(text: str) -> Activation:
     """What a canonical text stands for."""
     name, number = parse(text)
