@@ -31,13 +31,13 @@ def operand(tensor: Tensor | None) -> Operand | None:
 
 def unsupported_call(*tensors: Tensor) -> str | None:
     """Why kernels cannot run on these tensors at this moment, or None if they can."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "a compiler is tracing the call"
     for tensor in tensors:
         if type(tensor) is not Tensor and type(tensor) is not Parameter:
             return f"{type(tensor).__name__} is not a plain tensor"
     if engines.engine_for(tensors[0].device) is None:
         return f"no engine runs on {tensors[0].device.type} tensors"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "a compiler is tracing the call"
     # A kernel sees values only: neither tangents nor the levels of vmap and grad.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "a torch.func transform or forward-mode differentiation is active"
