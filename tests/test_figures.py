@@ -13,12 +13,12 @@ def test_the_command_prints_a_row_for_each_kernel(monkeypatch, capsys):
     ]
     assert heading == list(figures.HEADINGS)
     assert len(rows) == len(list(figures.cases("gfx942")))
-    assert {row[2] for row in rows} == {"fprop", "dgrad", "wgrad", "max_pool", "max_pool_backward", "sum_splits"}
+    assert {row[2] for row in rows} == {case[2] for case in figures.cases("gfx942")} > {"fprop", "norm_apply"}
     for row in rows:
         cells = dict(zip(heading, row, strict=True))
         assert int(cells["registers"]) > 0
         assert cells["spills"] == "0"
-        assert (cells["products"] == "–") == (cells["kernel"] not in ("fprop", "dgrad", "wgrad"))
+        assert cells["products"] != "–" or cells["kernel"] not in ("fprop", "dgrad", "wgrad")
 
 
 def test_an_unknown_target_is_refused(monkeypatch, capsys):

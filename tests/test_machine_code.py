@@ -13,7 +13,7 @@ import torch
 from tritonconv import configs, launch
 from tritonconv.configs import TileConfig
 from tritonconv.engines import Launch
-from tritonconv.geometry import ConvGeometry, PoolGeometry
+from tritonconv.geometry import ConvGeometry, NormGeometry, PoolGeometry
 from tritonconv.machine_code import MATRIX, SPILL, TARGETS, MachineCode, compile_launch, matching
 
 f16, bf16, f32, f64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -133,6 +133,36 @@ def test_other_kernels_fit_the_target(dtype, target):
         (launch.common.sum_splits_launch(target, 4, 36864), (f32, dtype)),
     ):
         check(compile_launch(made, dtypes, target), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
+def test_batch_norm_fits_the_target(dtype, target):
+    geometry = NormGeometry(32 * 56 * 56, 256)
+    applied = target, geometry, dtype, 1e-5, "relu"
+    for made, dtypes in (
+        (launch.norm.moments_launch(target, geometry, dtype), (dtype, f32)),
+        (launch.norm.finalize_launch(target, geometry, 128), (f32,) * 3),
+        (launch.norm.apply_launch(*applied), (dtype, *(f32,) * 4, dtype, dtype)),
+        (launch.norm.backward_sums_launch(*applied), (dtype,) * 3 + (f32,) * 3),
+        (launch.norm.backward_launch(*applied), (*(dtype,) * 3, *(f32,) * 4, dtype, dtype)),
+    ):
+        check(compile_launch(made, dtypes, target), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
+def test_an_epilogue_leaves_the_convolutions_loop_as_it_is(dtype, target):
+    problem = target, GEOMETRIES["3x3"], dtype, "ieee"
+    plain = compile_launch(launch.conv.fprop_launch(*problem, None), (dtype,) * 2 + (None, dtype) + (None,) * 6, target)
+    for activation, epilogue in (("silu", (*(f32,) * 4, dtype, None)), (None, (*(None,) * 5, f32))):
+        made = launch.conv.fprop_launch(*problem, activation, eps=1e-5)
+        code = compile_launch(made, (dtype,) * 4 + epilogue, target)
+        # Statistics take registers when the loop is over: a spill there costs nothing that counts.
+        assert matching(code.code, SPILL) <= 4
+        assert code.occupancy >= 1
+        for instructions in (MATRIX, "FFMA", LOAD, SPILL):
+            assert matching(code.loop, instructions) == matching(plain.loop, instructions)
 
 
 @pytest.mark.parametrize(("target", "block"), (("sm_90", 1 << 13), ("gfx942", 1 << 15)))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from . import launch
 from .engines import Launch
-from .geometry import ConvGeometry, PoolGeometry
+from .geometry import ConvGeometry, NormGeometry, PoolGeometry
 from .machine_code import MATRIX, SPILL, TARGETS, compile_launch, matching
 
 LAYERS = {
@@ -22,6 +22,7 @@ LAYERS = {
     "3×3 / 2, 128 → 128, 56²": ConvGeometry(32, 128, 56, 56, 128, 3, 3, (2, 2), ((1, 1), (1, 1))),
     "1×1, 256 → 64, 56²": ConvGeometry(32, 256, 56, 56, 64, 1, 1),
 }
+NORM = NormGeometry(32 * 56 * 56, 256)
 POOL = PoolGeometry(32, 64, 112, 112, 3, 3, (2, 2), (1, 1))
 f16, f32 = torch.float16, torch.float32
 # name, dtype, precision of products, layers
@@ -52,6 +53,14 @@ def cases(target: str) -> Iterator[Case]:
     yield layer, "float16", "max_pool", launch.pool.max_pool_launch(target, POOL, f16), (f16, f16, torch.int64)
     made = launch.pool.max_pool_backward_launch(target, POOL, f16)
     yield layer, "float16", "max_pool_backward", made, (f16, torch.int64, f16)
+    problem = target, NORM, f16, 1e-5, "relu"
+    layer = "256, 56²"
+    yield layer, "float16", "norm_moments", launch.norm.moments_launch(*problem[:3]), (f16, f32)
+    yield layer, "float32", "norm_finalize", launch.norm.finalize_launch(target, NORM, 128), (f32,) * 3
+    yield layer, "float16", "norm_apply", launch.norm.apply_launch(*problem), (f16, *(f32,) * 4, f16, f16)
+    yield layer, "float16", "norm_backward_sums", launch.norm.backward_sums_launch(*problem), (f16,) * 3 + (f32,) * 3
+    made = launch.norm.backward_launch(*problem)
+    yield layer, "float16", "norm_backward", made, (*(f16,) * 3, *(f32,) * 4, f16, f16)
     yield "4 × 36864", "float16", "sum_splits", launch.common.sum_splits_launch(target, 4, 36864), (f32, f16)
 
 

@@ -109,11 +109,11 @@ def conv_fprop(
         p_residual = residual_ptr + group * K + row[:, None] + k[None, :]
         acc += tl.load(p_residual, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     acc = activate(acc, ACTIVATION)
+    store_rows(y_ptr + group * K, row, m < M, acc, k, K, BN)
     if moments_ptr is not None:
         stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
         count = tl.minimum(M - tile_m * BM, BM)
         store_moments(moments_ptr, tile_m, tl.cdiv(M, BM), stored, m < M, count, group * K + k, k < K, GROUPS * K)
-    store_rows(y_ptr + group * K, row, m < M, acc, k, K, BN)
 
 
 @triton.jit

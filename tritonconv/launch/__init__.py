@@ -6,6 +6,6 @@ bound kernel. Activations are [N, C, H, W] tensors of any strides, and results a
 kernels see them.
 """
 
-from . import common, conv, pool
+from . import common, conv, norm, pool
 
-__all__ = ["common", "conv", "pool"]
+__all__ = ["common", "conv", "norm", "pool"]
