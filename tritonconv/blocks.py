@@ -27,6 +27,10 @@ ACTIVATION_MODULES = {
 }
 
 
+def _name(activation: str | None) -> str | None:
+    return activation and activation.partition("(")[0]
+
+
 @dataclass(frozen=True)
 class ConvBlock:
     """Convolution, bias, batch norm, the addition of a residual, activation.
@@ -42,8 +46,7 @@ class ConvBlock:
 
     @property
     def pattern(self) -> str:
-        activation = self.activation and self.activation.partition("(")[0]
-        parts = "conv2d", self.norm and "batch_norm", self.residual and "add", activation
+        parts = "conv2d", self.norm and "batch_norm", self.residual and "add", _name(self.activation)
         return "+".join(part for part in parts if part)
 
     @property
@@ -61,7 +64,7 @@ class NormBlock:
 
     @property
     def pattern(self) -> str:
-        return f"batch_norm2d+{self.activation.partition('(')[0]}" if self.activation else "batch_norm2d"
+        return "+".join(part for part in ("batch_norm2d", _name(self.activation)) if part)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -113,12 +116,6 @@ def conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
     if conv.padding_mode != "zeros":  # set after patching, as is done to make images that tile
         return nn.Conv2d.forward(conv, input)
     return functional.conv2d(input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-
-def batch_norm2d(norm: nn.BatchNorm2d, input: Tensor, activation: str | None = None) -> Tensor:
-    """`activation(norm(input))`, input (N, C, H, W)."""
-    norm._check_input_dim(input)
-    return functional.batch_norm(input, *_statistics(norm), activation=activation)
 
 
 def max_pool2d(pool: nn.MaxPool2d, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -182,8 +179,9 @@ def norm_block(norm: nn.BatchNorm2d, activation: nn.Module | str, input: Tensor)
     modules = (module for module in (norm, activation) if isinstance(module, nn.Module))
     if text == "" or any(map(intercepted, modules)):
         return _run(activation, norm(input))
-    return batch_norm2d(norm, input, text)
+    norm._check_input_dim(input)
+    return functional.batch_norm(input, *_statistics(norm), activation=text)
 
 
-# The modules that `patch` swaps wherever they are, and what they then run.
-LEAVES = {nn.Conv2d: conv2d, nn.BatchNorm2d: batch_norm2d, nn.MaxPool2d: max_pool2d}
+# The modules that `patch` swaps wherever they are, and what they then run. A norm alone is not worth it.
+LEAVES = {nn.Conv2d: conv2d, nn.MaxPool2d: max_pool2d}

@@ -35,14 +35,15 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
     refusals = {
         module: _refusal(module) or ("" if accept(fqn, module) else EXCLUDED)
         for fqn, module in model.named_modules()
-        if isinstance(module, tuple(LEAVES))
+        if isinstance(module, tuple(KINDS))
     }
     leaves = [module for module, refusal in refusals.items() if not refusal]
     place = {fqn: place for place, (fqn, _) in enumerate(model.named_modules(remove_duplicate=False))}
     forwards, untraced, sites = {}, {}, {}
     for fqn, module in model.named_modules():
         if module in refusals:
-            if not any(fqn in site.members for site in sites):  # else the forward that calls it has listed it
+            # Unless the forward that calls it has listed it, or it is one that is fused but never swapped.
+            if isinstance(module, tuple(LEAVES)) and not any(fqn in site.members for site in sites):
                 note = untraced.get(_caller(model, fqn), "")
                 sites[_leaf_site(fqn, module, refusals[module], note)] = place[fqn]
         elif _has_forward(module) and not refusals.keys().isdisjoint(module.modules()):
@@ -59,14 +60,14 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
             for _, blocks in forwards[module]:
                 for match in blocks:
                     sites[_block_site(fqn, match)] = place[fqn] + _depth_first_place(module, match.nodes[0])
-    return Capture(leaves, forwards, sorted(sites, key=sites.get))
+    return Capture([leaf for leaf in leaves if type(leaf) in LEAVES], forwards, sorted(sites, key=sites.get))
 
 
 def _refusal(module: nn.Module) -> str:
     """Why torch's own code must go on running `module`; empty if it need not."""
     if is_parametrized(module):
         return "it is parametrized"
-    if type(module) not in LEAVES:
+    if type(module) not in KINDS:
         return f"{type(module).__name__} is a subclass and may compute something else"
     if "forward" in vars(module):
         return "the instance has a forward of its own"

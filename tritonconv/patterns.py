@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .blocks import ACTIVATION_MODULES, Block, ConvBlock, NormBlock, PoolBlock, activation_text, intercepted
+from .blocks import ACTIVATION_MODULES, LEAVES, Block, ConvBlock, NormBlock, PoolBlock, activation_text, intercepted
 from .reporting import Status
 
 # How a graph calls them: functions, and methods by their name.
@@ -65,6 +65,8 @@ def matches(
         if node.op == "call_module" and (child := module.get_submodule(node.target)) in leaves:
             kind, extensions = KINDS[type(child)]
             match = _extend(module, Match(kind(node.target), (node,)), extensions, taken)
+            if match.status == "swapped" and type(child) not in LEAVES:
+                continue
         elif node.op == "call_function" and node.target in MAX_POOL_CALLS:
             refusal = accept(node)
             match = Match(PoolBlock(), (node,), "left" if refusal else "swapped", refusal)
