@@ -1,0 +1,160 @@
+"""Every operator × engine × dtype: forward, backward and double backward against torch in float64.
+
+`python -m benchmarks operators` runs them all and writes docs/operators.md; the tests run the same cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from tritonconv import engines, functional
+from tritonconv.engines import Engine
+
+from .measure import provenance
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "operators.md"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ORDERS = ("forward", "backward", "double backward")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """`ours` and `torchs` take tensors of `shapes`, all of which have gradients."""
+
+    name: str
+    ours: Callable[..., Tensor]
+    torchs: Callable[..., Tensor]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def _both(name: str, function: str, shapes, *args, **options) -> Operator:
+    """The function of this name in both libraries, called alike."""
+    ours, torchs = (getattr(library, function) for library in (functional, F))
+    return Operator(
+        name, lambda *t: ours(*t, *args, **options), lambda *t: torchs(*t, *args, **options), tuple(shapes)
+    )
+
+
+def _activated(name: str, torchs: Callable[[Tensor], Tensor], **options) -> Operator:
+    return Operator(
+        f"conv2d + {name}",
+        lambda x, w, b: functional.conv2d(x, w, b, 1, 1, activation=name),
+        lambda x, w, b: torchs(F.conv2d(x, w, b, 1, 1)),
+        CONV,
+    )
+
+
+def _normed(training: bool) -> Operator:
+    def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.new_full((4,), 0.25), x.new_full((4,), 2.0)
+
+    def ours(x, w, b, gamma, beta, residual):
+        options = {"training": training, "padding": 1, "residual": residual, "activation": "sigmoid"}
+        return functional.conv2d_batch_norm(x, w, b, *statistics(x), gamma, beta, **options)
+
+    def torchs(x, w, b, gamma, beta, residual):
+        y = F.batch_norm(F.conv2d(x, w, b, padding=1), *statistics(x), gamma, beta, training)
+        return torch.sigmoid(y + residual)
+
+    mode = "training" if training else "evaluation"
+    return Operator(f"conv2d + batch_norm + add + sigmoid, {mode}", ours, torchs, (*CONV, (4,), (4,), (2, 4, 6, 5)))
+
+
+CONV = (2, 3, 6, 5), (4, 3, 3, 3), (4,)
+OPERATORS = (
+    _both("conv2d", "conv2d", CONV),
+    _both("conv2d, stride, padding, dilation", "conv2d", CONV, (2, 1), (2, 1), (2, 1)),
+    _both("conv2d, 2 groups", "conv2d", ((2, 4, 6, 5), (6, 2, 3, 3), (6,)), groups=2),
+    _both("conv2d, depthwise", "conv2d", ((2, 4, 6, 5), (4, 1, 3, 3), (4,)), padding=1, groups=4),
+    _both("conv2d, 1×1", "conv2d", ((2, 3, 6, 5), (4, 3, 1, 1), (4,))),
+    _activated("relu", F.relu),
+    _activated("leaky_relu(0.2)", lambda x: F.leaky_relu(x, 0.2)),
+    _activated("silu", F.silu),
+    _activated("gelu", F.gelu),
+    _normed(True),
+    _normed(False),
+    _both("max_pool2d", "max_pool2d", ((2, 3, 6, 5),), 3, 2, 1),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    operator: Operator
+    engine: Engine
+    dtype: torch.dtype
+    order: str
+
+    def __str__(self) -> str:
+        return f"{self.operator.name}-{self.engine.name}-{str(self.dtype)[6:]}-{self.order}"
+
+
+def cells() -> Iterator[Cell]:
+    for operator in OPERATORS:
+        for engine in map(engines.ENGINES.get, engines.available()):
+            for dtype in DTYPES:
+                for order in ORDERS:
+                    yield Cell(operator, engine, dtype, order)
+
+
+def _results(function: Callable[..., Tensor], tensors: list[Tensor], order: str) -> list[Tensor]:
+    """The output; its gradients; or those of the sum of the gradients' squares, with respect to dy too."""
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    y = function(*tensors)
+    if order == "forward":
+        return [y.detach()]
+    dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).reshape(y.shape).to(y).requires_grad_()
+    gradients = torch.autograd.grad(y, tensors, dy, create_graph=order == "double backward")
+    if order == "backward":
+        return list(gradients)
+    penalty = sum(gradient.float().square().sum() for gradient in gradients)
+    second = torch.autograd.grad(penalty, (*tensors, dy), allow_unused=True)
+    return [torch.zeros_like(t) if s is None else s for t, s in zip((*tensors, dy), second, strict=True)]
+
+
+def run(cell: Cell) -> None:
+    """Raises AssertionError where ours is further from the truth than a few roundings of the dtype allow."""
+    generator = torch.Generator().manual_seed(0)
+    device = torch.device(cell.engine.device_types[0])
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in cell.operator.shapes]
+    tensors = [t.to(device, cell.dtype) for t in tensors]
+    with engines.use(cell.engine.name):
+        got = _results(cell.operator.ours, tensors, cell.order)
+    want = _results(cell.operator.torchs, [t.double() for t in tensors], cell.order)
+    assert len(got) == len(want)
+    for ours, truth in zip(got, want, strict=True):
+        scale = truth.abs().max().clamp(min=1)
+        error = ((ours.double() - truth).abs().max() / scale).item()
+        assert error <= 16 * max(torch.finfo(cell.dtype).eps, 2.0**-30 if cell.order == "double backward" else 0), error
+
+
+def main() -> None:
+    rows: dict[str, dict[tuple[str, torch.dtype], str]] = {}
+    for cell in track(list(cells()), "operators"):
+        try:
+            run(cell)
+            mark = cell.order[0]
+        except AssertionError:
+            mark = "–"
+        row = rows.setdefault(cell.operator.name, {})
+        row[cell.engine.name, cell.dtype] = row.get((cell.engine.name, cell.dtype), "") + mark
+    columns = list(next(iter(rows.values())))
+    heading = ["operator", *(f"{engine} {str(dtype)[6:]}" for engine, dtype in columns)]
+    lines = [heading, ["---"] * len(heading), *([name, *(row[c] for c in columns)] for name, row in rows.items())]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    about = ", ".join(f"{key} {value}" for key, value in provenance().items() if key != "commit")
+    DOCUMENT.write_text(
+        "# Operators\n\n"
+        "f: forward, b: backward, d: double backward agree with torch in float64 to a few roundings of the dtype;\n"
+        "–: they do not. Written by `python -m benchmarks operators`; the tests run the same cells.\n\n"
+        f"{table}\n\n{about}\n",
+        encoding="utf-8",
+    )
+    Console().print(f"{len(rows)} operators, written to {DOCUMENT}")
