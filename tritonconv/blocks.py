@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from . import functional
+from . import functional, repeat
 from .ops import activations
 
 # The activations that are modules, as text; a module is asked at every call, since its numbers may change.
@@ -115,6 +115,9 @@ def conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
     """`conv(input)` as one kernel. input: (N, C, H, W) or (C, H, W)."""
     if conv.padding_mode != "zeros":  # set after patching, as is done to make images that tile
         return nn.Conv2d.forward(conv, input)
+    repeated = repeat.inference(conv, None, None, input)
+    if repeated is not None:
+        return repeated
     return functional.conv2d(input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
@@ -164,6 +167,9 @@ def conv_block(
     if not fusable or any(map(intercepted, modules)) or (norm is not None and input.dim() != 4):
         value = conv(input) if norm is None else norm(conv(input))
         return _run(activation, value if residual is None else value + residual)
+    repeated = repeat.inference(conv, norm, text, input, residual)
+    if repeated is not None:
+        return repeated
     convolution = conv.stride, conv.padding, conv.dilation, conv.groups
     epilogue = {"residual": residual, "activation": text}
     if norm is None:

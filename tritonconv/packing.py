@@ -24,7 +24,7 @@ _LAYOUTS = {"fprop": (0, 3, 4, 2, 1), "dgrad": (0, 3, 4, 1, 2)}
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class _Snapshot(NamedTuple):
+class Snapshot(NamedTuple):
     """What tells that a weight is as it was.
 
     Its version counter misses writes through `weight.data`, by which hand-written optimizers and moving averages of
@@ -38,12 +38,12 @@ class _Snapshot(NamedTuple):
     seen: bytes | None
 
     @staticmethod
-    def of(weight: Tensor) -> _Snapshot:
+    def of(weight: Tensor) -> Snapshot:
         probe = None
         if weight.device.type == "cpu":
             some = weight.detach()[:: 1 + weight.shape[0] // 16, 0, 0, 0]
             probe = some.view(_BITS[weight.dtype.itemsize]).numpy()
-        return _Snapshot(weight._version, weight.data_ptr(), probe, None if probe is None else probe.tobytes())
+        return Snapshot(weight._version, weight.data_ptr(), probe, None if probe is None else probe.tobytes())
 
     def shows(self, weight: Tensor) -> bool:
         unchanged = self.version == weight._version and self.address == weight.data_ptr()
@@ -65,7 +65,7 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: b
     snapshot, packs = _kept.get(weight, (None, None))
     if snapshot is None or not snapshot.shows(weight):
         packs = {}
-        _kept[weight] = _Snapshot.of(weight), packs
+        _kept[weight] = Snapshot.of(weight), packs
     key = layout, BN, geometry.groups
     if key not in packs:
         packs[key] = _pack(weight, geometry, layout, BN)

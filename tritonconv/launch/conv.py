@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from triton import cdiv
@@ -78,7 +80,7 @@ def wgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, channels
     return Launch(conv.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
-def fprop(
+def bind_fprop(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -87,17 +89,28 @@ def fprop(
     keep_pack: bool = True,
     config: TileConfig | None = None,
     norm: Norm | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """activation(norm(x ∗ weight + bias) + residual), [N, K, P, Q]. `keep_pack` is False for a weight in training."""
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """A function of (x, residual or None): activation(norm(x ∗ weight + bias) + residual), [N, K, P, Q].
+
+    It holds for other inputs of the shape and dtype of `x`. `keep_pack` is False for a weight in training.
+    """
     eps = 0.0 if norm is None else norm.eps
     launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), activation, config, eps)
-    y = empty_nhwc(x, *geometry.output)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
     statistics = (None,) * 4 if norm is None else norm.tensors
-    run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual), None)
-    return y
+
+    def fprop(x: Tensor, residual: Tensor | None) -> Tensor:
+        y = empty_nhwc(x, *geometry.output)
+        run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual), None)
+        return y
+
+    return fprop
+
+
+def fprop(x: Tensor, weight: Tensor, bias: Tensor | None, *problem, residual: Tensor | None = None, **options):
+    """`bind_fprop`, called."""
+    return bind_fprop(x, weight, bias, *problem, **options)(x, residual)
 
 
 def fprop_with_moments(

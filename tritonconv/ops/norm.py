@@ -64,7 +64,7 @@ def _differentiable_backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     return dx.to(dy.dtype), da, dweight, dbias
 
 
-def _unsupported(shape: tuple[int, ...], x: Tensor, training: bool, statistics, affine) -> bool:
+def unsupported(shape: tuple[int, ...], x: Tensor, training: bool, statistics, affine) -> bool:
     """Whether torch has to normalize what has this shape and the dtype of x, by these tensors of [C] or None."""
     given = [t for t in (*statistics, *affine) if t is not None]
     if unsupported_call(x, *given) is not None or unsupported_operands(operand(x)) is not None or len(shape) != 4:
@@ -107,7 +107,7 @@ def batch_norm(
 ) -> Tensor:
     """See `tritonconv.functional.batch_norm`."""
     activation = None if activation is None else activations.canonical(activation)
-    if _unsupported(input.shape, input, training, (running_mean, running_var), (weight, bias)):
+    if unsupported(input.shape, input, training, (running_mean, running_var), (weight, bias)):
         y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return finish(y, residual, activation)
     channels_last = is_channels_last(input)
@@ -132,7 +132,7 @@ def conv2d_batch_norm(
     x, w, b = autocast(input, weight, bias)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     norm = training, (running_mean, running_var), (gamma, beta)
-    if isinstance(geometry, str) or x.dim() != 4 or _unsupported(geometry.output, x, *norm):
+    if isinstance(geometry, str) or x.dim() != 4 or unsupported(geometry.output, x, *norm):
         y = conv2d(input, weight, bias, stride, padding, dilation, groups, None, None)
         return batch_norm(y, running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation)
     activation = None if activation is None else activations.canonical(activation)
