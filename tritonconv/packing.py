@@ -74,5 +74,9 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: b
 
 def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
     g = geometry
-    rows = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S).permute(_LAYOUTS[layout]).flatten(1, 3)
-    return pad(rows, (0, -rows.shape[2] % BN)).unflatten(2, (-1, BN)).transpose(1, 2).contiguous()
+    panels = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S).permute(_LAYOUTS[layout])
+    if panels.shape[-1] % BN:
+        panels = pad(panels, (0, -panels.shape[-1] % BN))
+    panels = panels.unflatten(-1, (-1, BN)).permute(0, 4, 1, 2, 3, 5)
+    # The one copy; made even where the weight lies so already, since a pack must not be a view of it.
+    return panels.clone(memory_format=torch.contiguous_format).flatten(2, 4)
