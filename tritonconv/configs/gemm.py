@@ -57,9 +57,15 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
     return tuple(sorted(tiles, key=lambda tile: _cost(tile, op, geometry, MACHINES[kind])))
 
 
+def _classes(op: str, geometry: ConvGeometry) -> int:
+    """The GEMMs of dgrad: one for each residue class of the stride, which share the taps."""
+    return geometry.stride[0] * geometry.stride[1] if op == "dgrad" else 1
+
+
 def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
     M, N, _ = geometry.gemm(op)
-    return cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * (geometry.taps * tile.SPLIT if op == "wgrad" else 1)
+    copies = geometry.taps * tile.SPLIT if op == "wgrad" else _classes(op, geometry)
+    return cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
 
 
 def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> TileConfig:
@@ -75,10 +81,11 @@ def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) ->
     return tile
 
 
-def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> int:
+def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> float:
     """Multiply-adds of a program, padding included, times how many programs run one after the other."""
     _, _, K = geometry.gemm(op)
-    steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else geometry.taps * cdiv(K, tile.BK)
+    taps = geometry.taps / _classes(op, geometry)
+    steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
     step = tile.BK * (tile.BM * tile.BN + machine.load * (tile.BM + tile.BN))
     return cdiv(_programs(tile, op, geometry), machine.programs) * (machine.start + steps * step)
 
@@ -95,18 +102,19 @@ def _cpu_cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int
     wgrad, and half types, bring both operands' tiles into scratch memory first.
     """
     M, N, K = geometry.gemm(op)
+    taps = geometry.taps / _classes(op, geometry)
     lanes = 32 // max(itemsize, 4)
     register_tiles = cdiv(min(tile.BM, M), _ROWS) * cdiv(tile.BN, 2 * lanes)
     if op != "wgrad" and itemsize >= 4:
         # A turn starts with its tap's row pointers; a pointwise convolution has them all along.
         starts = _TURN_STARTS if geometry.taps > 1 else 0
-        turns = geometry.taps * cdiv(K, tile.BK) * (starts + tile.BK * _TURN)
+        turns = taps * cdiv(K, tile.BK) * (starts + tile.BK * _TURN)
         # Columns of a wide panel lie far apart: beyond the first cache they push each other out.
-        if 2 * lanes < tile.BN and geometry.taps * K * tile.BN * itemsize > _L1:
+        if 2 * lanes < tile.BN and taps * K * tile.BN * itemsize > _L1:
             turns *= 1.3
         program = register_tiles * (_TILE_STARTS + turns)
     else:
-        steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else geometry.taps * cdiv(K, tile.BK)
+        steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
         fill = 1.5 * tile.BK * (tile.BM + tile.BN) / lanes + 2 * _PIXEL * (tile.BK if op == "wgrad" else tile.BM)
         program = steps * (fill + register_tiles * (_TURN_STARTS + tile.BK * _TURN))
     machine = MACHINES["cpu"]
