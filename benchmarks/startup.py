@@ -49,7 +49,7 @@ def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
             g = ConvGeometry(1, C, H, H, K, R, R, (stride,) * 2, ((padding,) * 2,) * 2, (1, 1), groups)
             name = f"{R}×{R} {C}→{K} {str(dtype).removeprefix('torch.')}"
             yield f"fprop {name}", launch.conv.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4 + (None,) * 6
-            yield f"dgrad {name}", launch.conv.dgrad_launch("cpu", g, dtype, "ieee"), (dtype,) * 3
+            yield f"dgrad {name}", launch.conv.dgrad_launch("cpu", g, dtype, "ieee", None), (dtype, dtype, None, dtype)
             yield f"wgrad {name}", launch.conv.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, f32)
     g = PoolGeometry(1, 64, 112, 112, 3, 3, (2, 2), (1, 1))
     yield "max_pool 3×3", launch.pool.max_pool_launch("cpu", g, f32), (f32, f32, torch.int64)

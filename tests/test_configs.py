@@ -35,7 +35,7 @@ def run_conv(op, x, weight, dy, config):
     if op == "fprop":
         return launch.conv.fprop(x, weight, None, geometry, config=config)
     if op == "dgrad":
-        return launch.conv.dgrad(dy, weight, geometry, config=config)
+        return launch.conv.dgrad(dy, weight, None, geometry, config=config)
     return launch.conv.wgrad(dy, x, geometry, config=config)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tritonconv.geometry import ConvGeometry, PoolGeometry, output_size, same_padding
+from tritonconv.geometry import ConvGeometry, PoolGeometry, input_size, output_size, same_padding
 
 
 def test_output_sizes_of_convolution_are_torchs():
@@ -15,6 +15,18 @@ def test_output_sizes_of_convolution_are_torchs():
         size += 2 * dilation - 2
         y = F.conv2d(torch.ones(1, 1, size, 1), weight, None, (stride, 1), (padding, 0), (dilation, 1))
         assert output_size(size, 3, stride, (padding, padding), dilation) == y.shape[2]
+
+
+def test_input_sizes_are_the_outputs_of_torchs_transposed_convolution():
+    for count, window, stride, padding, dilation in itertools.product((1, 4), (1, 3), (1, 2, 3), (0, 1), (1, 2)):
+        for slack in range(stride):
+            size = input_size(count, window, stride, padding, dilation, slack)
+            if size < 1:
+                continue
+            x, weight = torch.ones(1, 1, count, 1), torch.ones(1, 1, window, 1)
+            pairs = (stride, 1), (padding, 0), (slack, 0)
+            assert size == F.conv_transpose2d(x, weight, None, *pairs, dilation=(dilation, 1)).shape[2]
+            assert count == output_size(size, window, stride, (padding, padding), dilation)
 
 
 @pytest.mark.parametrize("ceil_mode", (False, True))

@@ -50,7 +50,8 @@ class Case:
             made = launch.conv.fprop_launch(target, geometry, dtype, self.precision, "relu", self.config)
             return made, (dtype,) * 4 + (None,) * 6
         if self.op == "dgrad":
-            return launch.conv.dgrad_launch(target, geometry, dtype, self.precision, self.config), (dtype,) * 3
+            made = launch.conv.dgrad_launch(target, geometry, dtype, self.precision, None, self.config)
+            return made, (dtype, dtype, None, dtype)
         made = launch.conv.wgrad_launch(target, geometry, dtype, self.precision, True, self.config)
         return made, (dtype, dtype, f64 if dtype is f64 else f32)  # partial sums
 

@@ -21,6 +21,21 @@ def test_conv2d_shares_parameters_and_results_with_torchs(options, device):
     assert "activation='relu'" in repr(ours)
 
 
+@pytest.mark.parametrize("output_size", (None, [6, 5]))
+def test_conv_transpose2d_shares_parameters_and_results_with_torchs(output_size, device):
+    arguments = 3, 4, 3, 2, 1, 1
+    theirs, ours = torch.nn.ConvTranspose2d(*arguments), nn.ConvTranspose2d(*arguments, activation="relu")
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(integers(parameter.shape))
+    assert ours.load_state_dict(theirs.state_dict()) == ([], [])
+    x = integers((2, 3, 3, 3), torch.float32, device)
+    assert torch.equal(ours.to(device)(x, output_size), torch.relu(theirs.to(device)(x, output_size)))
+    assert "output_padding=(1, 1), activation='relu'" in repr(ours)
+    with pytest.raises(ValueError, match="requested an output size"):
+        ours(x, [7, 5])
+
+
 def test_max_pool2d(device):
     x = integers((2, 3, 6, 5), torch.float32, device)
     options = dict(kernel_size=3, stride=2, padding=1, ceil_mode=True, return_indices=True)

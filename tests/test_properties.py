@@ -81,7 +81,7 @@ def test_gradients_are_adjoints(case, device):
     dy = integers(y.shape, torch.float32, device, seed=2)
     geometry = case.geometry
     product = (y * dy).sum()
-    assert (x * launch.conv.dgrad(dy, weight, geometry)).sum() == product
+    assert (x * launch.conv.dgrad(dy, weight, None, geometry)).sum() == product
     assert (weight * launch.conv.wgrad(dy, x, geometry)).sum() == product
 
 

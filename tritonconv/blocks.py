@@ -55,6 +55,23 @@ class ConvBlock:
 
 
 @dataclass(frozen=True)
+class ConvTransposeBlock:
+    """Transposed convolution, bias, activation."""
+
+    conv: str
+    activation: str | None = None
+    activation_module: str | None = None
+
+    @property
+    def pattern(self) -> str:
+        return f"conv_transpose2d+{self.activation.partition('(')[0]}" if self.activation else "conv_transpose2d"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return (self.conv,) if self.activation_module is None else (self.conv, self.activation_module)
+
+
+@dataclass(frozen=True)
 class NormBlock:
     """Batch norm that follows no convolution, and activation."""
 
@@ -86,7 +103,7 @@ class PoolBlock:
         return () if self.pool is None else (self.pool,)
 
 
-Block = ConvBlock | NormBlock | PoolBlock
+Block = ConvBlock | ConvTransposeBlock | NormBlock | PoolBlock
 
 
 def intercepted(module: nn.Module) -> bool:
@@ -119,6 +136,19 @@ def conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
     if repeated is not None:
         return repeated
     return functional.conv2d(input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def conv_transpose2d(
+    conv: nn.ConvTranspose2d, input: Tensor, output_size: list[int] | None = None, *, activation: str | None = None
+) -> Tensor:
+    """`activation(conv(input, output_size))` as one kernel. input: (N, C, H, W) or (C, H, W)."""
+    if conv.padding_mode != "zeros":  # set after patching; no other is known, and torch says so
+        return nn.ConvTranspose2d.forward(conv, input, output_size)
+    output_padding = conv._output_padding(
+        input, output_size, conv.stride, conv.padding, conv.kernel_size, 2, conv.dilation
+    )
+    options = conv.stride, conv.padding, output_padding, conv.groups, conv.dilation
+    return functional.conv_transpose2d(input, conv.weight, conv.bias, *options, activation=activation)
 
 
 def max_pool2d(pool: nn.MaxPool2d, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -179,6 +209,17 @@ def conv_block(
     )
 
 
+def conv_transpose_block(
+    conv: nn.ConvTranspose2d, activation: nn.Module | str, input: Tensor, output_size: list[int] | None = None
+) -> Tensor:
+    """A fused `ConvTransposeBlock` of a rewritten forward."""
+    text = activation_text(activation)
+    modules = (module for module in (conv, activation) if isinstance(module, nn.Module))
+    if text == "" or any(map(intercepted, modules)):
+        return _run(activation, conv(input, output_size))
+    return conv_transpose2d(conv, input, output_size, activation=text)
+
+
 def norm_block(norm: nn.BatchNorm2d, activation: nn.Module | str, input: Tensor) -> Tensor:
     """A fused `NormBlock` of a rewritten forward."""
     text = activation_text(activation)
@@ -190,4 +231,4 @@ def norm_block(norm: nn.BatchNorm2d, activation: nn.Module | str, input: Tensor)
 
 
 # The modules that `patch` swaps wherever they are, and what they then run. A norm alone is not worth it.
-LEAVES = {nn.Conv2d: conv2d, nn.MaxPool2d: max_pool2d}
+LEAVES = {nn.Conv2d: conv2d, nn.ConvTranspose2d: conv_transpose2d, nn.MaxPool2d: max_pool2d}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .ops import conv, norm, pool
+from .ops import conv, conv_transpose, norm, pool
 
 
 def conv2d(
@@ -89,6 +89,28 @@ def batch_norm(
     """
     return norm.batch_norm(
         input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation
+    )
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    output_padding: int | tuple[int, int] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, int] = 1,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.conv_transpose2d`, followed by an activation in the same kernel.
+
+    input [N, K, P, Q] or [K, P, Q]; weight [K, C/groups, R, S]; bias [C]; the result is [N, C, H, W] or [C, H, W]: the
+    names are those of the convolution that it is the gradient of. All else is as in `conv2d`.
+    """
+    return conv_transpose.conv_transpose2d(
+        input, weight, bias, stride, padding, output_padding, groups, dilation, activation
     )
 
 

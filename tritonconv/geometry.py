@@ -21,6 +21,12 @@ def output_size(size: int, window: int, stride: int, padding: Pair, dilation: in
     return count - 1 if (count - 1) * stride >= size + padding[0] else count
 
 
+def input_size(count: int, window: int, stride: int, padding: int, dilation: int, slack: int) -> int:
+    """The size for which `output_size` is `count` at this padding on both sides, with slack < stride left over: what a
+    transposed convolution of `count` positions puts out, where torch calls the slack output padding."""
+    return (count - 1) * stride - 2 * padding + dilation * (window - 1) + slack + 1
+
+
 def same_padding(window: int, dilation: int) -> Pair:
     """(before, after) that keep the size at stride 1; the odd one goes after, as in torch."""
     total = dilation * (window - 1)

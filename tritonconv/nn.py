@@ -28,6 +28,24 @@ class Conv2d(torch.nn.Conv2d):
         return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
 
 
+class ConvTranspose2d(torch.nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d`, followed by `activation` (None or "relu") in the same kernel."""
+
+    def __init__(self, *args, activation: str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        )
+        options = self.stride, self.padding, output_padding, self.groups, self.dilation
+        return functional.conv_transpose2d(input, self.weight, self.bias, *options, activation=self.activation)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+
+
 class MaxPool2d(torch.nn.MaxPool2d):
     """`torch.nn.MaxPool2d`."""
 

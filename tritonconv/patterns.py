@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .blocks import ACTIVATION_MODULES, LEAVES, Block, ConvBlock, NormBlock, PoolBlock, activation_text, intercepted
+from .blocks import (
+    ACTIVATION_MODULES,
+    LEAVES,
+    Block,
+    ConvBlock,
+    ConvTransposeBlock,
+    NormBlock,
+    PoolBlock,
+    activation_text,
+    intercepted,
+)
 from .reporting import Status
 
 # How a graph calls them: functions, and methods by their name.
@@ -124,6 +134,7 @@ def _longer(match: Match, node: fx.Node, **block) -> Match:
 _EPILOGUE = {"batch norm": _with_norm, "addition": _with_residual, "activation": _with_activation}
 KINDS = {
     nn.Conv2d: (ConvBlock, _EPILOGUE),
+    nn.ConvTranspose2d: (ConvTransposeBlock, {"activation": _with_activation}),
     nn.BatchNorm2d: (NormBlock, {"activation": _with_activation}),
     nn.MaxPool2d: (PoolBlock, {}),
 }

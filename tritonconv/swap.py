@@ -124,8 +124,9 @@ def _leaf_forward(original: type[nn.Module]) -> Callable:
     leaf = LEAVES[original]
 
     @functools.wraps(original.forward)
-    def forward(self, input):
-        return leaf(self, input) if _PLAN in self.__dict__ else original.forward(self, input)
+    def forward(self, input, *options, **named):
+        run = leaf if _PLAN in self.__dict__ else original.forward
+        return run(self, input, *options, **named)
 
     return forward
 

@@ -118,26 +118,28 @@ def conv_fprop(
 
 @triton.jit
 def conv_dgrad(
-    dy_ptr, w_ptr, dx_ptr, N, H, W, P, Q,
+    dy_ptr, w_ptr, bias_ptr, dx_ptr, N, H, W, P, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, PRECISION: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """dx[n, h, w, c] = Σ dy[n, p, q, k] w[r, s, k, c] where p·stride + r·dilation = h + pad, and so for (q, s) and w.
+    """dx[n, h, w, c] = activation(bias[c] + Σ dy[n, p, q, k] w[r, s, k, c]), summed where p·stride + r·dilation =
+    h + pad, and so for (q, s) and w. With bias and activation it is transposed convolution of dy.
 
     Which taps take part depends only on (h, w) modulo the stride, so each residue class is a GEMM of its own, without a
-    wasted product. A class that no tap reaches still writes its zeros.
-    Grid: (tiles of a class's pixels × tiles of C, groups, classes). `w_ptr`: panels [GROUPS, tiles of C, R·S·K, BN].
+    wasted product. A class that no tap reaches still writes: zeros, through the epilogue.
+    Grid: (tiles of a class's pixels × tiles of C × classes, groups). `w_ptr`: panels [GROUPS, tiles of C, R·S·K, BN].
     """
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     C_TILES: tl.constexpr = (C + BN - 1) // BN
     TAP_H: tl.constexpr = tap_step(STRIDE_H, DIL_H)
     TAP_W: tl.constexpr = tap_step(STRIDE_W, DIL_W)
-    pid = tl.program_id(0)
+    # The classes of one tile run next to each other: they read the same dy, and write to the same rows of dx.
+    pid = tl.program_id(0) // (STRIDE_H * STRIDE_W)
     group = tl.program_id(1).to(tl.int64)
-    h0 = tl.program_id(2) // STRIDE_W
-    w0 = tl.program_id(2) % STRIDE_W
+    h0 = tl.program_id(0) // STRIDE_W % STRIDE_H
+    w0 = tl.program_id(0) % STRIDE_W
     m_tiles = tl.cdiv(N * tl.cdiv(H, STRIDE_H) * tl.cdiv(W, STRIDE_W), BM)  # of the largest class
     tile_m, tile_n = tl.swizzle2d(pid // C_TILES, pid % C_TILES, m_tiles, C_TILES, GROUP_M)
 
@@ -165,6 +167,9 @@ def conv_dgrad(
     )  # fmt: skip
 
     c = tile_n * BN + tl.arange(0, BN)
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + group * C + c, mask=c < C, other=0.0).to(ACC)[None, :]  # [BN]
+    acc = activate(acc, ACTIVATION)
     store_rows(dx_ptr + group * C, dx_pixel.to(tl.int64) * (GROUPS * C), in_range, acc, c, C, BN)
 
 

@@ -57,13 +57,16 @@ def fprop_launch(
     return Launch(conv.conv_fprop, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
 
-def dgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, config=None) -> Launch:
-    """Tensors: dy, panels "dgrad", dx."""
+def dgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, activation, config=None) -> Launch:
+    """Tensors: dy, panels "dgrad", bias or None, dx."""
     config = config or config_of("dgrad", geometry, dtype, target)
     M, N, _ = geometry.gemm("dgrad")
     classes = geometry.stride[0] * geometry.stride[1]
-    grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, classes
-    constexprs = _conv_constexprs(geometry, precision, config) | {"GROUP_M": config.GROUP_M}
+    grid = cdiv(M, config.BM) * cdiv(N, config.BN) * classes, geometry.groups, 1
+    constexprs = _conv_constexprs(geometry, precision, config) | {
+        "GROUP_M": config.GROUP_M,
+        "ACTIVATION": activation,
+    }
     return Launch(conv.conv_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
 
@@ -132,12 +135,20 @@ def fprop_with_moments(
 
 
 def dgrad(
-    dy: Tensor, weight: Tensor, geometry: ConvGeometry, keep_pack: bool = True, config: TileConfig | None = None
+    dy: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None = None,
+    keep_pack: bool = True,
+    config: TileConfig | None = None,
 ) -> Tensor:
-    """The gradient [N, C, H, W] of the input, given that of the output, dy [N, K, P, Q]."""
-    launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), config)
+    """The gradient [N, C, H, W] of the input, given that of the output, dy [N, K, P, Q]; or transposed convolution of
+    dy, which is activation(gradient + bias)."""
+    launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config)
     dx = empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
-    run(nhwc(dy), packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"], keep_pack), dx)
+    panels = packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"], keep_pack)
+    run(nhwc(dy), panels, None if bias is None else bias.contiguous(), dx)
     return dx
 
 

@@ -60,7 +60,7 @@ def _save(ctx, x, weight, y, geometry, activation) -> None:
 
 def _gradients(ctx, dy, x, weight) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    dx = Dgrad.apply(dy, weight, ctx.geometry) if needs_x else None
+    dx = Dgrad.apply(dy, weight, None, ctx.geometry, None) if needs_x else None
     dw = Wgrad.apply(dy, x, ctx.geometry, ctx.weight_format) if needs_weight else None
     db = dy.sum((0, 2, 3)) if needs_bias else None
     return dx, dw, db
@@ -68,18 +68,21 @@ def _gradients(ctx, dy, x, weight) -> tuple[Tensor | None, Tensor | None, Tensor
 
 class Dgrad(Function):
     @staticmethod
-    def forward(ctx, dy, weight, geometry):
-        ctx.save_for_backward(dy, weight)
-        ctx.geometry = geometry
-        return launch.dgrad(dy, weight, geometry, keep_pack=not weight.requires_grad)
+    def forward(ctx, dy, weight, bias, geometry, activation):
+        dx = launch.dgrad(dy, weight, bias, geometry, activation, keep_pack=not weight.requires_grad)
+        _save(ctx, dy, weight, dx if activation else None, geometry, activation)
+        return dx
 
     @staticmethod
     def backward(ctx, ddx):
-        dy, weight = ctx.saved_tensors
-        needs_dy, needs_weight = ctx.needs_input_grad[:2]
+        dy, weight, dx = ctx.saved_tensors
+        if ctx.activation:
+            ddx = activations.activation(ctx.activation).backward(ddx, dx)
+        needs_dy, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         ddy = Fprop.apply(ddx, weight, None, None, ctx.geometry, None) if needs_dy else None
-        dw = Wgrad.apply(dy, ddx, ctx.geometry, torch.contiguous_format) if needs_weight else None
-        return ddy, dw, None
+        dw = Wgrad.apply(dy, ddx, ctx.geometry, ctx.weight_format) if needs_weight else None
+        db = ddx.sum((0, 2, 3)) if needs_bias else None
+        return ddy, dw, db, None, None
 
 
 class Wgrad(Function):
@@ -94,7 +97,7 @@ class Wgrad(Function):
         dy, x = ctx.saved_tensors
         needs_dy, needs_x = ctx.needs_input_grad[:2]
         ddy = Fprop.apply(x, ddw, None, None, ctx.geometry, None) if needs_dy else None
-        dx = Dgrad.apply(dy, ddw, ctx.geometry) if needs_x else None
+        dx = Dgrad.apply(dy, ddw, None, ctx.geometry, None) if needs_x else None
         return ddy, dx, None, None
 
 

@@ -1,0 +1,79 @@
+"""Transposed convolution: the data gradient of a convolution, run forward. Its Function is that convolution's `Dgrad`.
+
+Sizes carry the names of that convolution: the input is its output [N, K, P, Q], the result its input [N, C, H, W].
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..geometry import ConvGeometry, input_size
+from ..launch import conv as launch
+from . import activations
+from .conv import Dgrad, finish
+from .support import autocast, is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
+
+
+@functools.lru_cache(maxsize=4096)
+def _geometry(input, weight, bias, stride, padding, output_padding, groups, dilation) -> ConvGeometry | str:
+    """The geometry of the convolution behind a call with these operands, or why there is no kernel for it."""
+    reason = unsupported_operands(input, weight, bias)
+    if reason is not None:
+        return reason
+    if None in (stride, padding, output_padding, dilation) or type(groups) is not int:
+        return "stride, padding, output_padding, dilation and groups are not all integers"
+    if len(input.shape) not in (3, 4) or len(weight.shape) != 4:
+        return f"an input of {len(input.shape)} dimensions with a weight of {len(weight.shape)}"
+    N, K, P, Q = (1, *input.shape)[-4:]
+    Cg, *window = weight.shape[1:]
+    if min(N, K, P, Q, Cg, *window) < 1:
+        return f"nothing to compute for input {tuple(input.shape)} and weight {tuple(weight.shape)}"
+    C = groups * Cg
+    if groups < 1 or K % groups or weight.shape[0] != K or (bias is not None and bias.shape != (C,)):
+        return f"{K} channels in {groups} groups do not fit weight {tuple(weight.shape)} and bias"
+    if min(*stride, *dilation) < 1 or min(*padding, *output_padding) < 0:
+        return f"stride {stride}, dilation {dilation}, padding {padding}, output_padding {output_padding}"
+    # torch also takes one below the dilation, which then adds windows and not pixels beyond the last window.
+    if any(slack >= step for slack, step in zip(output_padding, stride, strict=True)):
+        return f"output_padding {output_padding} with stride {stride}"
+    H, W = map(input_size, (P, Q), window, stride, padding, dilation, output_padding)
+    if min(H, W) < 1:
+        return "the padding leaves no output"
+    if N * max(H * W, P * Q) >= 2**31:
+        return "2**31 pixels or more"
+    (top, left) = padding
+    return ConvGeometry(N, C, H, W, K, *window, stride, ((top, top), (left, left)), dilation, groups)
+
+
+def geometry_of(input, weight, bias, stride, padding, output_padding, groups, dilation) -> ConvGeometry | str:
+    """The geometry behind a call of `conv_transpose2d`, or, where it is torch that has to run it, why."""
+    reason = unsupported_call(input, weight) if bias is None else unsupported_call(input, weight, bias)
+    if reason is not None:
+        return reason
+    pairs = pair(stride), pair(padding), pair(output_padding)
+    return _geometry(operand(input), operand(weight), operand(bias), *pairs, groups, pair(dilation))
+
+
+def conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation, activation) -> Tensor:
+    """See `tritonconv.functional.conv_transpose2d`."""
+    activation = None if activation is None else activations.canonical(activation)
+    options = stride, padding, output_padding, groups, dilation
+    x, w, b = autocast(input, weight, bias)
+    geometry = geometry_of(x, w, b, *options)
+    if isinstance(geometry, str):
+        return finish(F.conv_transpose2d(input, weight, bias, *options), None, activation)
+    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    left = None  # of the epilogue, to torch
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b)):
+        if activation is not None and activations.activation(activation).backward is None:
+            left, activation = activation, None
+        y = Dgrad.apply(batched, w, b, geometry, activation)
+    else:
+        y = launch.dgrad(batched, w, b, geometry, activation)
+    if not (is_channels_last(batched) or is_channels_last(w)):
+        y = nchw(y)
+    return finish(y if x.dim() == 4 else y.squeeze(0), None, left)
