@@ -29,7 +29,7 @@ class Conv2d(torch.nn.Conv2d):
 
 
 class ConvTranspose2d(torch.nn.ConvTranspose2d):
-    """`torch.nn.ConvTranspose2d`, followed by `activation` (None or "relu") in the same kernel."""
+    """`torch.nn.ConvTranspose2d`, followed by `activation` (see `functional.conv2d`) in the same kernel."""
 
     def __init__(self, *args, activation: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
