@@ -50,7 +50,7 @@ class Snapshot(NamedTuple):
         return unchanged and (self.probe is None or self.probe.tobytes() == self.seen)
 
 
-# weight -> (its snapshot, its packs by layout, BN and groups); weak, so that packs go with their weight.
+# weight -> (its snapshot, its packs by layout, BN, groups and K); weak, so that packs go with their weight.
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -66,7 +66,7 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: b
     if snapshot is None or not snapshot.shows(weight):
         packs = {}
         _kept[weight] = Snapshot.of(weight), packs
-    key = layout, BN, geometry.groups
+    key = layout, BN, geometry.groups, geometry.K
     if key not in packs:
         packs[key] = _pack(weight, geometry, layout, BN)
     return packs[key]

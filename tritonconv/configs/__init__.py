@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..geometry import ConvGeometry, NormGeometry, PoolGeometry
-from . import gemm, norm, pool
+from . import depthwise, gemm, norm, pool
 from .tile import TileConfig
 
 __all__ = ["Geometry", "TileConfig", "space"]
@@ -14,6 +14,9 @@ _SPACES = {
     "fprop": gemm.space,
     "dgrad": gemm.space,
     "wgrad": gemm.space,
+    "depthwise_fprop": depthwise.space,
+    "depthwise_dgrad": depthwise.space,
+    "depthwise_wgrad": depthwise.space,
     "max_pool": pool.space,
     "max_pool_backward": pool.space,
     "norm": norm.space,

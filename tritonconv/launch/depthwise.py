@@ -1,0 +1,132 @@
+"""Depthwise convolution: fprop, dgrad and wgrad without a matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from triton import cdiv
+
+from .. import packing
+from ..configs import TileConfig
+from ..engines import Launch
+from ..geometry import ConvGeometry
+from ..kernels import depthwise
+from .common import accumulator_of, config_of, empty_nhwc, nhwc, prepare, sizes, sum_splits, window
+from .norm import Moments, Norm, empty_moments
+
+
+def takes(geometry: ConvGeometry) -> bool:
+    return geometry.groups == geometry.C > 1
+
+
+def _constexprs(geometry: ConvGeometry, config: TileConfig) -> dict:
+    (top, _), (left, _) = geometry.padding
+    channels = {"C": geometry.C, "K": geometry.K}
+    return channels | window(geometry, (top, left)) | {"BM": config.BM, "BN": config.BN}
+
+
+def fprop_launch(target: str, geometry: ConvGeometry, dtype, activation, config=None, eps: float = 0.0) -> Launch:
+    """Tensors: those of `conv.fprop_launch`."""
+    config = config or config_of("depthwise_fprop", geometry, dtype, target)
+    M = geometry.N * geometry.P * geometry.Q
+    grid = cdiv(M, config.BM), cdiv(geometry.K, config.BN), 1
+    constexprs = _constexprs(geometry, config) | {"EPS": eps, "ACTIVATION": activation}
+    return Launch(depthwise.depthwise_fprop, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
+
+
+def dgrad_launch(target: str, geometry: ConvGeometry, dtype, config=None) -> Launch:
+    """Tensors: dy, panels, dx."""
+    config = config or config_of("depthwise_dgrad", geometry, dtype, target)
+    M, _, _ = geometry.gemm("dgrad")
+    grid = cdiv(M, config.BM), cdiv(geometry.C, config.BN), geometry.stride[0] * geometry.stride[1]
+    constexprs = _constexprs(geometry, config)
+    return Launch(depthwise.depthwise_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
+
+
+def wgrad_launch(target: str, geometry: ConvGeometry, dtype, config=None) -> Launch:
+    """Tensors: dy, x, and either dw (one split) or [splits, elements of dw] partial sums, in dw's order of elements."""
+    config = config or config_of("depthwise_wgrad", geometry, dtype, target)
+    rows = cdiv(geometry.N * geometry.P, config.SPLIT)
+    grid = geometry.taps, cdiv(geometry.K, config.BN), cdiv(geometry.N * geometry.P, rows)
+    numbers = *sizes(geometry), rows, geometry.parameters, geometry.taps, 1
+    constexprs = _constexprs(geometry, config)
+    return Launch(depthwise.depthwise_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
+
+
+def _panels(weight: Tensor, geometry: ConvGeometry, columns: int, BN: int, keep: bool) -> Tensor:
+    """[tiles of `columns`, R·S, K/columns, BN]: the taps of each column's K/columns filters."""
+    as_dense = replace(geometry, C=geometry.K // columns, K=columns, groups=1)
+    return packing.panels(weight, as_dense, "fprop", BN, keep)
+
+
+def fprop(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None = None,
+    keep_pack: bool = True,
+    config: TileConfig | None = None,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `conv.fprop`."""
+    eps = 0.0 if norm is None else norm.eps
+    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, activation, config, eps)
+    y = empty_nhwc(x, geometry.N, geometry.K, geometry.P, geometry.Q)
+    panels = _panels(weight, geometry, geometry.K, launch.constexprs["BN"], keep_pack)
+    bias = None if bias is None else bias.contiguous()
+    statistics = (None,) * 4 if norm is None else norm.tensors
+    run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual), None)
+    return y
+
+
+def fprop_with_moments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    keep_pack: bool = True,
+    config: TileConfig | None = None,
+) -> tuple[Tensor, Moments]:
+    """See `conv.fprop_with_moments`."""
+    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, None, config)
+    y = empty_nhwc(x, geometry.N, geometry.K, geometry.P, geometry.Q)
+    panels = _panels(weight, geometry, geometry.K, launch.constexprs["BN"], keep_pack)
+    bias = None if bias is None else bias.contiguous()
+    moments = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, launch.constexprs["BM"])
+    run(nhwc(x), panels, bias, y, *(None,) * 5, moments.partial)
+    return y, moments
+
+
+def dgrad(
+    dy: Tensor, weight: Tensor, geometry: ConvGeometry, keep_pack: bool = True, config: TileConfig | None = None
+) -> Tensor:
+    """See `conv.dgrad`."""
+    launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, config)
+    dx = empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
+    run(nhwc(dy), _panels(weight, geometry, geometry.C, launch.constexprs["BN"], keep_pack), dx)
+    return dx
+
+
+def wgrad(
+    dy: Tensor,
+    x: Tensor,
+    geometry: ConvGeometry,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    config: TileConfig | None = None,
+) -> Tensor:
+    """See `conv.wgrad`."""
+    launch, run = prepare(dy.device, wgrad_launch, geometry, dy.dtype, config)
+    shape = geometry.K, 1, geometry.R, geometry.S
+    dw = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
+    splits = launch.grid[2]
+    if splits == 1:
+        run(nhwc(dy), nhwc(x), dw)
+        return dw
+    partial = torch.empty((splits, dw.numel()), dtype=accumulator_of(dy), device=dy.device)
+    run(nhwc(dy), nhwc(x), partial)
+    sum_splits(partial, dw)
+    return dw
