@@ -51,7 +51,7 @@ def lower_module(module, target: Target, options) -> Lowered:
     """An unknown module attribute makes MLIR print the generic form, which has one grammar for all operations."""
     module.set_attr("generic", mlir.builder(module.context).get_bool_attr(True))
     kernels = [f for f in parse_module(str(module)) if "public" in f.attrs.get("sym_visibility", "public")]
-    return lower(kernels[0], target, options.enable_fp_fusion, options.debug)
+    return lower(kernels[0], target, options.enable_fp_fusion, options.debug, options.disjoint)
 
 
 class Damaged(ValueError):

@@ -47,6 +47,7 @@ class CPUOptions:
     launch_cooperative_grid: bool = False
     instrumentation_mode: str = ""
     fpsan_homomorphic_casts: bool = False
+    disjoint: bool = False  # no argument that is written shares memory with another one
 
     def hash(self) -> str:
         return hashlib.sha256(repr(sorted(self.__dict__.items())).encode()).hexdigest()

@@ -51,7 +51,8 @@ class Request:
 
     def compile(self) -> build.Binary:
         backend = CPUBackend(cpu_target())
-        options = backend.parse_options({"debug": self.checked})
+        # What the library's launches write is memory that they have just been given.
+        options = backend.parse_options({"debug": self.checked, "disjoint": True})
         binary = build.compile_source(ASTSource(self.kernel, self.signature, self.constexprs, {}), backend, options)
         cache.keep(self.name, binary)
         return binary

@@ -67,18 +67,20 @@ class Lowered:
     checks: tuple[Check, ...]  # in debug mode
 
 
-def lower(function: ir.Op, target: Target, fuse: bool = True, debug: bool = False) -> Lowered:
-    return Lowering(function, target, fuse, debug).run()
+def lower(
+    function: ir.Op, target: Target, fuse: bool = True, debug: bool = False, disjoint: bool = False
+) -> Lowered:
+    return Lowering(function, target, fuse, debug, disjoint).run()
 
 
 class Lowering:
-    def __init__(self, function: ir.Op, target: Target, fuse: bool, debug: bool):
+    def __init__(self, function: ir.Op, target: Target, fuse: bool, debug: bool, disjoint: bool):
         self.function, self.target = function, target
         self.code = Code()
         self.elements = Elements(self.code, fuse)
         if debug:
             self.elements.checks = Checks(function, self.elements)
-        self.plan = Plan(function)
+        self.plan = Plan(function, disjoint)
         self.used = self.high_water = 0  # scratch bytes
         self.deferred: dict[ir.Op, Callable[[], None]] = {}  # stores that finish a product in its registers
         self.destinations: dict[ir.Value, Buffer] = {}  # where a kept value is wanted

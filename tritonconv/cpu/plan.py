@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .elements import PURE
 from .ir import Block, Op, Value, walk
+from .provenance import Provenance
 
 SHAPE = {"tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.trans", "tt.reshape", "tt.join", "tt.cat"}
 WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "tt.print", "tt.assert", "tt.call"}
@@ -20,7 +21,8 @@ def writes(op: Op) -> bool:
 
 
 class Plan:
-    def __init__(self, function: Op):
+    def __init__(self, function: Op, disjoint: bool):
+        self.provenance = Provenance(function) if disjoint else None  # pointers of two arguments share no memory
         self.kept: set[Value] = set()  # pure values to be computed once, into a buffer
         self.fused: set[Op] = set()  # loads performed inside the nest that uses them
         self.roots: dict[Value, set] = {}
@@ -80,10 +82,16 @@ class Plan:
         if isinstance(root, tuple) or any(place[load] < b < place[root] for b in barriers):
             return False
         if root.name == "tt.store":
-            return same_place(load.operands[0], root.operands[0])
+            return same_place(load.operands[0], root.operands[0]) or self._apart(load.operands[0], root.operands[0])
         if root.name in ("tt.reduce", "tt.scan"):
             return len(load.operands) == 1 or load.result.type.elem in ("f32", "f64", "i32", "i64")
         return root.name not in WRITES and not root.regions
+
+    def _apart(self, a: Value, b: Value) -> bool:
+        if self.provenance is None:
+            return False
+        first, second = map(self.provenance.argument, (a, b))
+        return None not in (first, second) and first is not second
 
 
 def _unmoved(value: Value, root: Op) -> bool:
