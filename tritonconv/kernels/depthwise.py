@@ -1,6 +1,7 @@
 """Depthwise convolution, a window per channel: fprop, dgrad and wgrad over NHWC activations, without a dot.
 
-C channels go in, K come out; channel k reads channel k // (K / C) alone. Sizes that vary at run time: N, H, W of the
+C channels go in, K come out; channel k reads channel k // (K / C) alone. Programs take columns of one row of pixels, so
+that all but the column is a number and not a tensor. Sizes that vary at run time: N, H, W of the
 input and P, Q of the output. An offset that is a multiple of the channel count is int64, since a tensor may have 2³¹
 elements or more.
 """
@@ -8,13 +9,20 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .common import activate, inside, tap_step, taps_of, unravel
-from .norm import affine, normalized, store_moments
+from .common import activate, inside, tap_step, taps_of
+from .norm import affine, normalized
+
+
+@triton.jit
+def row_tile(tile, columns, BM: tl.constexpr):
+    """The row of an image, all images' rows counted, and the columns [BM] in it that a tile covers."""
+    tiles = tl.cdiv(columns, BM)
+    return tile // tiles, tile % tiles * BM + tl.arange(0, BM)
 
 
 @triton.jit
 def depthwise_fprop(
-    x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, N, H, W, P, Q,
+    x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, N, H, W, P, Q,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -22,24 +30,20 @@ def depthwise_fprop(
 ):  # fmt: skip
     """y[n, p, q, k] = activation(norm(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, k]) + residual).
 
-    The norm and `moments_ptr` are those of `conv_fprop`. Grid: (tiles of N·P·Q, tiles of K). `w_ptr`: panels
-    [tiles of K, R·S, BN].
+    The norm is that of `conv_fprop`. Grid: (rows of N·P × tiles of Q, tiles of K). `w_ptr`: panels [tiles of K, R·S, BN].
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    M = N * P * Q
-    tile_m = tl.program_id(0)
+    row, q = row_tile(tl.program_id(0), Q, BM)
     tile_n = tl.program_id(1)
-    m = tile_m * BM + tl.arange(0, BM)
     k = tile_n * BN + tl.arange(0, BN)
-    n, p, q = unravel(m, P, Q)
-    h = p * STRIDE_H - PAD_H
+    h = row % P * STRIDE_H - PAD_H
     w = q * STRIDE_W - PAD_W
-    p_x = x_ptr + ((n * H + h) * W + w).to(tl.int64)[:, None] * C + (k // (K // C))[None, :]
+    p_x = x_ptr + (row // P * H + h).to(tl.int64) * W * C + (w.to(tl.int64)[:, None] * C + (k // (K // C))[None, :])
     p_w = w_ptr + tile_n * (R * S * BN) + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), ACC)
     for r in tl.static_range(R):
         for s in tl.static_range(S):
-            m_row = (m < M) & inside(h + r * DIL_H, w + s * DIL_W, H, W)
+            m_row = (q < Q) & inside(h + r * DIL_H, w + s * DIL_W, H, W)
             o_x = tl.cast(r * DIL_H * W + s * DIL_W, tl.int64) * C
             x = tl.load(p_x + o_x, mask=m_row[:, None] & (k < K)[None, :], other=0.0).to(ACC)  # [BM, BN]
             acc += x * tl.load(p_w + (r * S + s) * BN).to(ACC)[None, :]  # [BN]
@@ -49,17 +53,11 @@ def depthwise_fprop(
     if mean_ptr is not None:
         acc, _ = normalized(acc, mean_ptr, var_ptr, k, K, EPS)
         acc = affine(acc, gamma_ptr, beta_ptr, 0, k, K)
-    o_y = m.to(tl.int64)[:, None] * K + k[None, :]
-    m_y = (m < M)[:, None] & (k < K)[None, :]
+    o_y = row.to(tl.int64) * Q * K + (q.to(tl.int64)[:, None] * K + k[None, :])
+    m_y = (q < Q)[:, None] & (k < K)[None, :]
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + o_y, mask=m_y, other=0.0).to(ACC)  # [BM, BN]
-    acc = activate(acc, ACTIVATION)
-    if moments_ptr is not None:
-        stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
-        store_moments(
-            moments_ptr, tile_m, tl.num_programs(0), stored, m < M, tl.minimum(M - tile_m * BM, BM), k, k < K, K
-        )
-    tl.store(y_ptr + o_y, acc.to(y_ptr.dtype.element_ty), mask=m_y)
+    tl.store(y_ptr + o_y, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
@@ -71,28 +69,30 @@ def depthwise_dgrad(
 ):  # fmt: skip
     """dx[n, h, w, c] = Σ dy[n, p, q, k] w[r, s, k] where p·stride + r·dilation = h + pad, and so for (q, s) and w.
 
-    Which taps take part depends only on (h, w) modulo the stride: programs take pixels of one residue class.
-    Grid: (tiles of the largest class's pixels, tiles of C, classes). `w_ptr`: panels [tiles of C, R·S, K/C, BN].
+    Which taps take part depends only on (h, w) modulo the stride: a program takes pixels of one residue class.
+    Grid: (rows × tiles of columns of the largest class, tiles of C, classes). `w_ptr`: panels [tiles of C, R·S, K/C, BN].
     """
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     MULTIPLIER: tl.constexpr = K // C
     TAP_H: tl.constexpr = tap_step(STRIDE_H, DIL_H)
     TAP_W: tl.constexpr = tap_step(STRIDE_W, DIL_W)
+    row, j = row_tile(tl.program_id(0), (W + STRIDE_W - 1) // STRIDE_W, BM)
     tile_n = tl.program_id(1)
+    c = tile_n * BN + tl.arange(0, BN)
+    # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W).
     h0 = tl.program_id(2) // STRIDE_W
     w0 = tl.program_id(2) % STRIDE_W
-    # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W).
-    class_h = (H - h0 + STRIDE_H - 1) // STRIDE_H
-    class_w = (W - w0 + STRIDE_W - 1) // STRIDE_W
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    c = tile_n * BN + tl.arange(0, BN)
-    in_range = m < N * class_h * class_w
+    rows = (H + STRIDE_H - 1) // STRIDE_H
+    n = row // rows
+    i = row % rows
+    h = h0 + i * STRIDE_H
+    w = w0 + j * STRIDE_W
+    m_w = (h < H) & (w < W)
     r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
     s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)
-    n, i, j = unravel(m, class_h, class_w)
     p = i + (h0 + PAD_H - r * DIL_H) // STRIDE_H  # exact: the class's taps are congruent
     q = j + (w0 + PAD_W - s * DIL_W) // STRIDE_W
-    p_dy = dy_ptr + ((n * P + p) * Q + q).to(tl.int64)[:, None] * K + (c * MULTIPLIER)[None, :]
+    p_dy = dy_ptr + (n * P + p).to(tl.int64) * Q * K + (q.to(tl.int64)[:, None] * K + (c * MULTIPLIER)[None, :])
     p_w = w_ptr + (tile_n * (R * S) + r * S + s) * (MULTIPLIER * BN) + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), ACC)
     for u in tl.static_range((R + TAP_H - 1) // TAP_H):  # taps of the largest class: the others skip some
@@ -100,16 +100,14 @@ def depthwise_dgrad(
             up = u * (TAP_H * DIL_H // STRIDE_H)
             left = v * (TAP_W * DIL_W // STRIDE_W)
             m_tap = (u < taps_h) & (v < taps_w)
-            m_row = in_range & m_tap & inside(p - up, q - left, P, Q)
-            mask = m_row[:, None] & (c < C)[None, :]
+            mask = (m_w & m_tap & inside(p - up, q - left, P, Q))[:, None] & (c < C)[None, :]
             p_tap = p_dy - tl.cast(up * Q + left, tl.int64) * K
             o_w = (u * TAP_H * S + v * TAP_W) * (MULTIPLIER * BN)
             for t in tl.static_range(MULTIPLIER):
                 dy = tl.load(p_tap + t, mask=mask, other=0.0).to(ACC)  # [BM, BN]
                 acc += dy * tl.load(p_w + (o_w + t * BN), mask=m_tap, other=0.0).to(ACC)[None, :]  # [BN]
-    pixel = (n * H + h0 + i * STRIDE_H) * W + w0 + j * STRIDE_W
-    o_dx = pixel.to(tl.int64)[:, None] * C + c[None, :]
-    tl.store(dx_ptr + o_dx, acc.to(dx_ptr.dtype.element_ty), mask=in_range[:, None] & (c < C)[None, :])
+    o_dx = (n * H + h).to(tl.int64) * W * C + (w.to(tl.int64)[:, None] * C + c[None, :])
+    tl.store(dx_ptr + o_dx, acc.to(dx_ptr.dtype.element_ty), mask=m_w[:, None] & (c < C)[None, :])
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import depthwise
 from .common import accumulator_of, config_of, empty_nhwc, nhwc, prepare, sizes, sum_splits, window
-from .norm import Moments, Norm, empty_moments
+from .norm import Norm
 
 
 def takes(geometry: ConvGeometry) -> bool:
@@ -28,10 +28,9 @@ def _constexprs(geometry: ConvGeometry, config: TileConfig) -> dict:
 
 
 def fprop_launch(target: str, geometry: ConvGeometry, dtype, activation, config=None, eps: float = 0.0) -> Launch:
-    """Tensors: those of `conv.fprop_launch`."""
+    """Tensors: those of `conv.fprop_launch`, but moments."""
     config = config or config_of("depthwise_fprop", geometry, dtype, target)
-    M = geometry.N * geometry.P * geometry.Q
-    grid = cdiv(M, config.BM), cdiv(geometry.K, config.BN), 1
+    grid = geometry.N * geometry.P * cdiv(geometry.Q, config.BM), cdiv(geometry.K, config.BN), 1
     constexprs = _constexprs(geometry, config) | {"EPS": eps, "ACTIVATION": activation}
     return Launch(depthwise.depthwise_fprop, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
@@ -39,8 +38,9 @@ def fprop_launch(target: str, geometry: ConvGeometry, dtype, activation, config=
 def dgrad_launch(target: str, geometry: ConvGeometry, dtype, config=None) -> Launch:
     """Tensors: dy, panels, dx."""
     config = config or config_of("depthwise_dgrad", geometry, dtype, target)
-    M, _, _ = geometry.gemm("dgrad")
-    grid = cdiv(M, config.BM), cdiv(geometry.C, config.BN), geometry.stride[0] * geometry.stride[1]
+    stride_h, stride_w = geometry.stride
+    tiles = geometry.N * cdiv(geometry.H, stride_h) * cdiv(cdiv(geometry.W, stride_w), config.BM)
+    grid = tiles, cdiv(geometry.C, config.BN), stride_h * stride_w
     constexprs = _constexprs(geometry, config)
     return Launch(depthwise.depthwise_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
@@ -79,26 +79,8 @@ def fprop(
     panels = _panels(weight, geometry, geometry.K, launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
     statistics = (None,) * 4 if norm is None else norm.tensors
-    run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual), None)
+    run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual))
     return y
-
-
-def fprop_with_moments(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: ConvGeometry,
-    keep_pack: bool = True,
-    config: TileConfig | None = None,
-) -> tuple[Tensor, Moments]:
-    """See `conv.fprop_with_moments`."""
-    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, None, config)
-    y = empty_nhwc(x, geometry.N, geometry.K, geometry.P, geometry.Q)
-    panels = _panels(weight, geometry, geometry.K, launch.constexprs["BN"], keep_pack)
-    bias = None if bias is None else bias.contiguous()
-    moments = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, launch.constexprs["BM"])
-    run(nhwc(x), panels, bias, y, *(None,) * 5, moments.partial)
-    return y, moments
 
 
 def dgrad(
