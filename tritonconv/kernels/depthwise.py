@@ -38,7 +38,7 @@ def depthwise_fprop(
     k = tile_n * BN + tl.arange(0, BN)
     h = row % P * STRIDE_H - PAD_H
     w = q * STRIDE_W - PAD_W
-    p_x = x_ptr + (row // P * H + h).to(tl.int64) * W * C + (w.to(tl.int64)[:, None] * C + (k // (K // C))[None, :])
+    p_x = x_ptr + (row // P * H + h).to(tl.int64) * W * C + w.to(tl.int64)[:, None] * C + (k // (K // C))[None, :]
     p_w = w_ptr + tile_n * (R * S * BN) + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), ACC)
     for r in tl.static_range(R):
@@ -53,11 +53,11 @@ def depthwise_fprop(
     if mean_ptr is not None:
         acc, _ = normalized(acc, mean_ptr, var_ptr, k, K, EPS)
         acc = affine(acc, gamma_ptr, beta_ptr, 0, k, K)
-    o_y = row.to(tl.int64) * Q * K + (q.to(tl.int64)[:, None] * K + k[None, :])
+    o_y = (row.to(tl.int64) * Q + q) * K
     m_y = (q < Q)[:, None] & (k < K)[None, :]
     if residual_ptr is not None:
-        acc += tl.load(residual_ptr + o_y, mask=m_y, other=0.0).to(ACC)  # [BM, BN]
-    tl.store(y_ptr + o_y, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=m_y)
+        acc += tl.load(residual_ptr + o_y[:, None] + k[None, :], mask=m_y, other=0.0).to(ACC)  # [BM, BN]
+    tl.store(y_ptr + o_y[:, None] + k[None, :], activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
@@ -92,7 +92,7 @@ def depthwise_dgrad(
     s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)
     p = i + (h0 + PAD_H - r * DIL_H) // STRIDE_H  # exact: the class's taps are congruent
     q = j + (w0 + PAD_W - s * DIL_W) // STRIDE_W
-    p_dy = dy_ptr + (n * P + p).to(tl.int64) * Q * K + (q.to(tl.int64)[:, None] * K + (c * MULTIPLIER)[None, :])
+    p_dy = dy_ptr + (n * P + p).to(tl.int64) * Q * K + q.to(tl.int64)[:, None] * K + (c * MULTIPLIER)[None, :]
     p_w = w_ptr + (tile_n * (R * S) + r * S + s) * (MULTIPLIER * BN) + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), ACC)
     for u in tl.static_range((R + TAP_H - 1) // TAP_H):  # taps of the largest class: the others skip some
@@ -106,8 +106,8 @@ def depthwise_dgrad(
             for t in tl.static_range(MULTIPLIER):
                 dy = tl.load(p_tap + t, mask=mask, other=0.0).to(ACC)  # [BM, BN]
                 acc += dy * tl.load(p_w + (o_w + t * BN), mask=m_tap, other=0.0).to(ACC)[None, :]  # [BN]
-    o_dx = (n * H + h).to(tl.int64) * W * C + (w.to(tl.int64)[:, None] * C + c[None, :])
-    tl.store(dx_ptr + o_dx, acc.to(dx_ptr.dtype.element_ty), mask=m_w[:, None] & (c < C)[None, :])
+    o_dx = ((n * H + h).to(tl.int64) * W + w) * C
+    tl.store(dx_ptr + o_dx[:, None] + c[None, :], acc.to(dx_ptr.dtype.element_ty), mask=m_w[:, None] & (c < C)[None, :])
 
 
 @triton.jit
