@@ -15,6 +15,7 @@ class Affine:
         self.code = code
         self.width = 1  # lanes of a Vec in the loop nest being written
         self.floor = 0  # vectors are read no further out than this level: their addresses may rest on an assumption
+        self.held = False  # whether a plain vector was read further in than it need be, for that reason
         self.spent = 0  # accesses written that are not plain vector moves
         self.assumed: list[str] | None = (
             None  # conditions (i1) under which the code being written is right, if it may assume
@@ -330,6 +331,7 @@ class Affine:
             if not always:
                 p = self.guarded(p, mask, size * max(lanes, 1))
             ssa, depth = self.address(p)
+            self.held |= lanes > 0 and max(depth, region) < self.floor
             depth = max(depth, self.floor if lanes else 0, region)
             ty = f"<{lanes} x {MEM[elem]}>" if lanes else MEM[elem]
             raw = code.op(f"load {ty}, ptr {ssa}, align {size}", depth)

@@ -197,22 +197,28 @@ class Lowering:
                 at = const("index", 0) if n == step else index(loops.enter_context(self.code.loop(n, step)).iv)
                 idx.append(lanes(at) if d == lane and width > 1 else at)
             e.width = width
-            self.speculate(lambda: body(tuple(idx)))
+            self.speculate(lambda: body(tuple(idx)), hoist=True)
         e.width = outer
 
-    def speculate(self, body: Callable[[], None]):
-        """Writes `body` assuming that masks are full and runs unbroken; where that has to be checked, also without."""
+    def speculate(self, body: Callable[[], None], hoist: bool = False):
+        """Writes `body` assuming that masks are full and runs unbroken; where that has to be checked, also without.
+
+        `hoist`: where nothing had to be assumed, vectors are read on the level that their address depends on.
+        """
         e, code = self.elements, self.code
         if e.assumed is not None:
             return body()
         e.assumed, e.assume_depth = [], code.depth
-        floor = e.floor
+        floor, e.held = e.floor, False
         with code.arm("fast") as fast:
             e.floor = fast.depth
             body()
         conditions, e.assumed = e.assumed, None
         if not conditions:
             e.floor = floor
+            if hoist and e.held:
+                with code.arm() as fast:
+                    body()
             return code.inline(fast)
         with code.arm("slow") as slow:
             body()

@@ -21,6 +21,31 @@ def row_tile(tile, columns, BM: tl.constexpr):
 
 
 @triton.jit
+def columns_mask(n, N: tl.constexpr, BN: tl.constexpr):
+    """[1, BN]: which columns n there are; a constant where all tiles are full."""
+    return (n < N)[None, :] if N % BN != 0 else tl.full((1, BN), True, tl.int1)
+
+
+@triton.jit
+def window_sum(
+    p_x, p_w, in_range, h, w, k, H, W, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr, INSIDE: tl.constexpr,
+):  # fmt: skip
+    """[BM, BN] sums over the taps of x[h + r·DIL_H, w + s·DIL_W, c] × w[r, s, k]. INSIDE: all of these pixels exist."""
+    acc = tl.zeros((BM, BN), ACC)
+    m_k = columns_mask(k, K, BN)
+    mask = m_k
+    for r in tl.static_range(R):
+        for s in tl.static_range(S):
+            if not INSIDE:
+                mask = (in_range & inside(h + r * DIL_H, w + s * DIL_W, H, W))[:, None] & m_k
+            o_x = tl.cast(r * DIL_H * W + s * DIL_W, tl.int64) * C
+            x = tl.load(p_x + o_x, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+            acc += x * tl.load(p_w + (r * S + s) * BN).to(ACC)[None, :]  # [BN]
+    return acc
+
+
+@triton.jit
 def depthwise_fprop(
     x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, N, H, W, P, Q,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
@@ -40,13 +65,13 @@ def depthwise_fprop(
     w = q * STRIDE_W - PAD_W
     p_x = x_ptr + (row // P * H + h).to(tl.int64) * W * C + w.to(tl.int64)[:, None] * C + (k // (K // C))[None, :]
     p_w = w_ptr + tile_n * (R * S * BN) + tl.arange(0, BN)
-    acc = tl.zeros((BM, BN), ACC)
-    for r in tl.static_range(R):
-        for s in tl.static_range(S):
-            m_row = (q < Q) & inside(h + r * DIL_H, w + s * DIL_W, H, W)
-            o_x = tl.cast(r * DIL_H * W + s * DIL_W, tl.int64) * C
-            x = tl.load(p_x + o_x, mask=m_row[:, None] & (k < K)[None, :], other=0.0).to(ACC)  # [BM, BN]
-            acc += x * tl.load(p_w + (r * S + s) * BN).to(ACC)[None, :]  # [BN]
+    # Most programs need no mask for the image's border.
+    start = tl.min(q, 0) * STRIDE_W - PAD_W
+    reach = (BM - 1) * STRIDE_W + (S - 1) * DIL_W
+    if (h >= 0) & (h + (R - 1) * DIL_H < H) & (start >= 0) & (start + reach < W):
+        acc = window_sum(p_x, p_w, q < Q, h, w, k, H, W, C, K, R, S, DIL_H, DIL_W, BM, BN, ACC, True)
+    else:
+        acc = window_sum(p_x, p_w, q < Q, h, w, k, H, W, C, K, R, S, DIL_H, DIL_W, BM, BN, ACC, False)
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
@@ -54,7 +79,7 @@ def depthwise_fprop(
         acc, _ = normalized(acc, mean_ptr, var_ptr, k, K, EPS)
         acc = affine(acc, gamma_ptr, beta_ptr, 0, k, K)
     o_y = (row.to(tl.int64) * Q + q) * K
-    m_y = (q < Q)[:, None] & (k < K)[None, :]
+    m_y = (q < Q)[:, None] & columns_mask(k, K, BN)
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + o_y[:, None] + k[None, :], mask=m_y, other=0.0).to(ACC)  # [BM, BN]
     tl.store(y_ptr + o_y[:, None] + k[None, :], activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=m_y)
