@@ -15,33 +15,74 @@ from .norm import affine, normalized
 
 @triton.jit
 def row_tile(tile, columns, BM: tl.constexpr):
-    """The row of an image, all images' rows counted, and the columns [BM] in it that a tile covers."""
+    """The row of pixels, all images' rows counted, and the first of BM columns in it that a tile covers."""
     tiles = tl.cdiv(columns, BM)
-    return tile // tiles, tile % tiles * BM + tl.arange(0, BM)
+    return tile // tiles, tile % tiles * BM
 
 
 @triton.jit
-def columns_mask(n, N: tl.constexpr, BN: tl.constexpr):
-    """[1, BN]: which columns n there are; a constant where all tiles are full."""
+def tail_mask(n, N: tl.constexpr, BN: tl.constexpr):
+    """[1, BN]: which of the channels n there are; a constant where all tiles are full."""
     return (n < N)[None, :] if N % BN != 0 else tl.full((1, BN), True, tl.int1)
 
 
 @triton.jit
-def window_sum(
-    p_x, p_w, in_range, h, w, k, H, W, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr, INSIDE: tl.constexpr,
+def tap_sum(
+    p_x, h, w, in_range, m_n, H, W, PIXEL: tl.constexpr, p_w, W_STEP_H: tl.constexpr, W_STEP_W: tl.constexpr,
+    taps_h, taps_w, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
+    DEPTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """[BM, BN] sums over the taps of x[h + r·DIL_H, w + s·DIL_W, c] × w[r, s, k]. INSIDE: all of these pixels exist."""
+    """What `window_sum` returns. INSIDE: every pixel of every tap exists."""
     acc = tl.zeros((BM, BN), ACC)
-    m_k = columns_mask(k, K, BN)
-    mask = m_k
-    for r in tl.static_range(R):
-        for s in tl.static_range(S):
+    mask = m_n
+    for r in tl.static_range(TAPS_H):
+        for s in tl.static_range(TAPS_W):
+            m_tap = (r < taps_h) & (s < taps_w)
             if not INSIDE:
-                mask = (in_range & inside(h + r * DIL_H, w + s * DIL_W, H, W))[:, None] & m_k
-            o_x = tl.cast(r * DIL_H * W + s * DIL_W, tl.int64) * C
-            x = tl.load(p_x + o_x, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-            acc += x * tl.load(p_w + (r * S + s) * BN).to(ACC)[None, :]  # [BN]
+                mask = (in_range & m_tap & inside(h + r * STEP_H, w + s * STEP_W, H, W))[:, None] & m_n
+            o_x = tl.cast(r * STEP_H * W + s * STEP_W, tl.int64) * PIXEL
+            o_w = (r * W_STEP_H + s * W_STEP_W) * (DEPTH * BN)
+            for i in tl.static_range(DEPTH):
+                x = tl.load(p_x + o_x + i, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+                if INSIDE:
+                    weight = tl.load(p_w + o_w + i * BN)  # [BN]
+                else:
+                    weight = tl.load(p_w + o_w + i * BN, mask=m_tap, other=0.0)  # [BN]
+                acc += x * weight.to(ACC)[None, :]
+    return acc
+
+
+@triton.jit
+def window_sum(
+    x_ptr, h, w0, COLUMN: tl.constexpr, in_range, m_n, H, W, PIXEL: tl.constexpr,
+    p_w, W_STEP_H: tl.constexpr, W_STEP_W: tl.constexpr,
+    taps_h, taps_w, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
+    DEPTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """[BM, BN] sums over taps r < taps_h, s < taps_w and i < DEPTH of image[h + r·STEP_H, w + s·STEP_W, n + i] × weights.
+
+    The columns w [BM] are w0, w0 + COLUMN, …; `x_ptr` [1, BN] points at pixel (0, 0) of the H × W image, channels n,
+    PIXEL elements a pixel. Pixels outside the image and columns not `in_range` count as zero. `p_w` [BN] points at tap
+    (0, 0) of the weights [taps, DEPTH, BN], r·W_STEP_H + s·W_STEP_W taps before (r, s). TAPS: the most taps there are.
+    """
+    REACH: tl.constexpr = (BM - 1) * COLUMN
+    w = w0 + tl.arange(0, BM) * COLUMN
+    p_x = x_ptr + (h.to(tl.int64) * W + w)[:, None] * PIXEL
+    h_end = h + (TAPS_H - 1) * STEP_H
+    w_end = w0 + (TAPS_W - 1) * STEP_W
+    fits_h = (tl.minimum(h, h_end) >= 0) & (tl.maximum(h, h_end) < H)
+    fits_w = (tl.minimum(w0, w_end) >= 0) & (tl.maximum(w0, w_end) + REACH < W)
+    # Most programs need no mask for the image's border.
+    if fits_h & fits_w & (taps_h == TAPS_H) & (taps_w == TAPS_W):
+        acc = tap_sum(
+            p_x, h, w, in_range, m_n, H, W, PIXEL, p_w, W_STEP_H, W_STEP_W, taps_h, taps_w, TAPS_H, TAPS_W,
+            STEP_H, STEP_W, DEPTH, BM, BN, ACC, True,
+        )  # fmt: skip
+    else:
+        acc = tap_sum(
+            p_x, h, w, in_range, m_n, H, W, PIXEL, p_w, W_STEP_H, W_STEP_W, taps_h, taps_w, TAPS_H, TAPS_W,
+            STEP_H, STEP_W, DEPTH, BM, BN, ACC, False,
+        )  # fmt: skip
     return acc
 
 
@@ -58,31 +99,27 @@ def depthwise_fprop(
     The norm is that of `conv_fprop`. Grid: (rows of N·P × tiles of Q, tiles of K). `w_ptr`: panels [tiles of K, R·S, BN].
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    row, q = row_tile(tl.program_id(0), Q, BM)
+    row, q0 = row_tile(tl.program_id(0), Q, BM)
     tile_n = tl.program_id(1)
+    q = q0 + tl.arange(0, BM)
     k = tile_n * BN + tl.arange(0, BN)
-    h = row % P * STRIDE_H - PAD_H
-    w = q * STRIDE_W - PAD_W
-    p_x = x_ptr + (row // P * H + h).to(tl.int64) * W * C + w.to(tl.int64)[:, None] * C + (k // (K // C))[None, :]
-    p_w = w_ptr + tile_n * (R * S * BN) + tl.arange(0, BN)
-    # Most programs need no mask for the image's border.
-    start = tl.min(q, 0) * STRIDE_W - PAD_W
-    reach = (BM - 1) * STRIDE_W + (S - 1) * DIL_W
-    if (h >= 0) & (h + (R - 1) * DIL_H < H) & (start >= 0) & (start + reach < W):
-        acc = window_sum(p_x, p_w, q < Q, h, w, k, H, W, C, K, R, S, DIL_H, DIL_W, BM, BN, ACC, True)
-    else:
-        acc = window_sum(p_x, p_w, q < Q, h, w, k, H, W, C, K, R, S, DIL_H, DIL_W, BM, BN, ACC, False)
+    acc = window_sum(
+        x_ptr + (row // P).to(tl.int64) * H * W * C + (k // (K // C))[None, :],
+        row % P * STRIDE_H - PAD_H, q0 * STRIDE_W - PAD_W, STRIDE_W, q < Q, tail_mask(k, K, BN), H, W, C,
+        w_ptr + tile_n * (R * S * BN) + tl.arange(0, BN), S, 1,
+        R, S, R, S, DIL_H, DIL_W, 1, BM, BN, ACC,
+    )  # fmt: skip
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
     if mean_ptr is not None:
         acc, _ = normalized(acc, mean_ptr, var_ptr, k, K, EPS)
         acc = affine(acc, gamma_ptr, beta_ptr, 0, k, K)
-    o_y = (row.to(tl.int64) * Q + q) * K
-    m_y = (q < Q)[:, None] & columns_mask(k, K, BN)
+    o_y = ((row.to(tl.int64) * Q + q) * K)[:, None]
+    m_y = (q < Q)[:, None] & tail_mask(k, K, BN)
     if residual_ptr is not None:
-        acc += tl.load(residual_ptr + o_y[:, None] + k[None, :], mask=m_y, other=0.0).to(ACC)  # [BM, BN]
-    tl.store(y_ptr + o_y[:, None] + k[None, :], activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=m_y)
+        acc += tl.load(residual_ptr + o_y + k[None, :], mask=m_y, other=0.0).to(ACC)  # [BM, BN]
+    tl.store(y_ptr + o_y + k[None, :], activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
@@ -101,38 +138,31 @@ def depthwise_dgrad(
     MULTIPLIER: tl.constexpr = K // C
     TAP_H: tl.constexpr = tap_step(STRIDE_H, DIL_H)
     TAP_W: tl.constexpr = tap_step(STRIDE_W, DIL_W)
-    row, j = row_tile(tl.program_id(0), (W + STRIDE_W - 1) // STRIDE_W, BM)
-    tile_n = tl.program_id(1)
-    c = tile_n * BN + tl.arange(0, BN)
     # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W).
     h0 = tl.program_id(2) // STRIDE_W
     w0 = tl.program_id(2) % STRIDE_W
     rows = (H + STRIDE_H - 1) // STRIDE_H
-    n = row // rows
+    row, j0 = row_tile(tl.program_id(0), (W + STRIDE_W - 1) // STRIDE_W, BM)
+    n = (row // rows).to(tl.int64)
     i = row % rows
     h = h0 + i * STRIDE_H
-    w = w0 + j * STRIDE_W
-    m_w = (h < H) & (w < W)
+    w = w0 + (j0 + tl.arange(0, BM)) * STRIDE_W
+    in_range = (h < H) & (w < W)
+    tile_n = tl.program_id(1)
+    c = tile_n * BN + tl.arange(0, BN)
     r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
     s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)
-    p = i + (h0 + PAD_H - r * DIL_H) // STRIDE_H  # exact: the class's taps are congruent
-    q = j + (w0 + PAD_W - s * DIL_W) // STRIDE_W
-    p_dy = dy_ptr + (n * P + p).to(tl.int64) * Q * K + q.to(tl.int64)[:, None] * K + (c * MULTIPLIER)[None, :]
-    p_w = w_ptr + (tile_n * (R * S) + r * S + s) * (MULTIPLIER * BN) + tl.arange(0, BN)
-    acc = tl.zeros((BM, BN), ACC)
-    for u in tl.static_range((R + TAP_H - 1) // TAP_H):  # taps of the largest class: the others skip some
-        for v in tl.static_range((S + TAP_W - 1) // TAP_W):
-            up = u * (TAP_H * DIL_H // STRIDE_H)
-            left = v * (TAP_W * DIL_W // STRIDE_W)
-            m_tap = (u < taps_h) & (v < taps_w)
-            mask = (m_w & m_tap & inside(p - up, q - left, P, Q))[:, None] & (c < C)[None, :]
-            p_tap = p_dy - tl.cast(up * Q + left, tl.int64) * K
-            o_w = (u * TAP_H * S + v * TAP_W) * (MULTIPLIER * BN)
-            for t in tl.static_range(MULTIPLIER):
-                dy = tl.load(p_tap + t, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-                acc += dy * tl.load(p_w + (o_w + t * BN), mask=m_tap, other=0.0).to(ACC)[None, :]  # [BN]
-    o_dx = ((n * H + h).to(tl.int64) * W + w) * C
-    tl.store(dx_ptr + o_dx[:, None] + c[None, :], acc.to(dx_ptr.dtype.element_ty), mask=m_w[:, None] & (c < C)[None, :])
+    acc = window_sum(
+        dy_ptr + n * P * Q * K + (c * MULTIPLIER)[None, :],
+        i + (h0 + PAD_H - r * DIL_H) // STRIDE_H,  # exact: the class's taps are congruent
+        j0 + (w0 + PAD_W - s * DIL_W) // STRIDE_W, 1, in_range, tail_mask(c, C, BN), P, Q, K,
+        w_ptr + (tile_n * (R * S) + r * S + s) * (MULTIPLIER * BN) + tl.arange(0, BN), TAP_H * S, TAP_W,
+        taps_h, taps_w, (R + TAP_H - 1) // TAP_H, (S + TAP_W - 1) // TAP_W,
+        -(TAP_H * DIL_H // STRIDE_H), -(TAP_W * DIL_W // STRIDE_W), MULTIPLIER, BM, BN, ACC,
+    )  # fmt: skip
+    o_dx = (((n * H + h) * W + w) * C)[:, None]
+    m_dx = in_range[:, None] & tail_mask(c, C, BN)
+    tl.store(dx_ptr + o_dx + c[None, :], acc.to(dx_ptr.dtype.element_ty), mask=m_dx)
 
 
 @triton.jit
