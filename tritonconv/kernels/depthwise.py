@@ -96,11 +96,12 @@ def depthwise_fprop(
 ):  # fmt: skip
     """y[n, p, q, k] = activation(norm(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, k]) + residual).
 
-    The norm is that of `conv_fprop`. Grid: (rows of N·P × tiles of Q, tiles of K). `w_ptr`: panels [tiles of K, R·S, BN].
+    The norm is that of `conv_fprop`. Grid: (rows of N·P × tiles of Q × tiles of K). `w_ptr`: panels [tiles of K, R·S, BN].
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    row, q0 = row_tile(tl.program_id(0), Q, BM)
-    tile_n = tl.program_id(1)
+    K_TILES: tl.constexpr = (K + BN - 1) // BN
+    row, q0 = row_tile(tl.program_id(0) // K_TILES, Q, BM)
+    tile_n = tl.program_id(0) % K_TILES
     q = q0 + tl.arange(0, BM)
     k = tile_n * BN + tl.arange(0, BN)
     acc = window_sum(
@@ -132,23 +133,24 @@ def depthwise_dgrad(
     """dx[n, h, w, c] = Σ dy[n, p, q, k] w[r, s, k] where p·stride + r·dilation = h + pad, and so for (q, s) and w.
 
     Which taps take part depends only on (h, w) modulo the stride: a program takes pixels of one residue class.
-    Grid: (rows × tiles of columns of the largest class, tiles of C, classes). `w_ptr`: panels [tiles of C, R·S, K/C, BN].
+    Grid: (rows × tiles of columns of the largest class × tiles of C, 1, classes). `w_ptr`: panels [tiles of C, R·S, K/C, BN].
     """
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     MULTIPLIER: tl.constexpr = K // C
+    C_TILES: tl.constexpr = (C + BN - 1) // BN
     TAP_H: tl.constexpr = tap_step(STRIDE_H, DIL_H)
     TAP_W: tl.constexpr = tap_step(STRIDE_W, DIL_W)
     # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W).
     h0 = tl.program_id(2) // STRIDE_W
     w0 = tl.program_id(2) % STRIDE_W
     rows = (H + STRIDE_H - 1) // STRIDE_H
-    row, j0 = row_tile(tl.program_id(0), (W + STRIDE_W - 1) // STRIDE_W, BM)
+    row, j0 = row_tile(tl.program_id(0) // C_TILES, (W + STRIDE_W - 1) // STRIDE_W, BM)
     n = (row // rows).to(tl.int64)
     i = row % rows
     h = h0 + i * STRIDE_H
     w = w0 + (j0 + tl.arange(0, BM)) * STRIDE_W
     in_range = (h < H) & (w < W)
-    tile_n = tl.program_id(1)
+    tile_n = tl.program_id(0) % C_TILES
     c = tile_n * BN + tl.arange(0, BN)
     r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
     s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)

@@ -30,7 +30,7 @@ def _constexprs(geometry: ConvGeometry, config: TileConfig) -> dict:
 def fprop_launch(target: str, geometry: ConvGeometry, dtype, activation, config=None, eps: float = 0.0) -> Launch:
     """Tensors: those of `conv.fprop_launch`, but moments."""
     config = config or config_of("depthwise_fprop", geometry, dtype, target)
-    grid = geometry.N * geometry.P * cdiv(geometry.Q, config.BM), cdiv(geometry.K, config.BN), 1
+    grid = geometry.N * geometry.P * cdiv(geometry.Q, config.BM) * cdiv(geometry.K, config.BN), 1, 1
     constexprs = _constexprs(geometry, config) | {"EPS": eps, "ACTIVATION": activation}
     return Launch(depthwise.depthwise_fprop, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
@@ -40,7 +40,7 @@ def dgrad_launch(target: str, geometry: ConvGeometry, dtype, config=None) -> Lau
     config = config or config_of("depthwise_dgrad", geometry, dtype, target)
     stride_h, stride_w = geometry.stride
     tiles = geometry.N * cdiv(geometry.H, stride_h) * cdiv(cdiv(geometry.W, stride_w), config.BM)
-    grid = tiles, cdiv(geometry.C, config.BN), stride_h * stride_w
+    grid = tiles * cdiv(geometry.C, config.BN), 1, stride_h * stride_w
     constexprs = _constexprs(geometry, config)
     return Launch(depthwise.depthwise_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
