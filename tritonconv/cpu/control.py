@@ -115,13 +115,14 @@ def lower_if(low, op):
     for blocks in op.regions:
         with code.arm() as arm:
             if blocks:
-                used = low.region(blocks[0])
+                outer, e.region, used = e.region, arm.depth, low.used
+                low.block(blocks[0])
                 values = blocks[0].ops[-1].operands
                 for value, dest in zip(values, dests, strict=True):
                     if dest:
                         low.fill(dest, lambda idx, value=value: e.at(value, idx))
                 scalars.append([e.scalar(e.at(v))[0] for v in values if not v.type.rank])
-                low.used = used
+                e.region, low.used = outer, used
         arms.append(arm)
     ends = code.branch(condition.ssa, *arms)
     position = 0

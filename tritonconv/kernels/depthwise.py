@@ -116,7 +116,7 @@ def depthwise_fprop(
     if mean_ptr is not None:
         acc, _ = normalized(acc, mean_ptr, var_ptr, k, K, EPS)
         acc = affine(acc, gamma_ptr, beta_ptr, 0, k, K)
-    o_y = ((row.to(tl.int64) * Q + q) * K)[:, None]
+    o_y = ((tl.cast(row, tl.int64) * Q + q) * K)[:, None]
     m_y = (q < Q)[:, None] & tail_mask(k, K, BN)
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + o_y + k[None, :], mask=m_y, other=0.0).to(ACC)  # [BM, BN]
@@ -168,6 +168,19 @@ def depthwise_dgrad(
 
 
 @triton.jit
+def column_sum(
+    p_dy, p_x, q0, stop, m_k, C: tl.constexpr, K: tl.constexpr, STRIDE_W: tl.constexpr,
+    BM: tl.constexpr, ACC: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """[BN] sums over the columns q0, …, q0 + BM − 1 below `stop` of dy[q] · x[q·STRIDE_W]. FULL: all of them are."""
+    q = (q0 + tl.arange(0, BM))[:, None]
+    mask = m_k if FULL else (q < stop) & m_k
+    dy = tl.load(p_dy[None, :] + q.to(tl.int64) * K, mask=mask, other=0.0)  # [BM, BN]
+    x = tl.load(p_x[None, :] + q.to(tl.int64) * (STRIDE_W * C), mask=mask, other=0.0)  # [BM, BN]
+    return tl.sum(dy.to(ACC) * x.to(ACC), 0)
+
+
+@triton.jit
 def depthwise_wgrad(
     dy_ptr, x_ptr, dw_ptr, N, H, W, P, Q, rows, stride_split, stride_k, stride_tap,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
@@ -185,20 +198,19 @@ def depthwise_wgrad(
     k = tl.program_id(1) * BN + tl.arange(0, BN)
     h0 = tap // S * DIL_H - PAD_H
     w0 = tap % S * DIL_W - PAD_W
+    # Columns whose tap lies in the image: the others mask dy too, where an inf must not meet the zero of a padded pixel.
+    first = tl.maximum(tl.cdiv(-w0, STRIDE_W), 0)
+    last = tl.minimum(tl.cdiv(W - w0, STRIDE_W), Q)
+    full = first + (last - first) // BM * BM
     acc = tl.zeros((BN,), ACC)
     for row in range(split * rows, tl.minimum((split + 1) * rows, N * P)):
         h = row % P * STRIDE_H + h0
-        # A tap outside the image masks dy too: an inf there must not meet the zero that stands for the pixel.
-        columns = tl.where((h >= 0) & (h < H), Q, 0)
-        p_dy = dy_ptr + row.to(tl.int64) * Q * K + k
-        p_x = x_ptr + (row // P * H + h).to(tl.int64) * W * C + k // (K // C)
-        for start in range(0, columns, BM):
-            q = start + tl.arange(0, BM)
-            w = q * STRIDE_W + w0
-            m_row = (q < Q) & (w >= 0) & (w < W)
-            mask = m_row[:, None] & (k < K)[None, :]
-            dy = tl.load(p_dy[None, :] + q[:, None].to(tl.int64) * K, mask=mask, other=0.0)  # [BM, BN]
-            x = tl.load(p_x[None, :] + w[:, None].to(tl.int64) * C, mask=mask, other=0.0)  # [BM, BN]
-            acc += tl.sum(dy.to(ACC) * x.to(ACC), 0)
+        if (h >= 0) & (h < H):
+            p_dy = dy_ptr + tl.cast(row, tl.int64) * Q * K + k
+            p_x = x_ptr + ((tl.cast(row // P, tl.int64) * H + h) * W + w0) * C + k // (K // C)
+            for q0 in range(first, full, BM):
+                acc += column_sum(p_dy, p_x, q0, full, tail_mask(k, K, BN), C, K, STRIDE_W, BM, ACC, True)
+            for q0 in range(full, last, BM):
+                acc += column_sum(p_dy, p_x, q0, last, tail_mask(k, K, BN), C, K, STRIDE_W, BM, ACC, False)
     p_dw = dw_ptr + split.to(tl.int64) * stride_split + k * stride_k + tap * stride_tap
     tl.store(p_dw, acc.to(dw_ptr.dtype.element_ty), mask=k < K)
