@@ -1,4 +1,4 @@
-"""Convolution: fprop, dgrad and wgrad as implicit GEMMs."""
+"""Convolution: fprop, dgrad and wgrad as implicit GEMMs, or by the algorithm that takes the geometry."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..configs import TileConfig
 from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import conv
+from . import depthwise
 from .common import (
     accumulator_of,
     config_of,
@@ -24,7 +25,7 @@ from .common import (
     sum_splits,
     window,
 )
-from .norm import Moments, Norm, empty_moments
+from .norm import Moments, Norm, empty_moments, moments
 
 
 def _conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) -> dict:
@@ -97,6 +98,8 @@ def bind_fprop(
 
     It holds for other inputs of the shape and dtype of `x`. `keep_pack` is False for a weight in training.
     """
+    if depthwise.takes(geometry):
+        return depthwise.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
     eps = 0.0 if norm is None else norm.eps
     launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), activation, config, eps)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
@@ -125,13 +128,16 @@ def fprop_with_moments(
     config: TileConfig | None = None,
 ) -> tuple[Tensor, Moments]:
     """x ∗ weight + bias, [N, K, P, Q], and its statistics per channel."""
+    if depthwise.takes(geometry):
+        y = depthwise.bind_fprop(x, weight, bias, geometry, None, keep_pack, config)(x)
+        return y, moments(y)
     launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), None, config)
     y = empty_nhwc(x, *geometry.output)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
-    moments = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, launch.constexprs["BM"])
-    run(nhwc(x), panels, bias, y, *(None,) * 5, moments.partial)
-    return y, moments
+    partial = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, launch.constexprs["BM"])
+    run(nhwc(x), panels, bias, y, *(None,) * 5, partial.partial)
+    return y, partial
 
 
 def dgrad(
@@ -145,6 +151,8 @@ def dgrad(
 ) -> Tensor:
     """The gradient [N, C, H, W] of the input, given that of the output, dy [N, K, P, Q]; or transposed convolution of
     dy, which is activation(gradient + bias)."""
+    if depthwise.takes(geometry) and bias is None and activation is None:
+        return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
     launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config)
     dx = empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
     panels = packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"], keep_pack)
@@ -160,6 +168,8 @@ def wgrad(
     config: TileConfig | None = None,
 ) -> Tensor:
     """The gradient [K, C/groups, R, S] of the weight, in `memory_format`; the order of summation is always the same."""
+    if depthwise.takes(geometry):
+        return depthwise.wgrad(dy, x, geometry, memory_format, config)
     device = dy.device
     channels_last = memory_format is torch.channels_last
     launch, run = prepare(device, wgrad_launch, geometry, dy.dtype, precision_of(dy), channels_last, config)

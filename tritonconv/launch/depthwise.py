@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,8 @@ from .norm import Norm
 
 
 def takes(geometry: ConvGeometry) -> bool:
-    return geometry.groups == geometry.C > 1
+    """Channels of their own, each with few filters: many are a matrix product."""
+    return geometry.groups == geometry.C > 1 and geometry.Kg <= 4
 
 
 def _constexprs(geometry: ConvGeometry, config: TileConfig) -> dict:
@@ -61,7 +63,7 @@ def _panels(weight: Tensor, geometry: ConvGeometry, columns: int, BN: int, keep:
     return packing.panels(weight, as_dense, "fprop", BN, keep)
 
 
-def fprop(
+def bind_fprop(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -70,17 +72,20 @@ def fprop(
     keep_pack: bool = True,
     config: TileConfig | None = None,
     norm: Norm | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """See `conv.fprop`."""
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """See `conv.bind_fprop`."""
     eps = 0.0 if norm is None else norm.eps
     launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, activation, config, eps)
-    y = empty_nhwc(x, geometry.N, geometry.K, geometry.P, geometry.Q)
     panels = _panels(weight, geometry, geometry.K, launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
     statistics = (None,) * 4 if norm is None else norm.tensors
-    run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual))
-    return y
+
+    def fprop(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = empty_nhwc(x, *geometry.output)
+        run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual))
+        return y
+
+    return fprop
 
 
 def dgrad(
