@@ -13,7 +13,7 @@ from tritonconv.functional import conv2d
 from tritonconv.launch.norm import Norm
 
 TARGETS = ("interpreter", "cpu", "sm_90", "gfx942")
-# Rows of one tile and of several, of which some lie inside the image; classes that few taps reach; two filters a channel.
+# Rows of one tile and of several, of which some lie inside the image; classes that few taps reach; two filters each.
 CASES = (
     ConvCase((2, 17, 3, 21), (17, 3, 3), padding=(1, 1), groups=17),
     ConvCase((1, 16, 5, 36), (16, 3, 5), stride=(2, 2), padding=(1, 2), groups=16),

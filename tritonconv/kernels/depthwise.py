@@ -44,10 +44,7 @@ def tap_sum(
             o_w = (r * W_STEP_H + s * W_STEP_W) * (DEPTH * BN)
             for i in tl.static_range(DEPTH):
                 x = tl.load(p_x + o_x + i, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-                if INSIDE:
-                    weight = tl.load(p_w + o_w + i * BN)  # [BN]
-                else:
-                    weight = tl.load(p_w + o_w + i * BN, mask=m_tap, other=0.0)  # [BN]
+                weight = tl.load(p_w + o_w + i * BN, mask=INSIDE or m_tap, other=0.0)  # [BN]
                 acc += x * weight.to(ACC)[None, :]
     return acc
 
@@ -59,7 +56,7 @@ def window_sum(
     taps_h, taps_w, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     DEPTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """[BM, BN] sums over taps r < taps_h, s < taps_w and i < DEPTH of image[h + r·STEP_H, w + s·STEP_W, n + i] × weights.
+    """[BM, BN] sums over taps r < taps_h, s < taps_w and i < DEPTH: image[h + r·STEP_H, w + s·STEP_W, n + i] × weight.
 
     The columns w [BM] are w0, w0 + COLUMN, …; `x_ptr` [1, BN] points at pixel (0, 0) of the H × W image, channels n,
     PIXEL elements a pixel. Pixels outside the image and columns not `in_range` count as zero. `p_w` [BN] points at tap
@@ -96,7 +93,7 @@ def depthwise_fprop(
 ):  # fmt: skip
     """y[n, p, q, k] = activation(norm(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, k]) + residual).
 
-    The norm is that of `conv_fprop`. Grid: (rows of N·P × tiles of Q × tiles of K). `w_ptr`: panels [tiles of K, R·S, BN].
+    The norm is that of `conv_fprop`. Grid: (N·P × tiles of Q × tiles of K). `w_ptr`: panels [tiles of K, R·S, BN].
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     K_TILES: tl.constexpr = (K + BN - 1) // BN
@@ -133,7 +130,8 @@ def depthwise_dgrad(
     """dx[n, h, w, c] = Σ dy[n, p, q, k] w[r, s, k] where p·stride + r·dilation = h + pad, and so for (q, s) and w.
 
     Which taps take part depends only on (h, w) modulo the stride: a program takes pixels of one residue class.
-    Grid: (rows × tiles of columns of the largest class × tiles of C, 1, classes). `w_ptr`: panels [tiles of C, R·S, K/C, BN].
+    Grid: (rows × tiles of columns of the largest class × tiles of C, 1, classes). `w_ptr`: panels
+    [tiles of C, R·S, K/C, BN].
     """
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     MULTIPLIER: tl.constexpr = K // C
@@ -198,7 +196,7 @@ def depthwise_wgrad(
     k = tl.program_id(1) * BN + tl.arange(0, BN)
     h0 = tap // S * DIL_H - PAD_H
     w0 = tap % S * DIL_W - PAD_W
-    # Columns whose tap lies in the image: the others mask dy too, where an inf must not meet the zero of a padded pixel.
+    # Columns whose tap lies in the image. The others are left out: an inf of dy must not meet a padded pixel's zero.
     first = tl.maximum(tl.cdiv(-w0, STRIDE_W), 0)
     last = tl.minimum(tl.cdiv(W - w0, STRIDE_W), Q)
     full = first + (last - first) // BM * BM
