@@ -9,7 +9,8 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .common import activate, inside, tap_step, taps_of
+from .activations import activate
+from .common import inside, tap_step, taps_of
 from .norm import affine, normalized
 
 
