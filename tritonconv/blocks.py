@@ -55,37 +55,21 @@ class ConvBlock:
 
 
 @dataclass(frozen=True)
-class ConvTransposeBlock:
-    """Transposed convolution, bias, activation."""
+class ActivatedBlock:
+    """A module of another kind, and the activation after it."""
 
-    conv: str
+    kind: str
+    module: str
     activation: str | None = None
     activation_module: str | None = None
 
     @property
     def pattern(self) -> str:
-        return f"conv_transpose2d+{self.activation.partition('(')[0]}" if self.activation else "conv_transpose2d"
+        return "+".join(part for part in (self.kind, _name(self.activation)) if part)
 
     @property
     def members(self) -> tuple[str, ...]:
-        return (self.conv,) if self.activation_module is None else (self.conv, self.activation_module)
-
-
-@dataclass(frozen=True)
-class NormBlock:
-    """Batch norm that follows no convolution, and activation."""
-
-    norm: str
-    activation: str | None = None
-    activation_module: str | None = None
-
-    @property
-    def pattern(self) -> str:
-        return "+".join(part for part in ("batch_norm2d", _name(self.activation)) if part)
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        return (self.norm,) if self.activation_module is None else (self.norm, self.activation_module)
+        return (self.module,) if self.activation_module is None else (self.module, self.activation_module)
 
 
 @dataclass(frozen=True)
@@ -103,7 +87,7 @@ class PoolBlock:
         return () if self.pool is None else (self.pool,)
 
 
-Block = ConvBlock | ConvTransposeBlock | NormBlock | PoolBlock
+Block = ConvBlock | ActivatedBlock | PoolBlock
 
 
 def intercepted(module: nn.Module) -> bool:
@@ -149,6 +133,20 @@ def conv_transpose2d(
     )
     options = conv.stride, conv.padding, output_padding, conv.groups, conv.dilation
     return functional.conv_transpose2d(input, conv.weight, conv.bias, *options, activation=activation)
+
+
+def conv1d(conv: nn.Conv1d, input: Tensor, *, activation: str | None = None) -> Tensor:
+    """`activation(conv(input))` as one kernel. input: (N, C, W) or (C, W)."""
+    if conv.padding_mode != "zeros":
+        return _run(activation, nn.Conv1d.forward(conv, input))
+    convolution = conv.stride, conv.padding, conv.dilation, conv.groups
+    return functional.conv1d(input, conv.weight, conv.bias, *convolution, activation=activation)
+
+
+def batch_norm2d(norm: nn.BatchNorm2d, input: Tensor, *, activation: str | None = None) -> Tensor:
+    """`activation(norm(input))` in one pass. input: (N, C, H, W)."""
+    norm._check_input_dim(input)
+    return functional.batch_norm(input, *_statistics(norm), activation=activation)
 
 
 def max_pool2d(pool: nn.MaxPool2d, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -209,26 +207,22 @@ def conv_block(
     )
 
 
-def conv_transpose_block(
-    conv: nn.ConvTranspose2d, activation: nn.Module | str, input: Tensor, output_size: list[int] | None = None
-) -> Tensor:
-    """A fused `ConvTransposeBlock` of a rewritten forward."""
+def activated_block(module: nn.Module, activation: nn.Module | str, *args, **kwargs) -> Tensor:
+    """A fused `ActivatedBlock` of a rewritten forward; the arguments are those of `module`."""
     text = activation_text(activation)
-    modules = (module for module in (conv, activation) if isinstance(module, nn.Module))
+    modules = (each for each in (module, activation) if isinstance(each, nn.Module))
     if text == "" or any(map(intercepted, modules)):
-        return _run(activation, conv(input, output_size))
-    return conv_transpose2d(conv, input, output_size, activation=text)
+        return _run(activation, module(*args, **kwargs))
+    run = next(run for cls, run in ACTIVATED.items() if isinstance(module, cls))
+    return run(module, *args, **kwargs, activation=text)
 
 
-def norm_block(norm: nn.BatchNorm2d, activation: nn.Module | str, input: Tensor) -> Tensor:
-    """A fused `NormBlock` of a rewritten forward."""
-    text = activation_text(activation)
-    modules = (module for module in (norm, activation) if isinstance(module, nn.Module))
-    if text == "" or any(map(intercepted, modules)):
-        return _run(activation, norm(input))
-    norm._check_input_dim(input)
-    return functional.batch_norm(input, *_statistics(norm), activation=text)
-
-
+# Modules that run with an activation in their kernel, beside Conv2d.
+ACTIVATED = {nn.Conv1d: conv1d, nn.ConvTranspose2d: conv_transpose2d, nn.BatchNorm2d: batch_norm2d}
 # The modules that `patch` swaps wherever they are, and what they then run. A norm alone is not worth it.
-LEAVES = {nn.Conv2d: conv2d, nn.ConvTranspose2d: conv_transpose2d, nn.MaxPool2d: max_pool2d}
+LEAVES = {
+    nn.Conv1d: conv1d,
+    nn.Conv2d: conv2d,
+    nn.ConvTranspose2d: conv_transpose2d,
+    nn.MaxPool2d: max_pool2d,
+}

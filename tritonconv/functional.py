@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .ops import conv, conv_transpose, norm, pool
+from .ops import conv1d as one_dimensional
 
 
 def conv2d(
@@ -36,6 +37,41 @@ def conv2d(
     Derivatives of every order are supported.
     """
     return conv.conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int] = 1,
+    padding: str | int | tuple[int] = 0,
+    dilation: int | tuple[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.conv1d`, followed by an activation in the same kernel; as `conv2d` above.
+
+    input [N, C, W] or [C, W]; weight [K, C/groups, S]; bias [K]. Returns [N, K, Q] or [K, Q].
+    """
+    return one_dimensional.conv1d(input, weight, bias, stride, padding, dilation, groups, activation)
+
+
+def causal_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    dilation: int = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """`conv1d` in which nothing depends on what comes later: padded on the left alone, without a copy.
+
+    input [N, C, W] or [C, W]; weight [K, C/groups, S]; bias [K]. Returns [N, K, W] or [K, W]:
+    y[n, k, w] = activation(bias[k] + Σ input[n, c, w − (S − 1 − s)·dilation] weight[k, c, s]).
+    """
+    return one_dimensional.causal_conv1d(input, weight, bias, dilation, groups, activation)
 
 
 def conv2d_batch_norm(

@@ -8,6 +8,26 @@ from torch import Tensor
 from . import functional
 
 
+class Conv1d(torch.nn.Conv1d):
+    """`torch.nn.Conv1d`, followed by `activation` (None or one that `functional.conv2d` lists) in the same kernel."""
+
+    def __init__(self, *args, activation: str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return functional.conv1d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+
+
 class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d`, followed by `activation` (None or "relu") in the same kernel."""
 

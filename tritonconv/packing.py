@@ -41,7 +41,7 @@ class Snapshot(NamedTuple):
     def of(weight: Tensor) -> Snapshot:
         probe = None
         if weight.device.type == "cpu":
-            some = weight.detach()[:: 1 + weight.shape[0] // 16, 0, 0, 0]
+            some = weight.detach()[:: 1 + weight.shape[0] // 16][(slice(None), *(0,) * (weight.dim() - 1))]
             probe = some.view(_BITS[weight.dtype.itemsize]).numpy()
         return Snapshot(weight._version, weight.data_ptr(), probe, None if probe is None else probe.tobytes())
 
@@ -55,7 +55,7 @@ _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: bool) -> Tensor:
-    """Panels [groups, ⌈columns/BN⌉, R·S·reduced, BN] of a weight [K, C/groups, R, S].
+    """Panels [groups, ⌈columns/BN⌉, R·S·reduced, BN] of a weight [K, C/groups, R, S], R left out of a 1-D one.
 
     `layout` "fprop" reduces over input channels and has output channels as columns; "dgrad" the other way round.
     `keep`: whether the pack may serve again, which that of a weight in training cannot.

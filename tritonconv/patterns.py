@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 
 import torch
@@ -10,12 +11,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .blocks import (
+    ACTIVATED,
     ACTIVATION_MODULES,
     LEAVES,
+    ActivatedBlock,
     Block,
     ConvBlock,
-    ConvTransposeBlock,
-    NormBlock,
     PoolBlock,
     activation_text,
     intercepted,
@@ -131,12 +132,12 @@ def _longer(match: Match, node: fx.Node, **block) -> Match:
     return replace(match, block=replace(match.block, **block), nodes=(*match.nodes, node), status="fused")
 
 
-_EPILOGUE = {"batch norm": _with_norm, "addition": _with_residual, "activation": _with_activation}
+_ACTIVATION = {"activation": _with_activation}
+_EPILOGUE = {"batch norm": _with_norm, "addition": _with_residual, **_ACTIVATION}
 KINDS = {
     nn.Conv2d: (ConvBlock, _EPILOGUE),
-    nn.ConvTranspose2d: (ConvTransposeBlock, {"activation": _with_activation}),
-    nn.BatchNorm2d: (NormBlock, {"activation": _with_activation}),
     nn.MaxPool2d: (PoolBlock, {}),
+    **{cls: (partial(ActivatedBlock, run.__name__), _ACTIVATION) for cls, run in ACTIVATED.items()},
 }
 
 

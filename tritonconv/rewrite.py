@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from . import blocks, functional, swap
-from .blocks import ConvBlock, ConvTransposeBlock, NormBlock, PoolBlock
+from .blocks import ActivatedBlock, ConvBlock, PoolBlock
 from .patterns import Match
 from .trace import Trace
 
@@ -42,22 +42,15 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
     _replace(graph, match, fused)
 
 
-def _fuse_norm(graph: fx.Graph, match: Match) -> None:
-    block, input = match.block, match.nodes[0].all_input_nodes[0]
-    with graph.inserting_before(match.place):
-        fused = graph.call_function(blocks.norm_block, (graph.get_attr(block.norm), _activation(graph, block), input))
-    _replace(graph, match, fused)
-
-
-def _fuse_conv_transpose(graph: fx.Graph, match: Match) -> None:
+def _fuse_activated(graph: fx.Graph, match: Match) -> None:
     block, (call, *_) = match.block, match.nodes
     with graph.inserting_before(match.place):
-        modules = graph.get_attr(block.conv), _activation(graph, block)
-        fused = graph.call_function(blocks.conv_transpose_block, (*modules, *call.args), call.kwargs)
+        modules = graph.get_attr(block.module), _activation(graph, block)
+        fused = graph.call_function(blocks.activated_block, (*modules, *call.args), call.kwargs)
     _replace(graph, match, fused)
 
 
-def _activation(graph: fx.Graph, block: ConvBlock | ConvTransposeBlock | NormBlock) -> fx.Node | str | None:
+def _activation(graph: fx.Graph, block: ConvBlock | ActivatedBlock) -> fx.Node | str | None:
     return block.activation if block.activation_module is None else graph.get_attr(block.activation_module)
 
 
@@ -74,12 +67,7 @@ def _retarget_pool(graph: fx.Graph, match: Match) -> None:
     call.target = functional.max_pool2d
 
 
-_REWRITES = {
-    ConvBlock: _fuse_conv,
-    ConvTransposeBlock: _fuse_conv_transpose,
-    NormBlock: _fuse_norm,
-    PoolBlock: _retarget_pool,
-}
+_REWRITES = {ConvBlock: _fuse_conv, ActivatedBlock: _fuse_activated, PoolBlock: _retarget_pool}
 
 
 def _holders(graph: fx.Graph) -> list[str]:

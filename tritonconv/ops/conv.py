@@ -156,16 +156,21 @@ def conv2d(input, weight, bias, stride, padding, dilation, groups, residual, act
     left = ()  # of the epilogue, to torch
     if residual is not None and not (x.dim() == 4 and fits(residual, geometry.output, x, channels_last)):
         left, residual, activation = (residual, activation), None, None
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b, residual)):
-        if activation is not None and activations.activation(activation).backward is None:
-            left, activation = (None, activation), None
-        y = Fprop.apply(batched, w, b, residual, geometry, activation)
-    else:
-        y = launch.fprop(batched, w, b, geometry, activation, residual=residual)
+    y = run(batched, w, b, residual, geometry, activation)
     if not channels_last:
         y = nchw(y)
     y = y if x.dim() == 4 else y.squeeze(0)
     return finish(y, *left) if left else y
+
+
+def run(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: ConvGeometry, activation) -> Tensor:
+    """activation(x ∗ w + b + residual), [N, K, P, Q] in channels_last memory; w [K, C/groups, (R,) S]."""
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b, residual))):
+        return launch.fprop(x, w, b, geometry, activation, residual=residual)
+    w = w if w.dim() == 4 else w.unsqueeze(2)
+    if activation is not None and activations.activation(activation).backward is None:
+        return finish(Fprop.apply(x, w, b, residual, geometry, None), None, activation)
+    return Fprop.apply(x, w, b, residual, geometry, activation)
 
 
 def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
