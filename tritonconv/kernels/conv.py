@@ -1,6 +1,7 @@
 """Convolution as an implicit GEMM: fprop, dgrad and wgrad over NHWC activations and packed weights.
 
-C and K are channels per group, GROUPS of them side by side in a pixel. Sizes that vary at run time: N, H, W of the
+C and K are channels per group, GROUPS of them side by side in a pixel. Where x is read, pixels lie PIXEL elements apart:
+GROUPS·C, or fewer where they overlap (`launch.conv.overlapping`). Sizes that vary at run time: N, H, W of the
 input and P, Q of the output. An offset that is a multiple of the channel count is int64, since a tensor may have 2³¹
 elements or more.
 """
@@ -66,7 +67,8 @@ def conv_fprop(
     x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, N, H, W, P, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, PIXEL: tl.constexpr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """y[n, p, q, k] = activation(norm(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k]) + residual).
@@ -91,7 +93,7 @@ def conv_fprop(
         w = q * STRIDE_W - PAD_W
         pixel = (n * H + h) * W + w
     acc = implicit_gemm(
-        x_ptr + group * C + pixel.to(tl.int64) * (GROUPS * C), h, w, m < M, H, W, GROUPS * C,
+        x_ptr + group * C + pixel.to(tl.int64) * PIXEL, h, w, m < M, H, W, PIXEL,
         w_ptr + (group * K_TILES + tile_n) * (R * S * C * BN), 0, S, 1,
         R, S, DIL_H, DIL_W,
         C, BM, BN, BK, ACC, PRECISION,
@@ -178,7 +180,7 @@ def conv_wgrad(
     dy_ptr, x_ptr, dw_ptr, N, H, W, P, Q, rows, stride_split, stride_k, stride_c, stride_tap,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, PRECISION: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, PIXEL: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """dw[split][k, c, r, s] = Σ dy[n, p, q, k] x[n, p·stride − pad + r·dilation, …, c] over a split's (n, p, q).
@@ -213,7 +215,7 @@ def conv_wgrad(
             # A padded pixel masks dy too: an inf there must not meet the zero that stands for the pixel.
             m_row = m_row & inside(h, w, H, W)
             n, p, q = advance(n, p, q, step_n, step_p, step_q, P, Q)
-        o_x = pixel.to(tl.int64) * (GROUPS * C)
+        o_x = pixel.to(tl.int64) * PIXEL
         o_dy = m.to(tl.int64) * (GROUPS * K)
         dy = tl.load(p_dy + o_dy[None, :], mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
         x = tl.load(p_x + o_x[:, None], mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]

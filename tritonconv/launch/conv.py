@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,8 +43,35 @@ def _conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig)
     }
 
 
+def overlaps(geometry: ConvGeometry) -> bool:
+    return geometry.C <= 4 and geometry.groups == 1 < geometry.S and geometry.dilation[1] == 1
+
+
+def overlapping(geometry: ConvGeometry) -> ConvGeometry:
+    """The convolution of few channels as one of S·C channels, with filters one pixel wide, over a padded input.
+
+    In a row of NHWC memory the S pixels of a window lie side by side, if none of them is padding: they are as good as
+    one pixel of S·C channels, which shares most of them with its neighbours. So a row of the filter is one reduction
+    that is long enough for a matrix product.
+    """
+    (top, bottom), (left, right) = geometry.padding
+    H, W = geometry.H + top + bottom, geometry.W + left + right
+    # The last S − 1 pixels of a row begin no window.
+    padding = (0, 0), (0, 1 - geometry.S)
+    return replace(geometry, C=geometry.S * geometry.C, S=1, H=H, W=W, padding=padding)
+
+
+def padded(x: Tensor, geometry: ConvGeometry) -> Tensor:
+    """x with its padding in memory."""
+    (top, bottom), (left, right) = geometry.padding
+    H, W = geometry.H + top + bottom, geometry.W + left + right
+    whole = empty_nhwc(x, geometry.N, geometry.C, H, W).zero_()
+    whole[:, :, top : top + geometry.H, left : left + geometry.W] = x
+    return whole
+
+
 def fprop_launch(
-    target: str, geometry: ConvGeometry, dtype, precision, activation, config=None, eps: float = 0.0
+    target: str, geometry: ConvGeometry, dtype, precision, activation, config=None, eps: float = 0.0, pixel: int = 0
 ) -> Launch:
     """Tensors: x, panels "fprop", bias, y, then mean, var, gamma, beta of a norm, residual, moments. All but x, panels
     and y may be None."""
@@ -52,6 +80,7 @@ def fprop_launch(
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, 1
     constexprs = _conv_constexprs(geometry, precision, config) | {
         "GROUP_M": config.GROUP_M,
+        "PIXEL": pixel or geometry.C,
         "EPS": eps,
         "ACTIVATION": activation,
     }
@@ -71,7 +100,9 @@ def dgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, activati
     return Launch(conv.conv_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
 
-def wgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, channels_last: bool, config=None) -> Launch:
+def wgrad_launch(
+    target: str, geometry: ConvGeometry, dtype, precision, channels_last: bool, config=None, pixel: int = 0
+) -> Launch:
     """Tensors: dy, x, and either dw (one split) or [splits, elements of dw] partial sums, in dw's order of elements."""
     config = config or config_of("wgrad", geometry, dtype, target)
     M, N, pixels = geometry.gemm("wgrad")
@@ -80,7 +111,7 @@ def wgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, channels
     strides = geometry.parameters, geometry.Cg * geometry.taps, stride_c, stride_tap
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.taps, geometry.groups * cdiv(pixels, rows)
     numbers = *sizes(geometry), rows, *strides
-    constexprs = _conv_constexprs(geometry, precision, config)
+    constexprs = _conv_constexprs(geometry, precision, config) | {"PIXEL": pixel or geometry.C}
     return Launch(conv.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
@@ -101,14 +132,18 @@ def bind_fprop(
     if depthwise.takes(geometry):
         return depthwise.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
     eps = 0.0 if norm is None else norm.eps
-    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), activation, config, eps)
+    overlap = overlaps(geometry)
+    problem = overlapping(geometry) if overlap else geometry
+    made = problem, x.dtype, precision_of(x), activation, config, eps, geometry.C
+    launch, run = prepare(x.device, fprop_launch, *made)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
     statistics = (None,) * 4 if norm is None else norm.tensors
 
     def fprop(x: Tensor, residual: Tensor | None) -> Tensor:
         y = empty_nhwc(x, *geometry.output)
-        run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual), None)
+        x = padded(x, geometry) if overlap else nhwc(x)
+        run(x, panels, bias, y, *statistics, None if residual is None else nhwc(residual), None)
         return y
 
     return fprop
@@ -131,9 +166,12 @@ def fprop_with_moments(
     if depthwise.takes(geometry):
         y = depthwise.bind_fprop(x, weight, bias, geometry, None, keep_pack, config)(x)
         return y, moments(y)
-    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), None, config)
+    pixel, plain = geometry.C, geometry
+    if overlaps(geometry):
+        x, geometry = padded(x, geometry), overlapping(geometry)
+    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), None, config, 0.0, pixel)
     y = empty_nhwc(x, *geometry.output)
-    panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
+    panels = packing.panels(weight, plain, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
     partial = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, launch.constexprs["BM"])
     run(nhwc(x), panels, bias, y, *(None,) * 5, partial.partial)
@@ -171,15 +209,19 @@ def wgrad(
     if depthwise.takes(geometry):
         return depthwise.wgrad(dy, x, geometry, memory_format, config)
     device = dy.device
-    channels_last = memory_format is torch.channels_last
-    launch, run = prepare(device, wgrad_launch, geometry, dy.dtype, precision_of(dy), channels_last, config)
-    shape = geometry.K, geometry.Cg, geometry.R, geometry.S
-    dw = torch.empty(shape, dtype=dy.dtype, device=device, memory_format=memory_format)
+    pixel, shape = geometry.C, (geometry.K, geometry.Cg, geometry.R, geometry.S)
+    computed = memory_format
+    if overlaps(geometry):
+        x, geometry = padded(x, geometry), overlapping(geometry)
+        computed = torch.channels_last
+    channels_last = computed is torch.channels_last
+    launch, run = prepare(device, wgrad_launch, geometry, dy.dtype, precision_of(dy), channels_last, config, pixel)
+    dw = torch.empty(shape, dtype=dy.dtype, device=device, memory_format=computed)
     splits = launch.grid[2] // geometry.groups
     if splits == 1:
         run(nhwc(dy), nhwc(x), dw)
-        return dw
-    partial = torch.empty((splits, dw.numel()), dtype=accumulator_of(dy), device=device)
-    run(nhwc(dy), nhwc(x), partial)
-    sum_splits(partial, dw)
-    return dw
+    else:
+        partial = torch.empty((splits, dw.numel()), dtype=accumulator_of(dy), device=device)
+        run(nhwc(dy), nhwc(x), partial)
+        sum_splits(partial, dw)
+    return dw.contiguous(memory_format=memory_format)
