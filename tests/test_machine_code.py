@@ -166,6 +166,21 @@ def test_an_epilogue_leaves_the_convolutions_loop_as_it_is(dtype, target):
             assert matching(code.loop, instructions) == matching(plain.loop, instructions)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
+def test_depthwise_kernels_fit_the_target_and_read_wide(dtype, target):
+    geometry = ConvGeometry(32, 144, 56, 56, 144, 3, 3, (1, 1), ((1, 1), (1, 1)), (1, 1), 144)
+    for made, dtypes in (
+        (launch.depthwise.fprop_launch(target, geometry, dtype, "relu"), (dtype,) * 4 + (None,) * 5),
+        (launch.depthwise.dgrad_launch(target, geometry, dtype), (dtype,) * 3),
+        (launch.depthwise.wgrad_launch(target, geometry, dtype), (dtype, dtype, f32)),
+    ):
+        code = compile_launch(made, dtypes, target)
+        check(code, target)
+        assert matching(code.code, MATRIX) == 0
+        assert matching(code.code, r"LDG.*\.(64|128)|(buffer|global)_load_(dwordx[24]|b64|b128)")
+
+
 @pytest.mark.parametrize(("target", "block"), (("sm_90", 1 << 13), ("gfx942", 1 << 15)))
 def test_what_does_not_fit_shows(target, block):
     reduction = replace(launch.common.sum_splits_launch(target, 4, 1 << 20), constexprs={"BLOCK": block}, num_warps=1)
