@@ -1,7 +1,7 @@
 """Convolution as an implicit GEMM: fprop, dgrad and wgrad over NHWC activations and packed weights.
 
-C and K are channels per group, GROUPS of them side by side in a pixel. Where x is read, pixels lie PIXEL elements apart:
-GROUPS·C, or fewer where they overlap (`launch.conv.overlapping`). Sizes that vary at run time: N, H, W of the
+C and K are channels per group, GROUPS of them side by side in a pixel. Where x is read, pixels lie PIXEL elements
+apart: GROUPS·C, or fewer where they overlap (`launch.conv.overlapping`). Sizes that vary at run time: N, H, W of the
 input and P, Q of the output. An offset that is a multiple of the channel count is int64, since a tensor may have 2³¹
 elements or more.
 """
@@ -85,7 +85,7 @@ def conv_fprop(
     tile_m, tile_n = tl.swizzle2d(pid // K_TILES, pid % K_TILES, tl.cdiv(M, BM), K_TILES, GROUP_M)
 
     m = tile_m * BM + tl.arange(0, BM)
-    if pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):  # a plain matrix product: output pixel m is input pixel m
+    if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):  # a plain matrix product: output pixel m is input pixel m
         pixel, h, w = m, 0, 0
     else:
         n, p, q = unravel(m, P, Q)
@@ -206,7 +206,7 @@ def conv_wgrad(
     for start in range(split * rows, stop, BK):
         m = start + tl.arange(0, BK)
         m_row = m < stop
-        if pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
+        if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
             pixel = m
         else:
             h = p * STRIDE_H + h0
