@@ -85,7 +85,8 @@ def conv_fprop(
     tile_m, tile_n = tl.swizzle2d(pid // K_TILES, pid % K_TILES, tl.cdiv(M, BM), K_TILES, GROUP_M)
 
     m = tile_m * BM + tl.arange(0, BM)
-    if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):  # a plain matrix product: output pixel m is input pixel m
+    # A plain matrix product: output pixel m is input pixel m.
+    if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
         pixel, h, w = m, 0, 0
     else:
         n, p, q = unravel(m, P, Q)
