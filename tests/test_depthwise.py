@@ -98,7 +98,7 @@ def test_a_packed_weight_serves_its_own_direction_only(device):
     case = CASES[2]
     x, weight, _ = operands(case, device=device)
     y = conv2d(x, weight, **case.options)
-    dx = launch.conv.dgrad(y, weight, case.geometry)
+    dx = launch.conv.dgrad(y, weight, None, case.geometry)
     assert torch.equal(dx, F.grad.conv2d_input(x.shape, weight, y, **case.options))
     assert torch.equal(conv2d(x, weight, **case.options), y)
 

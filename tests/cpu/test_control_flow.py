@@ -151,6 +151,23 @@ def test_flow(kernel):
         check(kernel, (1,), x.abs(), torch.zeros(2 * N), n, N)
 
 
+@triton.jit
+def loop_in_branch(x, out, n, N: tl.constexpr):
+    """What a branch hands on was made inside of it: it may not be read before."""
+    i = tl.arange(0, N)
+    total = tl.zeros([N], tl.float32)
+    for a in range(n):
+        if a % 2 == 0:
+            for b in range(a, n):
+                total += tl.load(x + i) * b
+    tl.store(out + i, total)
+
+
+@pytest.mark.parametrize("n", (0, 1, 2, 5))
+def test_a_loop_in_a_branch_in_a_loop(n):
+    check(loop_in_branch, (1,), torch.arange(N).float(), torch.zeros(N), n, N)
+
+
 def test_grid():
     check(program_ids, (3, 4, 2), torch.zeros(N), torch.zeros(N), 0, N)
     out = torch.zeros(N)

@@ -52,7 +52,8 @@ def overlapping(geometry: ConvGeometry) -> ConvGeometry:
 
     In a row of NHWC memory the S pixels of a window lie side by side, if none of them is padding: they are as good as
     one pixel of S·C channels, which shares most of them with its neighbours. So a row of the filter is one reduction
-    that is long enough for a matrix product.
+    that is long enough for a matrix product. An inf of dy meets the padding's zeros in memory and makes NaN, as in most
+    of torch's own kernels.
     """
     (top, bottom), (left, right) = geometry.padding
     H, W = geometry.H + top + bottom, geometry.W + left + right
