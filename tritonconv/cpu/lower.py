@@ -184,12 +184,19 @@ class Lowering:
 
     # ---- loop nests -----------------------------------------------------------------------------------------------
 
-    def nest(self, shape: tuple[int, ...], body: Callable[[Index], None], elem: str, lane: int | None = None):
-        """Runs `body` over all indices of `shape`, one dimension in vector lanes."""
+    def nest(
+        self,
+        shape: tuple[int, ...],
+        body: Callable[[Index], None],
+        elem: str,
+        lane: int | None = None,
+        vectors: int = 2,
+    ):
+        """Runs `body` over all indices of `shape`, one dimension in vector lanes, `vectors` registers of them at once."""
         e, outer = self.elements, self.elements.width
         if lane is None:
             lane = self.order_of(shape, body, elem)[-1] if shape else None
-        width = min(shape[lane], 2 * self.target.lanes(max(4, SIZE[elem]))) if shape else 1
+        width = min(shape[lane], vectors * self.target.lanes(max(4, SIZE[elem]))) if shape else 1
         with ExitStack() as loops:
             idx = []
             for d, n in enumerate(shape):

@@ -50,8 +50,16 @@ def lower_split(low, op):
 def lower_store(low, op):
     if op in low.deferred:
         return low.deferred.pop(op)()
+    if low.plan.last.get(op, op) is not op:
+        return
     type = op.operands[1].type
-    low.nest(type.shape or (), lambda idx: write_store(low.elements, op, idx), type.elem)
+    stores = low.plan.nests.get(op, (op,))
+
+    def write(idx):
+        for store in stores:
+            write_store(low.elements, store, idx)
+
+    low.nest(type.shape or (), write, type.elem, vectors=2 if len(stores) == 1 else 1)
 
 
 _RMW = {1: "and", 2: "or", 3: "xor", 4: "add", 5: "fadd", 6: "max", 7: "min", 8: "umax", 9: "umin", 10: "xchg"}

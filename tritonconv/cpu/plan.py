@@ -1,7 +1,7 @@
 """Decides which tensors are kept in memory and which are recomputed where they are used.
 
-A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …). An expression that ends
-in one root is computed inside that root's nest. One that ends in several, or inside a loop body below it, or that a
+A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …); stores that share a nest
+(`siblings.py`) are one, the last of them. An expression that ends in one root is computed inside that root's nest. One that ends in several, or inside a loop body below it, or that a
 broadcast would repeat, is kept in scratch memory, unless it costs next to nothing (integers, constants).
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from .elements import PURE
 from .ir import Block, Op, Value, walk
 from .provenance import Provenance
+from .siblings import siblings
 
 SHAPE = {"tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.trans", "tt.reshape", "tt.join", "tt.cat"}
 WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "tt.print", "tt.assert", "tt.call"}
@@ -26,12 +27,17 @@ class Plan:
         self.kept: set[Value] = set()  # pure values to be computed once, into a buffer
         self.fused: set[Op] = set()  # loads performed inside the nest that uses them
         self.roots: dict[Value, set] = {}
+        self.nests: dict[Op, tuple[Op, ...]] = {}  # the last store of a nest → all of them
+        self.last: dict[Op, Op] = {}  # a store → the last of its nest
         for op in walk(function):
             for region in op.regions:
                 for block in region:
                     self._block(block)
 
     def _block(self, block: Block):
+        for stores in siblings(block) if self.provenance else ():
+            self.nests[stores[-1]] = stores
+            self.last.update(dict.fromkeys(stores, stores[-1]))
         place = {op: i for i, op in enumerate(block.ops)}
         barriers = [i for i, op in enumerate(block.ops) if writes(op)]
         for op in reversed(block.ops):
@@ -55,7 +61,7 @@ class Plan:
             elif user.name in PURE and user.result.type.rank and user.result not in self.kept:
                 roots |= self.roots.get(user.result, set())
             else:
-                roots.add(user)
+                roots.add(self.last.get(user, user))
         return roots
 
     def epilogue(self, value: Value) -> Op | None:
@@ -79,8 +85,11 @@ class Plan:
         if len(roots) != 1:
             return False
         (root,) = roots
-        if isinstance(root, tuple) or any(place[load] < b < place[root] for b in barriers):
+        stores = self.nests.get(root, (root,))
+        if isinstance(root, tuple) or any(place[load] < b < place[stores[0]] for b in barriers):
             return False
+        if len(stores) > 1:
+            return all(self._apart(load.operands[0], store.operands[0]) for store in stores)
         if root.name == "tt.store":
             return same_place(load.operands[0], root.operands[0]) or self._apart(load.operands[0], root.operands[0])
         if root.name in ("tt.reduce", "tt.scan"):
