@@ -49,9 +49,7 @@ def test_a_batch_is_its_images(case, device):
 def test_groups_are_separate_convolutions(case, device):
     x, weight = operands(case, device)
     options = case.options | {"groups": 1}
-    parts = [
-        conv2d(a, b, **options) for a, b in zip(x.chunk(case.groups, 1), weight.chunk(case.groups), strict=True)
-    ]
+    parts = [conv2d(a, b, **options) for a, b in zip(x.chunk(case.groups, 1), weight.chunk(case.groups), strict=True)]
     assert torch.equal(conv2d(x, weight, **case.options), torch.cat(parts, 1))
 
 

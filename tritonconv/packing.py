@@ -6,6 +6,7 @@ lives and stays as it was.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,20 @@ from .geometry import ConvGeometry
 
 # From [groups, Kg, Cg, R, S] to [groups, R, S, reduced channels, columns].
 _LAYOUTS = {"fprop": (0, 3, 4, 2, 1), "dgrad": (0, 3, 4, 1, 2)}
+
+
+def _taps_at_points() -> Tensor:
+    """[6, 3]: a filter's polynomial at 0, ±√½, ±√2, each over the product of the point's distances to the others, and
+    at ∞."""
+    points = 0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)
+    scales = [math.prod(p - other for other in points if other != p) for p in points]
+    finite = [[p**tap / scale for tap in range(3)] for p, scale in zip(points, scales, strict=True)]
+    return torch.tensor([*finite, [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+# Winograd's algorithm: the plain layout, and what turns its 9 taps into 36. dgrad's taps run backwards.
+_FILTER = torch.kron(_taps_at_points(), _taps_at_points())
+_TRANSFORMS = {"winograd_fprop": ("fprop", _FILTER), "winograd_dgrad": ("dgrad", _FILTER.flip(1))}
 
 
 # NumPy, quick at looking at a few numbers, knows no bfloat16: it is shown the bits.
@@ -57,7 +72,8 @@ _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: bool) -> Tensor:
     """Panels [groups, ⌈columns/BN⌉, R·S·reduced, BN] of a weight [K, C/groups, R, S], R left out of a 1-D one.
 
-    `layout` "fprop" reduces over input channels and has output channels as columns; "dgrad" the other way round.
+    `layout` "fprop" reduces over input channels and has output channels as columns; "dgrad" the other way round. Those
+    of `_TRANSFORMS` hold 36 transformed taps in place of 3 × 3.
     `keep`: whether the pack may serve again, which that of a weight in training cannot.
     """
     if not keep or weight.is_inference():  # an inference tensor has no version counter
@@ -73,6 +89,10 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: b
 
 
 def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
+    if layout in _TRANSFORMS:
+        plain, transform = _TRANSFORMS[layout]
+        taps = _pack(weight, geometry, plain, BN)[0].unflatten(1, (9, -1)).flatten(2)
+        return (transform.to(taps) @ taps).reshape(1, len(taps), -1, BN)
     g = geometry
     panels = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S).permute(_LAYOUTS[layout])
     if panels.shape[-1] % BN:

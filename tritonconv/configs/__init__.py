@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from ..geometry import ConvGeometry, NormGeometry, PoolGeometry
-from . import depthwise, gemm, norm, pool
+from . import depthwise, gemm, norm, pool, winograd
 from .tile import TileConfig
 
-__all__ = ["Geometry", "TileConfig", "space"]
+__all__ = ["Geometry", "TileConfig", "algorithm", "space"]
 
 _SPACES = {
     "fprop": gemm.space,
@@ -20,6 +22,7 @@ _SPACES = {
     "max_pool": pool.space,
     "max_pool_backward": pool.space,
     "norm": norm.space,
+    "winograd": winograd.space,
 }
 
 
@@ -32,3 +35,17 @@ def space(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> tuple
     `target` is "cpu", "interpreter" or the name of a GPU ("sm_90", "gfx942").
     """
     return _SPACES[op](op, geometry, dtype, target)
+
+
+@functools.lru_cache(maxsize=4096)
+def algorithm(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str, kept: bool) -> str:
+    """The cheapest predicted way to compute "fprop" or "dgrad": "gemm" or "winograd". `kept`: its pack serves again.
+
+    Winograd's is for float32 on CPUs, and from 16 channels on: it rounds more, and few channels gain little.
+    """
+    problem = winograd.as_fprop(op, geometry)
+    if target != "cpu" or dtype is not torch.float32 or problem is None or min(geometry.C, geometry.K) < 16:
+        return "gemm"
+    direct, fast = space(op, geometry, dtype, target)[0], space("winograd", problem, dtype, target)[0]
+    cycles = gemm.cpu_cycles(direct, op, geometry, 4), winograd.cpu_cycles(fast, problem, 4, kept)
+    return "gemm" if cycles[0] <= cycles[1] else "winograd"

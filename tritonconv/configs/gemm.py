@@ -53,7 +53,7 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
     # Tables list large tiles first: of those that became equal in extent, the last has the warps meant for it.
     tiles = {(tile.BM, tile.BN, tile.BK): tile for tile in fitted}.values()
     if kind == "cpu":
-        return tuple(sorted(tiles, key=lambda tile: _cpu_cycles(tile, op, geometry, dtype.itemsize)))
+        return tuple(sorted(tiles, key=lambda tile: cpu_cycles(tile, op, geometry, dtype.itemsize)))
     return tuple(sorted(tiles, key=lambda tile: _cost(tile, op, geometry, MACHINES[kind])))
 
 
@@ -95,7 +95,7 @@ _ROWS, _TURN, _TURN_STARTS, _TILE_STARTS, _PROGRAM_STARTS, _PIXEL = 6, 6, 20, 60
 _L1 = 32 << 10
 
 
-def _cpu_cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> float:
+def cpu_cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> float:
     """Cycles of all programs, those that run beside each other counted once.
 
     Full-width fprop and dgrad keep a register tile over the whole reduction and read both operands where they lie;

@@ -185,14 +185,9 @@ class Lowering:
     # ---- loop nests -----------------------------------------------------------------------------------------------
 
     def nest(
-        self,
-        shape: tuple[int, ...],
-        body: Callable[[Index], None],
-        elem: str,
-        lane: int | None = None,
-        vectors: int = 2,
+        self, shape: tuple[int, ...], body: Callable[[Index], None], elem: str, lane: int | None = None, vectors=2
     ):
-        """Runs `body` over all indices of `shape`, one dimension in vector lanes, `vectors` registers of them at once."""
+        """Runs `body` over all indices of `shape`, one dimension in lanes of `vectors` registers."""
         e, outer = self.elements, self.elements.width
         if lane is None:
             lane = self.order_of(shape, body, elem)[-1] if shape else None

@@ -1,8 +1,9 @@
 """Decides which tensors are kept in memory and which are recomputed where they are used.
 
-A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …); stores that share a nest
-(`siblings.py`) are one, the last of them. An expression that ends in one root is computed inside that root's nest. One that ends in several, or inside a loop body below it, or that a
-broadcast would repeat, is kept in scratch memory, unless it costs next to nothing (integers, constants).
+A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …); stores that share a
+nest (`siblings.py`) are one root, the last of them. An expression that ends in one root is computed inside that root's
+nest. One that ends in several, or inside a loop body below it, or that a broadcast would repeat, is kept in scratch
+memory, unless it costs next to nothing (integers, constants).
 """
 
 from __future__ import annotations

@@ -22,10 +22,15 @@ from .target import host
 _TYPE = re.compile(r"\*?(fp|bf|i|u)\d+")
 
 
-def stages(kernel, signature: dict[str, str], constexprs: dict[str, object]) -> dict[str, str]:
-    """The kernel (a JITFunction) as TTIR after Triton's passes, LLVM IR before LLVM's, and assembly of this machine."""
+def stages(
+    kernel, signature: dict[str, str], constexprs: dict[str, object], disjoint: bool = False
+) -> dict[str, str]:
+    """The kernel (a JITFunction) as TTIR after Triton's passes, LLVM IR before LLVM's, and assembly of this machine.
+
+    disjoint: whether its arguments share no memory, as in the library's own launches.
+    """
     backend = CPUBackend(cpu_target())
-    options = backend.parse_options({})
+    options = backend.parse_options({"disjoint": disjoint})
     source = ASTSource(kernel, signature | dict.fromkeys(constexprs, "constexpr"), constexprs, {})
     module = build.front_end(source, backend, options)
     ttir = module.str_nodebug()

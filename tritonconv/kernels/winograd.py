@@ -8,7 +8,8 @@ than at 0, ±1, ±2, ∞ (Lavin and Gray 2016; Barabasz et al. 2020). In two dim
 import triton
 import triton.language as tl
 
-from .common import activate, inside, unravel
+from .activations import activate
+from .common import inside, unravel
 from .norm import affine, normalized
 
 A = tl.constexpr(0.5**0.5)  # the points are 0, ±A, ±1/A, ∞
@@ -43,9 +44,11 @@ def column_of(rows, j: tl.constexpr):
 
 
 @triton.jit
-def store_input(v_ptr, x_ptr, h, w, H, W, m_row, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
-    """v [36, BM, C]: the transforms of the 6 × 6 pixels at (h, w) [BM]. `x_ptr` [BM] points at channel 0 of (h, w)."""
-    c = tl.arange(0, BC)
+def store_input(v_ptr, x_ptr, h, w, H, W, m_row, c, C: tl.constexpr, BM: tl.constexpr):
+    """v [36, BM, C]: the transforms of the 6 × 6 pixels at (h, w) [BM], of channels c [BC].
+
+    `x_ptr` [BM] points at channel 0 of (h, w); pixels outside the H × W image and rows not m_row count as zero.
+    """
     p_x = x_ptr[:, None] + c[None, :]
     p_v = v_ptr + tl.arange(0, BM)[:, None] * C + c[None, :]
     rows = ()
@@ -53,7 +56,7 @@ def store_input(v_ptr, x_ptr, h, w, H, W, m_row, C: tl.constexpr, BM: tl.constex
         row = ()
         for j in tl.static_range(6):
             mask = (m_row & inside(h + i, w + j, H, W))[:, None] & (c < C)[None, :]
-            row = row + (tl.load(p_x + (i * W + j).to(tl.int64) * C, mask=mask, other=0.0),)  # [BM, BC]
+            row = row + (tl.load(p_x + tl.cast(i * W + j, tl.int64) * C, mask=mask, other=0.0),)  # [BM, BC]
         rows = rows + (transform_input(row),)
     for j in tl.static_range(6):
         column = transform_input(column_of(rows, j))
@@ -63,7 +66,7 @@ def store_input(v_ptr, x_ptr, h, w, H, W, m_row, C: tl.constexpr, BM: tl.constex
 
 @triton.jit
 def store_products(
-    m_ptr, v_ptr, u_ptr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr,
+    m_ptr, v_ptr, u_ptr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """m [36, BM, BN] = v [36, BM, C] × u [36, C, BN]."""
@@ -73,7 +76,7 @@ def store_products(
     for point in range(36):
         p_v = v_ptr + point * (BM * C) + o_m * C + o_c[None, :]
         p_u = u_ptr + point * (C * BN) + o_c[:, None] * BN + o_n
-        acc = tl.zeros((BM, BN), ACC)
+        acc = tl.zeros((BM, BN), v_ptr.dtype.element_ty)
         for c in range(0, C, BK):
             if C % BK == 0:
                 v = tl.load(p_v + c)  # [BM, BK]
@@ -82,7 +85,7 @@ def store_products(
                 m_c = o_c < C - c
                 v = tl.load(p_v + c, mask=m_c[None, :], other=0.0)  # [BM, BK]
                 u = tl.load(p_u + c * BN, mask=m_c[:, None], other=0.0)  # [BK, BN]
-            acc = tl.dot(v, u, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc = tl.dot(v, u, acc, input_precision=PRECISION, out_dtype=v_ptr.dtype.element_ty)
         tl.store(m_ptr + point * (BM * BN) + o_m * BN + o_n, acc)
 
 
@@ -103,20 +106,26 @@ def load_output(m_ptr, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
+def output_at(pixel, p, q, P, Q, m_row, k, K: tl.constexpr, i: tl.constexpr, j: tl.constexpr):
+    """Offset and mask [BM, BN] of output (i, j) of tiles at (p, q) [BM], which is `pixel` of all; channels k [BN]."""
+    offset = pixel.to(tl.int64)[:, None] * K + k[None, :] + tl.cast(i * Q + j, tl.int64) * K
+    return offset, (m_row & (p + i < P) & (q + j < Q))[:, None] & (k < K)[None, :]
+
+
+@triton.jit
 def conv_winograd(
     x_ptr, u_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, workspace_ptr, N, H, W, P, Q,
     C: tl.constexpr, K: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """What `conv_fprop` computes of a 3 × 3 window with stride and dilation 1, without groups.
+    """What `conv_fprop` computes of a 3 × 3 window with stride and dilation 1, without groups, in float32 or float64.
 
     Grid: (any number, any number). A program takes every num_programs(0)-th block of BM tiles of 4 × 4 outputs, and of
     the tiles of K its share of num_programs(1). It transforms a block's inputs once, all channels of them, then per
     tile of K multiplies and transforms back. What lies between, [36, BM, C] and [36, BM, BN] of `workspace_ptr`, is its
-    own, and stays in cache. `u_ptr`: transformed weights [tiles of K, 36, C, BN]. BC >= C is a power of two.
+    own, and stays in cache. `u_ptr`: transformed weights [tiles of K, 36, C, BN].
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     K_TILES: tl.constexpr = (K + BN - 1) // BN
     tiles_p = tl.cdiv(P, 4)
     tiles_q = tl.cdiv(Q, 4)
@@ -135,12 +144,12 @@ def conv_winograd(
         h = p - PAD_H
         w = q - PAD_W
         p_x = x_ptr + ((n * H + h) * W + w).to(tl.int64) * C
-        store_input(v_ptr, p_x, h, w, H, W, tile < tiles, C, BM, BC)
+        for c in range(0, C, BC):
+            store_input(v_ptr, p_x, h, w, H, W, tile < tiles, c + tl.arange(0, BC), C, BM)
         tl.debug_barrier()
-        row = ((n * P + p) * Q + q).to(tl.int64) * K
         p_u = u_ptr + first.to(tl.int64) * (36 * C * BN)
         for tile_n in range(first, last):
-            store_products(m_ptr, v_ptr, p_u, C, BM, BN, BK, ACC, PRECISION)
+            store_products(m_ptr, v_ptr, p_u, C, BM, BN, BK, PRECISION)
             tl.debug_barrier()
             k = tile_n * BN + tl.arange(0, BN)
             columns = load_output(m_ptr, BM, BN)
@@ -148,20 +157,18 @@ def conv_winograd(
             for i in tl.static_range(4):
                 for j in tl.static_range(4):
                     z = columns[j][i]
-                    at = row[:, None] + k[None, :] + (i * Q + j).to(tl.int64) * K
-                    mask = ((tile < tiles) & (p + i < P) & (q + j < Q))[:, None] & (k < K)[None, :]
                     if bias_ptr is not None:
-                        z += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+                        z += tl.load(bias_ptr + k, mask=k < K, other=0.0)[None, :]  # [BN]
                     if mean_ptr is not None:
                         z, _ = normalized(z, mean_ptr, var_ptr, k, K, EPS)
                         z = affine(z, gamma_ptr, beta_ptr, 0, k, K)
                     if residual_ptr is not None:
-                        z += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-                    y = y + (activate(z, ACTIVATION).to(y_ptr.dtype.element_ty),)
+                        at, mask = output_at((n * P + p) * Q + q, p, q, P, Q, tile < tiles, k, K, i, j)
+                        z += tl.load(residual_ptr + at, mask=mask, other=0.0)  # [BM, BN]
+                    y = y + (activate(z, ACTIVATION),)
             for i in tl.static_range(4):
                 for j in tl.static_range(4):
-                    at = row[:, None] + k[None, :] + (i * Q + j).to(tl.int64) * K
-                    mask = ((tile < tiles) & (p + i < P) & (q + j < Q))[:, None] & (k < K)[None, :]
+                    at, mask = output_at((n * P + p) * Q + q, p, q, P, Q, tile < tiles, k, K, i, j)
                     tl.store(y_ptr + at, y[4 * i + j], mask=mask)
             tl.debug_barrier()
             p_u += 36 * C * BN

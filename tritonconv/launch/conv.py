@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from triton import cdiv
 
-from .. import packing
+from .. import configs, engines, packing
 from ..configs import TileConfig
 from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import conv
-from . import depthwise
+from . import depthwise, winograd
 from .common import (
     accumulator_of,
     config_of,
@@ -116,6 +116,12 @@ def wgrad_launch(
     return Launch(conv.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
+def _by_winograd(op: str, x: Tensor, geometry: ConvGeometry, kept: bool, config: TileConfig | None) -> bool:
+    """Whether to compute `op` by Winograd's algorithm. `config`, a tile of the GEMM, asks for the GEMM."""
+    target = engines.engine_for(x.device).target(x.device)
+    return config is None and configs.algorithm(op, geometry, x.dtype, target, kept) == "winograd"
+
+
 def bind_fprop(
     x: Tensor,
     weight: Tensor,
@@ -132,6 +138,8 @@ def bind_fprop(
     """
     if depthwise.takes(geometry):
         return depthwise.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
+    if _by_winograd("fprop", x, geometry, keep_pack, config):
+        return winograd.bind_fprop(x, weight, bias, geometry, activation, keep_pack, None, norm)
     eps = 0.0 if norm is None else norm.eps
     overlap = overlaps(geometry)
     problem = overlapping(geometry) if overlap else geometry
@@ -167,6 +175,9 @@ def fprop_with_moments(
     if depthwise.takes(geometry):
         y = depthwise.bind_fprop(x, weight, bias, geometry, None, keep_pack, config)(x)
         return y, moments(y)
+    if _by_winograd("fprop", x, geometry, keep_pack, config):
+        y = winograd.bind_fprop(x, weight, bias, geometry, None, keep_pack)(x)
+        return y, moments(y)
     pixel, plain = geometry.C, geometry
     if overlaps(geometry):
         x, geometry = padded(x, geometry), overlapping(geometry)
@@ -192,6 +203,8 @@ def dgrad(
     dy, which is activation(gradient + bias)."""
     if depthwise.takes(geometry) and bias is None and activation is None:
         return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
+    if bias is None and activation is None and _by_winograd("dgrad", dy, geometry, keep_pack, config):
+        return winograd.dgrad(dy, weight, geometry, keep_pack)
     launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config)
     dx = empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
     panels = packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"], keep_pack)
