@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-NAMES = ("cpu", "startup", "operators")
+NAMES = ("cpu", "pool", "startup", "operators")
 
 parser = argparse.ArgumentParser(
     prog="python -m benchmarks", description="Measures tritonconv on this machine, side by side with torch."

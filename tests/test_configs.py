@@ -7,6 +7,7 @@ from cases import ConvCase, PoolCase, integers
 
 from tritonconv import configs, launch
 from tritonconv.configs import TileConfig
+from tritonconv.geometry import adaptive_geometry
 
 TARGETS = ("interpreter", "cpu", "sm_90", "gfx942")
 # Wide enough that blocks differ, with tails in every dimension; taps of different residue classes.
@@ -71,6 +72,23 @@ def test_every_pool_config_is_exact(op, config, device):
         dy = integers(y.shape, torch.float32, device, seed=1)
         got = launch.pool.max_pool_backward(dy, indices, POOL.geometry, config)
         assert torch.equal(got, torch.autograd.grad(y, x, dy)[0])
+
+
+@pytest.mark.parametrize(
+    ("op", "config"), spaces(POOL.geometry, "avg_pool", "avg_pool_backward", "global_avg_pool"), ids=describe
+)
+def test_every_average_config_is_exact(op, config, device):
+    x, geometry = integers(POOL.input, torch.float32, device) * 72, POOL.geometry
+    if op == "avg_pool":
+        got = launch.pool.avg_pool(x, geometry, 6, config=config)
+        assert torch.equal(got, F.avg_pool2d(x, (3, 2), (2, 1), (1, 0)))
+    elif op == "avg_pool_backward":
+        y = F.avg_pool2d(x.requires_grad_(), (3, 2), (2, 1), (1, 0))
+        dy = integers(y.shape, torch.float32, device, seed=1) * 6
+        assert torch.equal(launch.pool.avg_pool_backward(dy, geometry, 6, config), torch.autograd.grad(y, x, dy)[0])
+    else:
+        got = launch.pool.avg_pool(x, adaptive_geometry(*POOL.input, 1, 1), 72, config=config)
+        assert torch.equal(got, x.sum((2, 3), keepdim=True) / 72)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from cases import integers
 
-from tritonconv import launch
+from tritonconv import functional, launch
 from tritonconv.functional import conv2d, max_pool2d
 
 
@@ -13,7 +13,8 @@ from tritonconv.functional import conv2d, max_pool2d
 def no_launch(monkeypatch):
     """A kernel that ran after all would fail the test."""
     monkeypatch.setattr(launch.conv, "fprop", None)
-    monkeypatch.setattr(launch.pool, "max_pool", None)
+    for kernel in ("max_pool", "avg_pool", "max_unpool"):
+        monkeypatch.setattr(launch.pool, kernel, None)
 
 
 def outcome(function, *args, **kwargs):
@@ -98,6 +99,72 @@ def test_wrong_poolings_raise_torchs_errors(args, options):
     want = outcome(F.max_pool2d, *args, **options)
     assert isinstance(want, tuple), "torch accepts this"
     assert_alike(outcome(max_pool2d, *args, **options), want)
+
+
+INDICES = torch.arange(144).reshape(1, 4, 6, 6) % 36
+WRONG_OTHER_POOLINGS = {
+    "average: padding too large": ("avg_pool2d", (X, 2, 2, 2)),
+    "average: window too large": ("avg_pool2d", (X, 7)),
+    "average: stride 0": ("avg_pool2d", (X, 2, 0)),
+    "average: three sizes": ("avg_pool2d", (X, (2, 2, 2))),
+    "average: divisor 0": ("avg_pool2d", (X, 2, 2, 0, False, True, 0)),
+    "average: input of 2 dimensions": ("avg_pool2d", (X[0, 0], 2)),
+    "average: empty image": ("avg_pool2d", (X[:, :, :0], 2)),
+    "adaptive average: three sizes": ("adaptive_avg_pool2d", (X, (2, 2, 2))),
+    "adaptive average: one size": ("adaptive_avg_pool2d", (X, (2,))),
+    "adaptive average: negative": ("adaptive_avg_pool2d", (X, (2, -1))),
+    "adaptive average: float": ("adaptive_avg_pool2d", (X, (2, 1.5))),
+    "adaptive average: input of 2 dimensions": ("adaptive_avg_pool2d", (X[0, 0], 2)),
+    "adaptive average: input of 1 dimension": ("adaptive_avg_pool2d", (X[0, 0, 0], (2, None))),
+    "adaptive average: complex": ("adaptive_avg_pool2d", (X + 1j, 2)),
+    "adaptive maximum: empty image": ("adaptive_max_pool2d", (X[:, :, :0], 2)),
+    "adaptive maximum: text": ("adaptive_max_pool2d", (X, "22")),
+    "norm: window too large": ("lp_pool2d", (X, 2, 7)),
+    "norm: 0": ("lp_pool2d", (X[:0], 0, 2)),
+    "norm: window of one number": ("lp_pool2d", (X, 2, (2,))),
+    "norm: text": ("lp_pool2d", (X, "2", 2)),
+    "unpooling: index too large": ("max_unpool2d", (X, INDICES + 109, 2)),
+    "unpooling: negative index": ("max_unpool2d", (X, INDICES - 1, 2)),
+    "unpooling: window of one number": ("max_unpool2d", (X, INDICES, (2,))),
+    "unpooling: int32": ("max_unpool2d", (X, INDICES.int(), 2)),
+    "unpooling: shapes": ("max_unpool2d", (X, INDICES[..., :5], 2)),
+    "unpooling: output_size": ("max_unpool2d", (X, INDICES, 2, 2, 0, (12, 15))),
+    "unpooling: three sizes": ("max_unpool2d", (X, INDICES, 2, 2, 0, (12, 12, 12))),
+}
+
+
+@pytest.mark.parametrize(("name", "args"), WRONG_OTHER_POOLINGS.values(), ids=WRONG_OTHER_POOLINGS)
+def test_other_wrong_poolings_raise_torchs_errors(name, args):
+    want = outcome(getattr(F, name), *args)
+    assert isinstance(want, tuple), "torch accepts this"
+    assert_alike(outcome(getattr(functional, name), *args), want)
+
+
+OTHER_POOLINGS_OF_TORCH = {
+    "empty batch": ("avg_pool2d", (X[:0], 2)),
+    "integers": ("avg_pool2d", (X.long(), 2)),
+    "adaptive, empty batch": ("adaptive_avg_pool2d", (X[:0], (2, None))),
+    "adaptive, no output": ("adaptive_avg_pool2d", (X, (2, 0))),
+    "norm, empty batch": ("lp_pool2d", (X[:0], 2, 2)),
+    "unpooling, no output": ("max_unpool2d", (X, INDICES, 2, 2, 6)),
+}
+
+
+@pytest.mark.parametrize(("name", "args"), OTHER_POOLINGS_OF_TORCH.values(), ids=OTHER_POOLINGS_OF_TORCH)
+def test_poolings_that_only_torch_takes(name, args):
+    assert_alike(getattr(functional, name)(*args), getattr(F, name)(*args))
+
+
+def test_unpooling_under_autocast_and_deterministically():
+    half = X.bfloat16()
+    with torch.autocast("cpu"):
+        assert_alike(functional.max_unpool2d(half, INDICES, 2), F.max_unpool2d(half, INDICES, 2))
+    torch.use_deterministic_algorithms(True)
+    try:
+        want = outcome(F.max_unpool2d, X, INDICES, 2)
+        assert_alike(outcome(functional.max_unpool2d, X, INDICES, 2), want)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def _subclass(tensor):

@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tritonconv.geometry import ConvGeometry, PoolGeometry, input_size, output_size, same_padding
+from tritonconv.geometry import (
+    AdaptiveGeometry,
+    ConvGeometry,
+    PoolGeometry,
+    adaptive_geometry,
+    input_size,
+    output_size,
+    same_padding,
+)
 
 
 def test_output_sizes_of_convolution_are_torchs():
@@ -41,6 +49,15 @@ def test_output_sizes_of_pooling_are_torchs(ceil_mode):
             assert y.shape[2:] == (geometry.P, geometry.Q)
 
 
+def test_adaptive_windows_are_torchs():
+    for size, count in itertools.product(range(1, 9), range(1, 12)):
+        windows = F.adaptive_avg_pool1d(torch.eye(size)[None], count)[0].T > 0
+        geometry = AdaptiveGeometry(1, 1, size, 1, count, 1)
+        assert geometry.windows == (windows.sum(1).max(), 1)
+        assert geometry.coverings == (windows.sum(0).max(), 1)
+        assert isinstance(adaptive_geometry(1, 1, size, 1, count, 1), AdaptiveGeometry) == (size % count > 0)
+
+
 def test_same_padding_keeps_the_size():
     for window, dilation in itertools.product((1, 2, 3, 4), (1, 2, 3)):
         before, after = same_padding(window, dilation)
@@ -66,3 +83,12 @@ def test_counts():
     assert geometry.parameters == 8 * 3 * 3 * 2
     assert geometry.flops == 2 * (2 * 5 * 3) * 8 * (3 * 3 * 2)
     assert geometry.bytes(4) == 4 * (2 * 6 * 5 * 4 + geometry.parameters + 2 * 8 * 5 * 3)
+
+
+def test_what_means_divide_by():
+    def divisor(count_include_pad, **options):
+        return PoolGeometry(1, 1, 7, 7, 3, 3, (2, 2), **options).divisor(count_include_pad)
+
+    assert divisor(True) == divisor(False) == divisor(True, padding=(1, 1)) == 9
+    assert divisor(False, padding=(1, 1)) == "inside"
+    assert PoolGeometry(1, 1, 8, 8, 3, 3, (2, 2), ceil_mode=True).divisor(True) == "padded"

@@ -13,7 +13,7 @@ import torch
 from tritonconv import configs, launch
 from tritonconv.configs import TileConfig
 from tritonconv.engines import Launch
-from tritonconv.geometry import ConvGeometry, NormGeometry, PoolGeometry
+from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry
 from tritonconv.machine_code import MATRIX, SPILL, TARGETS, MachineCode, compile_launch, matching
 
 f16, bf16, f32, f64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -126,11 +126,20 @@ def test_no_loop_divides(case, target):
 @pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
 def test_other_kernels_fit_the_target(dtype, target):
     geometry = PoolGeometry(32, 64, 112, 112, 3, 3, (2, 2), (1, 1), (1, 1), False)
+    adaptive = AdaptiveGeometry(32, 64, 56, 56, 5, 7)
+    image = PoolGeometry(32, 2048, 7, 7, 7, 7, (7, 7))
     indices = torch.int64
     for made, dtypes in (
         (launch.pool.max_pool_launch(target, geometry, dtype), (dtype, dtype, indices)),
         (launch.pool.max_pool_launch(target, geometry, dtype), (dtype, dtype, None)),
         (launch.pool.max_pool_backward_launch(target, geometry, dtype), (dtype, indices, dtype)),
+        (launch.pool.max_pool_backward_launch(target, adaptive, dtype), (dtype, indices, dtype)),
+        (launch.pool.max_unpool_launch(target, adaptive, dtype), (dtype, indices, dtype)),
+        (launch.pool.avg_pool_launch(target, geometry, dtype, "inside"), (dtype, dtype)),
+        (launch.pool.avg_pool_launch(target, adaptive, dtype, "inside"), (dtype, dtype)),
+        (launch.pool.avg_pool_launch(target, geometry, dtype, 9, 2), (dtype, dtype)),
+        (launch.pool.avg_pool_backward_launch(target, geometry, dtype, "padded"), (dtype, dtype)),
+        (launch.pool.global_avg_pool_launch(target, image, dtype), (dtype, dtype)),
         (launch.common.sum_splits_launch(target, 4, 36864), (f32, dtype)),
     ):
         check(compile_launch(made, dtypes, target), target)

@@ -40,3 +40,23 @@ def test_max_pool2d(device):
     x = integers((2, 3, 6, 5), torch.float32, device)
     options = dict(kernel_size=3, stride=2, padding=1, ceil_mode=True, return_indices=True)
     assert all(map(torch.equal, nn.MaxPool2d(**options)(x), torch.nn.MaxPool2d(**options)(x)))
+
+
+POOLS = {
+    "AvgPool2d": (3, 2, 1, True, False, 5),
+    "LPPool2d": (2, 3, 2, True),
+    "AdaptiveAvgPool2d": ((2, None),),
+    "AdaptiveMaxPool2d": ((4, 3), True),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_pools(name, device):
+    x = integers((2, 3, 6, 5), torch.float32, device)
+    torch.testing.assert_close(getattr(nn, name)(*POOLS[name])(x), getattr(torch.nn, name)(*POOLS[name])(x))
+
+
+def test_max_unpool2d(device):
+    x, indices = torch.nn.MaxPool2d(2, return_indices=True)(integers((2, 3, 6, 5), torch.float32, device))
+    arguments = x, indices, (6, 5)
+    assert torch.equal(nn.MaxUnpool2d(2)(*arguments), torch.nn.MaxUnpool2d(2)(*arguments))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from . import functional, repeat
+from . import nn as modules
 from .ops import activations
 
 # The activations that are modules, as text; a module is asked at every call, since its numbers may change.
@@ -74,13 +75,10 @@ class ActivatedBlock:
 
 @dataclass(frozen=True)
 class PoolBlock:
-    """Max-pooling. `pool` is None where the forward calls a function instead of a module."""
+    """Pooling, `pattern` being the function's name. `pool` is None where the forward calls that, and no module."""
 
+    pattern: str
     pool: str | None = None
-
-    @property
-    def pattern(self) -> str:
-        return "max_pool2d"
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -149,19 +147,6 @@ def batch_norm2d(norm: nn.BatchNorm2d, input: Tensor, *, activation: str | None 
     return functional.batch_norm(input, *_statistics(norm), activation=activation)
 
 
-def max_pool2d(pool: nn.MaxPool2d, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """`pool(input)` as one kernel. input: (N, C, H, W) or (C, H, W)."""
-    return functional.max_pool2d(
-        input,
-        pool.kernel_size,
-        pool.stride,
-        pool.padding,
-        pool.dilation,
-        ceil_mode=pool.ceil_mode,
-        return_indices=pool.return_indices,
-    )
-
-
 def _statistics(norm: nn.BatchNorm2d) -> tuple:
     """What `norm` hands to `batch_norm` after the input; counts the batch, as its forward does."""
     momentum = norm.momentum or 0.0
@@ -190,9 +175,9 @@ def conv_block(
 ) -> Tensor:
     """A fused `ConvBlock` of a rewritten forward. A hook needs the values in between, so they then run one by one."""
     text = activation_text(activation)
-    modules = (module for module in (conv, norm, activation) if isinstance(module, nn.Module))
+    members = (module for module in (conv, norm, activation) if isinstance(module, nn.Module))
     fusable = text != "" and conv.padding_mode == "zeros" and (residual is None or isinstance(residual, Tensor))
-    if not fusable or any(map(intercepted, modules)) or (norm is not None and input.dim() != 4):
+    if not fusable or any(map(intercepted, members)) or (norm is not None and input.dim() != 4):
         value = conv(input) if norm is None else norm(conv(input))
         return _run(activation, value if residual is None else value + residual)
     repeated = repeat.inference(conv, norm, text, input, residual)
@@ -210,8 +195,8 @@ def conv_block(
 def activated_block(module: nn.Module, activation: nn.Module | str, *args, **kwargs) -> Tensor:
     """A fused `ActivatedBlock` of a rewritten forward; the arguments are those of `module`."""
     text = activation_text(activation)
-    modules = (each for each in (module, activation) if isinstance(each, nn.Module))
-    if text == "" or any(map(intercepted, modules)):
+    members = (each for each in (module, activation) if isinstance(each, nn.Module))
+    if text == "" or any(map(intercepted, members)):
         return _run(activation, module(*args, **kwargs))
     run = next(run for cls, run in ACTIVATED.items() if isinstance(module, cls))
     return run(module, *args, **kwargs, activation=text)
@@ -219,10 +204,19 @@ def activated_block(module: nn.Module, activation: nn.Module | str, *args, **kwa
 
 # Modules that run with an activation in their kernel, beside Conv2d.
 ACTIVATED = {nn.Conv1d: conv1d, nn.ConvTranspose2d: conv_transpose2d, nn.BatchNorm2d: batch_norm2d}
+# The poolings, by the name of the function that computes each.
+POOLS = {
+    nn.MaxPool2d: "max_pool2d",
+    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
+    nn.MaxUnpool2d: "max_unpool2d",
+    nn.AvgPool2d: "avg_pool2d",
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.LPPool2d: "lp_pool2d",
+}
 # The modules that `patch` swaps wherever they are, and what they then run. A norm alone is not worth it.
 LEAVES = {
     nn.Conv1d: conv1d,
     nn.Conv2d: conv2d,
     nn.ConvTranspose2d: conv_transpose2d,
-    nn.MaxPool2d: max_pool2d,
+    **{pool: getattr(modules, pool.__name__).forward for pool in POOLS},
 }

@@ -6,9 +6,11 @@ torch's own function, which then raises torch's own errors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from .ops import conv, conv_transpose, norm, pool
+from .ops import avg_pool, conv, conv_transpose, max_pool, norm
 from .ops import conv1d as one_dimensional
 
 
@@ -166,4 +168,65 @@ def max_pool2d(
     NaN wins, the first of equal maxima is the one chosen, and with `return_indices` its place h·W + w comes along as
     int64. The gradient is gathered in a fixed order: the same, bit by bit, each time.
     """
-    return pool.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return max_pool.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def adaptive_max_pool2d(
+    input: Tensor, output_size: int | tuple[int | None, int | None], return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`torch.nn.functional.adaptive_max_pool2d`: window p of P over H pixels is [⌊p·H/P⌋, ⌈(p + 1)·H/P⌉).
+
+    Otherwise as `max_pool2d`.
+    """
+    return max_pool.adaptive_max_pool2d(input, output_size, return_indices)
+
+
+def max_unpool2d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """`torch.nn.functional.max_unpool2d`: the values of `input` where `indices` (of `max_pool2d`) say, zeros elsewhere.
+
+    Where indices repeat, as those of overlapping windows may, one of their values stays, and which may vary; under
+    `torch.use_deterministic_algorithms` torch refuses the call. The gradient reaches every one.
+    """
+    return max_pool.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """`torch.nn.functional.avg_pool2d`: input [N, C, H, W] or [C, H, W], result [N, C, P, Q] or [C, P, Q].
+
+    Sums are kept in float32 (float64 for float64), their order is fixed. Derivatives of every order are supported.
+    """
+    return avg_pool.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
+    """`torch.nn.functional.adaptive_avg_pool2d`: window p of P over H pixels is [⌊p·H/P⌋, ⌈(p + 1)·H/P⌉).
+
+    Otherwise as `avg_pool2d`.
+    """
+    return avg_pool.adaptive_avg_pool2d(input, output_size)
+
+
+def lp_pool2d(
+    input: Tensor,
+    norm_type: float,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.lp_pool2d`: (Σ xᵖ)^(1/p) of each window, one kernel for p = 2; otherwise as `avg_pool2d`."""
+    return avg_pool.lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode)

@@ -127,6 +127,55 @@ class PoolGeometry:
     def Q(self) -> int:
         return output_size(self.W, self.S, self.stride[1], (self.padding[1],) * 2, self.dilation[1], self.ceil_mode)
 
+    @property
+    def is_global(self) -> bool:
+        """Whether there is one window: the image."""
+        return (self.R, self.S, *self.padding) == (self.H, self.W, 0, 0)
+
+    def divisor(self, count_include_pad: bool) -> int | str:
+        """What means divide by: R·S where each window has as many pixels, else "padded" or "inside", their place."""
+        axes = zip((self.H, self.W), (self.R, self.S), (self.P, self.Q), self.stride, self.padding, strict=True)
+        whole = all((count - 1) * stride + window <= size + 2 * pad for size, window, count, stride, pad in axes)
+        if whole and (count_include_pad or self.padding == (0, 0)):
+            return self.R * self.S
+        return "padded" if count_include_pad else "inside"
+
+
+@dataclass(frozen=True)
+class AdaptiveGeometry:
+    """An adaptive 2-D pooling: window p of P over H pixels is [⌊p·H/P⌋, ⌈(p + 1)·H/P⌉); so for Q and W."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    P: int
+    Q: int
+
+    @functools.cached_property
+    def windows(self) -> Pair:
+        """The pixels of the longest window, along each axis."""
+        return _longest(self.H, self.P), _longest(self.W, self.Q)
+
+    @functools.cached_property
+    def coverings(self) -> Pair:
+        """The windows that cover one pixel, at most, along each axis: the same with the sizes' roles exchanged."""
+        return _longest(self.P, self.H), _longest(self.Q, self.W)
+
+    def divisor(self, count_include_pad: bool) -> str:
+        return "inside"
+
+
+def _longest(size: int, count: int) -> int:
+    return max(-(-(p + 1) * size // count) - p * size // count for p in range(count))
+
+
+def adaptive_geometry(N: int, C: int, H: int, W: int, P: int, Q: int) -> PoolGeometry | AdaptiveGeometry:
+    """An adaptive pooling; a regular one where the output's sizes divide the input's."""
+    if H % P or W % Q:
+        return AdaptiveGeometry(N, C, H, W, P, Q)
+    return PoolGeometry(N, C, H, W, H // P, W // Q, (H // P, W // Q))
+
 
 @dataclass(frozen=True)
 class NormGeometry:

@@ -44,7 +44,7 @@ def patch(
     filter_fn: Accept | None = None,
     strict: bool = False,
 ) -> nn.Module:
-    """Makes `model` run its convolutions, convolution+ReLU and max-pooling on fused Triton kernels, and returns it.
+    """Makes `model` run its convolutions, convolution+ReLU and pooling on fused Triton kernels, and returns it.
 
     In place, undone by `unpatch`; `report(model)` lists every site, and why if it was left alone. Patching again starts
     over. Parameters and `state_dict` are untouched. Patch before wrapping (torch.compile, DistributedDataParallel).
@@ -142,5 +142,5 @@ def _complain(report: Report, strict: bool) -> None:
         sites = "".join(f"\n  {site.fqn} ({site.pattern}): {site.reason}" for site in refused)
         raise ValueError(f"patch: {len(refused)} of {len(report)} sites of {report.name} cannot be patched{sites}")
     if all(site.status == "left" for site in report):
-        why = "report(model) says why" if report else "it has no Conv2d and no max-pooling"
+        why = "report(model) says why" if report else "it has no Conv2d and no pooling"
         warnings.warn(f"patch: none of the {len(report)} sites of {report.name} is patched; {why}", stacklevel=3)

@@ -14,6 +14,7 @@ from .blocks import (
     ACTIVATED,
     ACTIVATION_MODULES,
     LEAVES,
+    POOLS,
     ActivatedBlock,
     Block,
     ConvBlock,
@@ -24,7 +25,11 @@ from .blocks import (
 from .reporting import Status
 
 # How a graph calls them: functions, and methods by their name.
-MAX_POOL_CALLS = {F.max_pool2d, F.max_pool2d_with_indices, torch.max_pool2d}
+_POOL_CALLS = {getattr(F, name): name for name in POOLS.values()} | {
+    F.max_pool2d_with_indices: "max_pool2d",
+    torch.max_pool2d: "max_pool2d",
+    F.adaptive_max_pool2d_with_indices: "adaptive_max_pool2d",
+}
 _ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _IN_PLACE_ADDS = {operator.iadd, "add_"}
 _ACTIVATION_CALLS = {
@@ -78,9 +83,9 @@ def matches(
             match = _extend(module, Match(kind(node.target), (node,)), extensions, taken)
             if match.status == "swapped" and type(child) not in LEAVES:
                 continue
-        elif node.op == "call_function" and node.target in MAX_POOL_CALLS:
+        elif node.op == "call_function" and node.target in _POOL_CALLS:
             refusal = accept(node)
-            match = Match(PoolBlock(), (node,), "left" if refusal else "swapped", refusal)
+            match = Match(PoolBlock(_POOL_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
         else:
             continue
         taken.update(match.nodes)
@@ -136,7 +141,7 @@ _ACTIVATION = {"activation": _with_activation}
 _EPILOGUE = {"batch norm": _with_norm, "addition": _with_residual, **_ACTIVATION}
 KINDS = {
     nn.Conv2d: (ConvBlock, _EPILOGUE),
-    nn.MaxPool2d: (PoolBlock, {}),
+    **{pool: (partial(PoolBlock, name), {}) for pool, name in POOLS.items()},
     **{cls: (partial(ActivatedBlock, run.__name__), _ACTIVATION) for cls, run in ACTIVATED.items()},
 }
 

@@ -62,9 +62,9 @@ def _replace(graph: fx.Graph, match: Match, fused: fx.Node) -> None:
 
 def _retarget_pool(graph: fx.Graph, match: Match) -> None:
     (call,) = match.nodes
-    if call.target is F.max_pool2d_with_indices:
+    if call.target in (F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices):
         call.kwargs = {**call.kwargs, "return_indices": True}
-    call.target = functional.max_pool2d
+    call.target = getattr(functional, match.block.pattern)
 
 
 _REWRITES = {ConvBlock: _fuse_conv, ActivatedBlock: _fuse_activated, PoolBlock: _retarget_pool}

@@ -3,6 +3,7 @@
 import pytest
 
 from tritonconv import functional, repeat
+from tritonconv.blocks import POOLS
 
 
 @pytest.fixture
@@ -29,5 +30,6 @@ def kernel_calls(monkeypatch):
 
     monkeypatch.setattr(repeat, "inference", repeated)
     spy("conv2d", lambda kwargs: f"conv2d+{kwargs['activation']}" if kwargs.get("activation") else "conv2d")
-    spy("max_pool2d", lambda kwargs: "max_pool2d")
+    for pool in POOLS.values():
+        spy(pool, lambda kwargs, pool=pool: pool)
     return calls

@@ -50,6 +50,41 @@ def test_every_form_of_max_pooling_is_swapped(form, kernel_calls):
     assert kernel_calls == ["conv2d", "max_pool2d"]
 
 
+OTHER_POOLINGS = {
+    "avg_pool2d": (nn.AvgPool2d(2), lambda m, x: F.avg_pool2d(m.conv(x), 3, 2, padding=1)),
+    "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d((1, 4)), lambda m, x: F.adaptive_avg_pool2d(m.conv(x), output_size=4)),
+    "adaptive_max_pool2d": (
+        nn.AdaptiveMaxPool2d(4, return_indices=True),
+        lambda m, x: F.adaptive_max_pool2d_with_indices(m.conv(x), 4),
+    ),
+    "lp_pool2d": (nn.LPPool2d(2, 3), lambda m, x: F.lp_pool2d(m.conv(x), 2, 3, stride=1)),
+}
+
+
+@pytest.mark.parametrize("form", ("module", "function"))
+@pytest.mark.parametrize("pattern", OTHER_POOLINGS)
+def test_other_poolings_are_swapped(pattern, form, kernel_calls):
+    pool, function = OTHER_POOLINGS[pattern]
+    model = Calls(lambda m, x: m.pool(m.conv(x)), pool=pool) if form == "module" else Calls(function)
+    tritonconv.patch(model)
+    assert sorted(statuses(model).values()) == sorted(["swapped conv2d", f"swapped {pattern}"])
+    assert_as_before(model)
+    assert kernel_calls == ["conv2d", pattern]
+
+
+@pytest.mark.parametrize("form", ("module", "function"))
+def test_unpooling_is_swapped(form, kernel_calls):
+    def forward(m, x):
+        y, indices = F.max_pool2d(m.conv(x), 2, return_indices=True)
+        if form == "module":
+            return m.unpool(y, indices, output_size=x.size())
+        return F.max_unpool2d(y, indices, 2, output_size=x.size())
+
+    model = tritonconv.patch(Calls(forward, unpool=nn.MaxUnpool2d(2)))
+    assert_as_before(model, torch.randn(2, 2, 7, 6, dtype=torch.float64))
+    assert kernel_calls == ["conv2d", "max_pool2d", "max_unpool2d"]
+
+
 def test_a_function_call_is_named_after_its_caller_and_can_be_excluded(kernel_calls):
     model = nn.Sequential(Calls(lambda m, x: F.max_pool2d(F.relu(m.conv(F.max_pool2d(x, 1))), 2)))
     tritonconv.patch(model, exclude="0.max_pool2d_1")

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from ..geometry import ConvGeometry, NormGeometry, PoolGeometry
+from ..geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry
 from . import depthwise, gemm, norm, pool, winograd
 from .tile import TileConfig
 
@@ -21,12 +21,16 @@ _SPACES = {
     "depthwise_wgrad": depthwise.space,
     "max_pool": pool.space,
     "max_pool_backward": pool.space,
+    "max_unpool": pool.unpool_space,
+    "avg_pool": pool.space,
+    "avg_pool_backward": pool.space,
+    "global_avg_pool": pool.global_space,
     "norm": norm.space,
     "winograd": winograd.space,
 }
 
 
-Geometry = ConvGeometry | PoolGeometry | NormGeometry
+Geometry = ConvGeometry | PoolGeometry | AdaptiveGeometry | NormGeometry
 
 
 def space(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:

@@ -10,7 +10,7 @@ class TileConfig:
     """A tile of BM × BN outputs, computed BK of the reduction at a time; powers of two.
 
     GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is
-    in cache. SPLIT: parts that the reduction of wgrad is cut into. Pooling uses BM and BN only.
+    in cache. SPLIT: parts that the reduction of wgrad is cut into. Pooling takes BM rows of BK pixels of BN channels.
     """
 
     BM: int

@@ -15,7 +15,7 @@ import autotune
 from .. import configs, engines
 from ..configs import Geometry, TileConfig
 from ..engines import Engine, Launch
-from ..geometry import ConvGeometry, PoolGeometry
+from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
 from ..kernels import common
 
 Bound = tuple[Launch, Callable[..., None]]
@@ -34,7 +34,7 @@ def window(geometry: ConvGeometry | PoolGeometry, padding: tuple[int, int]) -> d
     return dict(zip(names, (geometry.R, geometry.S, *geometry.stride, *padding, *geometry.dilation), strict=True))
 
 
-def sizes(geometry: ConvGeometry | PoolGeometry) -> tuple[int, ...]:
+def sizes(geometry: ConvGeometry | PoolGeometry | AdaptiveGeometry) -> tuple[int, ...]:
     return geometry.N, geometry.H, geometry.W, geometry.P, geometry.Q
 
 

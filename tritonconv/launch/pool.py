@@ -2,51 +2,137 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from triton import cdiv
 
 from ..configs import TileConfig
 from ..engines import Launch
-from ..geometry import PoolGeometry
+from ..geometry import AdaptiveGeometry, PoolGeometry
 from ..kernels import pool
 from .common import config_of, empty_nhwc, nhwc, prepare, sizes, window
 
+Geometry = PoolGeometry | AdaptiveGeometry
 
-def max_pool_launch(target: str, geometry: PoolGeometry, dtype, config=None) -> Launch:
+
+def max_pool_launch(target: str, geometry: Geometry, dtype, config=None) -> Launch:
     """Tensors: x, y, indices or None."""
-    config = config or config_of("max_pool", geometry, dtype, target)
-    return _pool_launch(pool.max_pool, geometry, geometry.P * geometry.Q, config)
+    return _pool_launch(pool.max_pool, target, geometry, dtype, config)
 
 
-def max_pool_backward_launch(target: str, geometry: PoolGeometry, dtype, config=None) -> Launch:
+def max_pool_backward_launch(target: str, geometry: Geometry, dtype, config=None) -> Launch:
     """Tensors: dy, indices, dx."""
-    config = config or config_of("max_pool_backward", geometry, dtype, target)
-    return _pool_launch(pool.max_pool_backward, geometry, geometry.H * geometry.W, config)
+    return _pool_launch(pool.max_pool_backward, target, geometry, dtype, config)
 
 
-def _pool_launch(kernel, geometry: PoolGeometry, pixels: int, config: TileConfig) -> Launch:
+def avg_pool_launch(target: str, geometry: Geometry, dtype, divisor: int | str, norm: int = 1, config=None) -> Launch:
+    """Tensors: x, y."""
+    return _pool_launch(pool.avg_pool, target, geometry, dtype, config, DIVISOR=divisor, NORM=norm)
+
+
+def avg_pool_backward_launch(target: str, geometry: Geometry, dtype, divisor: int | str, config=None) -> Launch:
+    """Tensors: dy, dx."""
+    return _pool_launch(pool.avg_pool_backward, target, geometry, dtype, config, DIVISOR=divisor)
+
+
+def max_unpool_launch(target: str, geometry: AdaptiveGeometry, dtype, config=None) -> Launch:
+    """Tensors: x, indices, y. `geometry` pools what is unpooled: x is [N, C, P, Q]."""
+    config = config or config_of("max_unpool", geometry, dtype, target)
+    pixels = geometry.P * geometry.Q
     grid = cdiv(geometry.N * pixels, config.BM), cdiv(geometry.C, config.BN), 1
-    constexprs = window(geometry, geometry.padding) | {"BM": config.BM, "BN": config.BN}
+    problem = geometry.N * pixels, geometry.C, pixels, geometry.H * geometry.W
+    return Launch(pool.max_unpool, grid, problem, {"BM": config.BM, "BN": config.BN}, config.num_warps, 1)
+
+
+def global_avg_pool_launch(target: str, geometry: PoolGeometry, dtype, config=None) -> Launch:
+    """Tensors: x, y."""
+    config = config or config_of("global_avg_pool", geometry, dtype, target)
+    grid = cdiv(geometry.N, config.BM), cdiv(geometry.C, config.BN), 1
+    constexprs = {"BM": config.BM, "BN": config.BN, "BK": config.BK}
+    problem = geometry.N, geometry.C, geometry.H * geometry.W
+    return Launch(pool.global_avg_pool, grid, problem, constexprs, config.num_warps, config.num_stages)
+
+
+def _pool_launch(kernel, target: str, geometry: Geometry, dtype, config: TileConfig | None, **constexprs) -> Launch:
+    """A launch of a kernel with windows: over the input's pixels for a gradient, else over the output's."""
+    op = kernel.__name__
+    backward = op.endswith("backward")
+    config = config or config_of(op, geometry, dtype, target)
+    rows, columns = (geometry.H, geometry.W) if backward else (geometry.P, geometry.Q)
+    grid = cdiv(geometry.N * rows, config.BM), cdiv(columns, config.BK), cdiv(geometry.C, config.BN)
+    if isinstance(geometry, AdaptiveGeometry):
+        R, S = geometry.coverings if backward else geometry.windows
+        windows = {"R": R, "S": S, "STRIDE_H": 1, "STRIDE_W": 1, "PAD_H": 0, "PAD_W": 0, "DIL_H": 1, "DIL_W": 1}
+        constexprs |= windows | {"ADAPTIVE": True}
+    else:
+        constexprs |= window(geometry, geometry.padding) | {"ADAPTIVE": False}
+    constexprs |= {"BM": config.BM, "BN": config.BN, "BK": config.BK}
     N, *image = sizes(geometry)
     return Launch(kernel, grid, (N, geometry.C, *image), constexprs, config.num_warps, config.num_stages)
 
 
+def _output(x: Tensor, geometry: Geometry, dtype: torch.dtype | None = None) -> Tensor:
+    return empty_nhwc(x, geometry.N, geometry.C, geometry.P, geometry.Q, dtype=dtype)
+
+
+def _input(y: Tensor, geometry: Geometry) -> Tensor:
+    return empty_nhwc(y, geometry.N, geometry.C, geometry.H, geometry.W)
+
+
 def max_pool(
-    x: Tensor, geometry: PoolGeometry, index_dtype: torch.dtype | None = None, config: TileConfig | None = None
+    x: Tensor, geometry: Geometry, index_dtype: torch.dtype | None = None, config: TileConfig | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The maxima [N, C, P, Q] and, of `index_dtype`, where in its H × W image each lies; None without a dtype."""
     _, run = prepare(x.device, max_pool_launch, geometry, x.dtype, config)
-    shape = geometry.N, geometry.C, geometry.P, geometry.Q
-    y = empty_nhwc(x, *shape)
-    indices = None if index_dtype is None else empty_nhwc(x, *shape, dtype=index_dtype)
+    y = _output(x, geometry)
+    indices = None if index_dtype is None else _output(x, geometry, index_dtype)
     run(nhwc(x), y, indices)
     return y, indices
 
 
-def max_pool_backward(dy: Tensor, indices: Tensor, geometry: PoolGeometry, config: TileConfig | None = None) -> Tensor:
+def max_pool_backward(dy: Tensor, indices: Tensor, geometry: Geometry, config: TileConfig | None = None) -> Tensor:
     """The gradient [N, C, H, W] of max-pooling's input."""
     _, run = prepare(dy.device, max_pool_backward_launch, geometry, dy.dtype, config)
-    dx = empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
+    dx = _input(dy, geometry)
     run(nhwc(dy), nhwc(indices), dx)
+    return dx
+
+
+def max_unpool(x: Tensor, indices: Tensor, geometry: AdaptiveGeometry, config: TileConfig | None = None) -> Tensor:
+    """[N, C, H, W]: x [N, C, P, Q] where the indices say, zero elsewhere."""
+    _, run = prepare(x.device, max_unpool_launch, geometry, x.dtype, config)
+    y = _input(x, geometry).zero_()
+    run(nhwc(x), nhwc(indices), y)
+    return y
+
+
+def avg_pool(
+    x: Tensor, geometry: Geometry, divisor: int | str, norm: int = 1, config: TileConfig | None = None
+) -> Tensor:
+    """The mean of each window [N, C, P, Q] or, with norm 2, √(R · S · the mean of its squares).
+
+    divisor: what sums are divided by: a number, or "padded" or "inside" for the pixels that are in the window.
+    """
+    y = _output(x, geometry)
+    is_global = isinstance(geometry, PoolGeometry) and geometry.is_global
+    if is_global and norm == 1 and divisor == geometry.H * geometry.W:
+        if x.is_contiguous():  # NCHW is as good: each plane an image of one channel, with results in the same order
+            geometry = replace(geometry, N=geometry.N * geometry.C, C=1)
+        else:
+            x = nhwc(x)
+        _, run = prepare(x.device, global_avg_pool_launch, geometry, x.dtype, config)
+    else:
+        x = nhwc(x)
+        _, run = prepare(x.device, avg_pool_launch, geometry, x.dtype, divisor, norm, config)
+    run(x, y)
+    return y
+
+
+def avg_pool_backward(dy: Tensor, geometry: Geometry, divisor: int | str, config: TileConfig | None = None) -> Tensor:
+    """The gradient [N, C, H, W] of average pooling's input."""
+    _, run = prepare(dy.device, avg_pool_backward_launch, geometry, dy.dtype, divisor, config)
+    dx = _input(dy, geometry)
+    run(nhwc(dy), dx)
     return dx

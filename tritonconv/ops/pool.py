@@ -1,97 +1,140 @@
-"""Max-pooling with autograd: check, Function, launch."""
+"""What the poolings share: checks, geometries, and the images that kernels see."""
 
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
-from ..geometry import PoolGeometry
-from ..launch import pool as launch
+from ..geometry import AdaptiveGeometry, Pair, PoolGeometry, adaptive_geometry
 from .support import is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
 
-
-class MaxPool(Function):
-    @staticmethod
-    def forward(ctx, x, geometry, index_dtype):
-        y, indices = launch.max_pool(x, geometry, index_dtype)
-        ctx.save_for_backward(indices)
-        ctx.geometry = geometry
-        ctx.mark_non_differentiable(indices)
-        ctx.set_materialize_grads(False)
-        return y, indices
-
-    @staticmethod
-    def backward(ctx, dy, _):
-        if dy is None:
-            return None, None, None
-        (indices,) = ctx.saved_tensors
-        return MaxPoolBackward.apply(dy, indices, ctx.geometry), None, None
+Geometry = PoolGeometry | AdaptiveGeometry
 
 
-class MaxPoolBackward(Function):
-    @staticmethod
-    def forward(ctx, dy, indices, geometry):
-        ctx.save_for_backward(indices)
-        return launch.max_pool_backward(dy, indices, geometry)
+def _is_nhwc(input: Tensor) -> bool:
+    """Whether the kernels see `input` [N, C, H, W] as it is.
 
-    @staticmethod
-    def backward(ctx, ddx):
-        (indices,) = ctx.saved_tensors
-        chosen = indices.flatten(2).long()
-        return ddx.flatten(2).gather(2, chosen).view(indices.shape), None, None
+    Else they see each plane as an image of one channel, so that no layout has to be converted; but on a CPU several
+    channels side by side, which fill vectors, are worth the conversion.
+    """
+    if input.layout is not torch.strided or input.dim() != 4:
+        return False
+    return is_channels_last(input) or (input.device.type == "cpu" and input.shape[1] >= 8)
+
+
+def _sizes(input: Tensor) -> tuple[int, ...]:
+    """[N, C, H, W] of `images(input)`."""
+    return tuple(input.shape) if _is_nhwc(input) else (math.prod(input.shape[:-2]), 1, *input.shape[-2:])
+
+
+def images(input: Tensor) -> Tensor:
+    """`input` [(N, )C, H, W] as images [N, C, H, W] for the kernels."""
+    return input if _is_nhwc(input) else input.reshape(-1, 1, *input.shape[-2:])
+
+
+def like_input(result: Tensor, input: Tensor) -> Tensor:
+    """What was made of `images(input)`, with the dimensions and the memory format of a result for `input`."""
+    if _is_nhwc(input):
+        return result if is_channels_last(input) else nchw(result)
+    # Flat first: a view of the same shape would keep strides, of sizes of 1, that are not NCHW's.
+    return result.view(-1).view(*input.shape[:-2], *result.shape[2:])
+
+
+def _unsupported(input) -> str | None:
+    """Why no kernel pools this operand, or None if one does."""
+    reason = unsupported_operands(input)
+    if reason is None and (len(input.shape) not in (3, 4) or min(input.shape) < 1):
+        reason = f"nothing to compute for input {tuple(input.shape)}"
+    return reason
+
+
+def _countable(geometry: Geometry) -> Geometry | str:
+    pixels = geometry.N * max(geometry.H * geometry.W, geometry.P * geometry.Q)
+    return geometry if pixels < 2**31 else "2**31 pixels or more"
 
 
 @functools.lru_cache(maxsize=4096)
-def _geometry(input, window, stride, padding, dilation, ceil_mode) -> PoolGeometry | str:
-    """The geometry of a max-pooling of this operand, or why there is no kernel for it."""
-    reason = unsupported_operands(input)
+def _geometry(input, sizes, window, stride, padding, dilation, ceil_mode) -> PoolGeometry | str:
+    """The geometry of a pooling of this operand, or why there is no kernel for it."""
+    reason = _unsupported(input)
     if reason is not None:
         return reason
     if window is None or stride is None or padding is None or dilation is None or type(ceil_mode) is not bool:
         return "kernel_size, stride, padding and dilation are not all integers"
-    if len(input.shape) not in (3, 4) or min(input.shape) < 1:
-        return f"nothing to compute for input {tuple(input.shape)}"
-    N, C, H, W = (1, *input.shape)[-4:]
     if min(window) < 1 or min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
         return f"kernel_size {window}, stride {stride}, padding {padding}, dilation {dilation}"
     if any(2 * pad > dil * (size - 1) + 1 for pad, dil, size in zip(padding, dilation, window, strict=True)):
         return f"padding {padding} is more than half of the window"
-    geometry = PoolGeometry(N, C, H, W, *window, stride, padding, dilation, ceil_mode)
+    geometry = PoolGeometry(*sizes, *window, stride, padding, dilation, ceil_mode)
     if geometry.P < 1 or geometry.Q < 1:
         return "the window is larger than the padded input"
-    if N * max(H * W, geometry.P * geometry.Q) >= 2**31:
-        return "2**31 pixels or more"
-    return geometry
+    return _countable(geometry)
+
+
+def is_window(kernel_size) -> bool:
+    """Whether torch's functions that are written in Python take `kernel_size`: no sequence of one number."""
+    return type(kernel_size) is int or (isinstance(kernel_size, (tuple, list)) and len(kernel_size) == 2)
 
 
 def geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode) -> PoolGeometry | str:
-    """The geometry of a call of `max_pool2d`, or, where it is torch that has to run it, why."""
+    """The geometry of a call with these arguments, or, where it is torch that has to run it, why."""
     reason = unsupported_call(input)
     if reason is not None:
         return reason
     window = pair(kernel_size)
     stride = window if stride in (None, [], ()) else pair(stride)
-    return _geometry(operand(input), window, stride, pair(padding), pair(dilation), ceil_mode)
+    return _geometry(operand(input), _sizes(input), window, stride, pair(padding), pair(dilation), ceil_mode)
 
 
-def max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
-    """See `tritonconv.functional.max_pool2d`."""
-    geometry = geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode)
-    if isinstance(geometry, str):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-    index_dtype = torch.int64 if return_indices else torch.int32
-    if torch.is_grad_enabled() and input.requires_grad:
-        y, indices = MaxPool.apply(batched, geometry, index_dtype)
-    else:
-        y, indices = launch.max_pool(batched, geometry, index_dtype if return_indices else None)
+@functools.lru_cache(maxsize=4096)
+def _resizing(input, sizes, output) -> Geometry | str:
+    reason = _unsupported(input)
+    if reason is not None:
+        return reason
+    if output is None or min(output) < 1:
+        return "output_size is not of positive integers"
+    _, _, H, W = sizes
+    if max((size + 1) * (count + 1) for size, count in zip((H, W), output, strict=True)) >= 2**31:
+        return "the windows' limits, products of two sizes, reach 2**31"
+    return _countable(adaptive_geometry(*sizes, *output))
 
-    def like_input(result: Tensor) -> Tensor:
-        result = result if is_channels_last(batched) else nchw(result)
-        return result if input.dim() == 4 else result.squeeze(0)
 
-    return (like_input(y), like_input(indices)) if return_indices else like_input(y)
+def adaptive_geometry_of(input, output_size) -> Geometry | str:
+    """The geometry of an adaptive pooling, or, where it is torch that has to run it, why."""
+    reason = unsupported_call(input)
+    return _resizing(operand(input), _sizes(input), _output(output_size, input)) if reason is None else reason
+
+
+def _output(output_size, input: Tensor) -> Pair | None:
+    """A number for both axes, or for each one or None for the input's; None if it is not that."""
+    if type(output_size) is int:
+        return output_size, output_size
+    if not isinstance(output_size, (tuple, list)) or len(output_size) != 2 or input.dim() < 2:
+        return None
+    both = zip(output_size, input.shape[-2:], strict=True)
+    output = tuple(size if wanted is None else wanted for wanted, size in both)
+    return output if all(type(size) is int for size in output) else None
+
+
+def unpool_sizes_of(input, indices, kernel_size, stride, padding, output_size) -> tuple[int, ...] | str:
+    """[N, C, H, W] of the result of `max_unpool2d`, or, where it is torch that has to run it, why."""
+    reason = unsupported_call(input, indices) or _unsupported(operand(input))
+    if reason is not None:
+        return reason
+    if indices.dtype is not torch.int64 or indices.shape != input.shape or indices.device != input.device:
+        return "the indices are not int64 of the input's shape"
+    if torch.are_deterministic_algorithms_enabled() or torch.is_autocast_enabled(input.device.type):
+        return "torch refuses to run it deterministically; under autocast on a CPU it does in float32"
+    window, padding = pair(kernel_size), pair(padding)
+    stride = window if stride is None else pair(stride)
+    if not is_window(kernel_size) or window is None or stride is None or padding is None:
+        return "kernel_size, stride and padding are not all integers"
+    N, C, P, Q = _sizes(input)
+    H, W = F._unpool_output_size(input, window, stride, padding, output_size)
+    if type(H) is not int or type(W) is not int or min(H, W) < 1:
+        return "output_size is not of positive integers"
+    return N, C, H, W
