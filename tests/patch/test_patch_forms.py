@@ -256,8 +256,9 @@ def test_a_forward_that_no_trace_can_stand_for_is_left_and_says_why(form, kernel
     forward, reason = UNTRACEABLE[form]
     model = Calls(forward, named=Named())
     model.count, model.seen = 0, []
+    patch = tritonconv.patch  # imported at first use, by libraries some of which draw numbers
     random_states = random.getstate(), np.random.get_state()[2], torch.get_rng_state()
-    tritonconv.patch(model)
+    patch(model)
     assert (model.count, model.seen) == (0, [])
     assert random.getstate() == random_states[0]
     assert np.random.get_state()[2] == random_states[1]
