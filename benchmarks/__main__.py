@@ -1,17 +1,15 @@
-"""`python -m benchmarks [NAME …]`: all benchmarks, or those named."""
+"""`python -m benchmarks [NAME [option …]]`: all benchmarks, or the one named."""
 
 import argparse
 import importlib
 
-NAMES = ("cpu", "pool", "startup", "operators")
+NAMES = ("cpu", "pool", "startup", "operators", "networks", "training", "memory", "coverage", "chart")
 
 parser = argparse.ArgumentParser(
     prog="python -m benchmarks", description="Measures tritonconv on this machine, side by side with torch."
 )
-parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to run: {', '.join(NAMES)} (default: all)")
-names = parser.parse_args().names
-for name in names:
-    if name not in NAMES:
-        parser.error(f"no benchmark {name!r}; there are {', '.join(NAMES)}")
-for name in names or NAMES:
-    importlib.import_module(f".{name}", __package__).main()
+parser.add_argument("name", nargs="?", choices=NAMES, help="what to run (default: all)")
+parser.add_argument("options", nargs=argparse.REMAINDER, help="its options; --help lists them")
+arguments = parser.parse_args()
+for name in (arguments.name,) if arguments.name else NAMES:
+    importlib.import_module(f".{name}", __package__).main(arguments.options)

@@ -5,8 +5,9 @@ A row is refused if its result is wrong. `ratio` is torch's median time over our
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,7 +139,8 @@ def check(row: Row) -> None:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks cpu", description=__doc__).parse_args(arguments)
     cpu.register()
     torch.manual_seed(0)
     console, measured = Console(), []

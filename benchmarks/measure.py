@@ -18,10 +18,13 @@ import triton
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(functions: Sequence[Callable[[], object]], seconds: float = 1.0, rounds: int = 9) -> list[float]:
-    """Median seconds of each function, all timed in turn so that a slow spell of the machine meets all of them.
+def samples(
+    functions: Sequence[Callable[[], object]], seconds: float = 1.0, rounds: int = 9, pause: float = 0.0
+) -> list[list[float]]:
+    """Seconds of each function, all timed in turn so that a slow spell of the machine meets all of them.
 
-    At least `rounds` turns, and more until `seconds` have passed.
+    At least `rounds` turns, and more until `seconds` have passed. `pause`: seconds between two functions, in which
+    thread pools that wait for more work by spinning go to sleep, so that none steals time from the next.
     """
     for function in functions:  # compile, fill caches
         function()
@@ -30,10 +33,16 @@ def interleaved(functions: Sequence[Callable[[], object]], seconds: float = 1.0,
     end = time.perf_counter() + seconds
     while len(times[0]) < rounds or time.perf_counter() < end:
         for function, mine in zip(functions, times, strict=True):
+            time.sleep(pause)
             start = time.perf_counter()
             function()
             mine.append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times]
+    return times
+
+
+def interleaved(functions: Sequence[Callable[[], object]], seconds: float = 1.0, rounds: int = 9) -> list[float]:
+    """Median of each function's `samples`."""
+    return [statistics.median(times) for times in samples(functions, seconds, rounds)]
 
 
 def processor() -> str:
@@ -60,9 +69,15 @@ def provenance() -> dict[str, object]:
     }
 
 
-def save(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
-    """Writes `results/NAME.json`: the rows and where they come from."""
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}"[:160]
+
+
+def save(name: str, rows: Sequence[Mapping[str, object]], **more: object) -> Path:
+    """Writes `results/NAME.json`: the rows and where they come from, of which `more` says more."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**provenance(), "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**provenance(), **more, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
     return path

@@ -6,6 +6,7 @@ kernels: the first with an empty cache on disk, the second with what the first h
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from rich.console import Console
@@ -92,7 +93,8 @@ def launch_microseconds() -> float:
     return 1e6 * min(rounds)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks startup", description=__doc__).parse_args(arguments)
     with tempfile.TemporaryDirectory() as cache:
         cold, warm = _child(cache), _child(cache)
     rows = [{"kernel": name, "cold_ms": cold[name], "warm_ms": warm[name]} for name in cold]

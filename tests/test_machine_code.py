@@ -190,6 +190,11 @@ def test_depthwise_kernels_fit_the_target_and_read_wide(dtype, target):
         assert matching(code.code, r"LDG.*\.(64|128)|(buffer|global)_load_(dwordx[24]|b64|b128)")
 
 
+def test_winograds_algorithm_fits_a_gpu():
+    made = launch.winograd.fprop_launch("sm_90", GEOMETRIES["first 3x3"], f32, "ieee", "relu", threads=132)
+    check(compile_launch(made, (f32,) * 4 + (None,) * 5 + (f32,), "sm_90"), "sm_90")
+
+
 @pytest.mark.parametrize(("target", "block"), (("sm_90", 1 << 13), ("gfx942", 1 << 15)))
 def test_what_does_not_fit_shows(target, block):
     reduction = replace(launch.common.sum_splits_launch(target, 4, 1 << 20), constexprs={"BLOCK": block}, num_warps=1)

@@ -1,0 +1,171 @@
+"""What `patch` takes of each network, and whether the patched network computes the same.
+
+Networks: ours, and those of torchvision, timm and segmentation_models_pytorch where these are installed; with random
+weights, in float64, in which rounding is far below any other difference. Their outputs are compared in evaluation mode,
+and parameters and buffers after a few steps of training. A row fails if the patched network differs, or raises where
+torch does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import tritonconv
+
+from .comparison import WIDTH
+from .measure import provenance, reason, save
+from .zoo import NETWORKS
+
+STEPS = 2
+TOLERANCE = 1e-7  # of the largest element: what torch.testing allows in float64
+FRACTION = 0.25  # of the width of our own networks
+IMAGE = (3, 96, 96)
+LARGEST = 30_000_000  # parameters: of a family, the small ones say as much
+
+# One or two of each family.
+TIMM = """
+    bat_resnext26ts botnet26t_256 convmixer_768_32 convnext_atto cs3darknet_s cspresnet50 densenet121 dla34 dpn48b
+    eca_botnext26ts_256 edgenext_xx_small efficientnet_lite0 ese_vovnet19b_dw fbnetv3_b focalnet_tiny_srf gcresnet33ts
+    gernet_s ghostnet_050 halonet26t hardcorenas_a hgnet_tiny hrnet_w18_small inception_next_tiny lambda_resnet26t
+    lcnet_050 mixnet_s mobilenetv3_small_050 mobilenetv4_conv_small mobileone_s0 nf_regnet_b0 nf_resnet26 poolformer_s12
+    regnetx_002 regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_14w_8s resnest14d resnet10t
+    resnetblur50 resnetv2_50 resnext26ts rexnet_100 selecsls42 seresnet18 skresnet18 spnasnet_100 starnet_s1
+    tf_efficientnetv2_b0 tf_mobilenetv3_small_minimal_100 tinynet_e tresnet_m visformer_tiny xception41
+""".split()  # noqa: SIM905
+LIBRARIES = "torchvision", "timm", "segmentation_models_pytorch"
+SEGMENTATION = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "DeepLabV3", "DeepLabV3Plus", "PAN")
+
+Candidate = tuple[str, Callable[[], nn.Module], tuple[int, ...]]
+
+
+def optional(name: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def candidates() -> Iterator[Candidate]:
+    """Names, what makes the network, and the shape of a sample."""
+    for name, network in NETWORKS.items():
+        yield name, partial(network.build, FRACTION), network.input
+    if library := optional("torchvision.models"):
+        for module, options in ((library, {}), (library.segmentation, {"weights_backbone": None})):
+            for name in library.list_models(module):
+                if not name.startswith(("vit", "swin", "maxvit")):  # transformers
+                    yield f"torchvision {name}", partial(library.get_model, name, weights=None, **options), IMAGE
+    if library := optional("timm"):
+        for name in TIMM:
+            yield f"timm {name}", partial(library.create_model, name), IMAGE
+    if library := optional("segmentation_models_pytorch"):
+        for name in SEGMENTATION:
+            make = partial(getattr(library, name), "resnet18", encoder_weights=None)
+            yield f"segmentation_models_pytorch {name}", make, IMAGE
+
+
+def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    return [y for y in tree_leaves(model(x)) if isinstance(y, Tensor)]
+
+
+def trained(model: nn.Module, x: Tensor) -> list[Tensor]:
+    torch.manual_seed(1)  # of dropout
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-4, momentum=0.9)
+    for _ in range(STEPS):
+        loss = sum(F.mse_loss(y, torch.ones_like(y)) for y in outputs(model, x))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [value for value in model.state_dict().values() if value.is_floating_point()]
+
+
+def difference(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
+    """The largest of all tensors' errors, each relative to its tensor's largest element (1e-6 if that is smaller)."""
+    errors = [(g - w).abs().max() / w.abs().max().clamp(min=1e-6) for g, w in zip(got, want, strict=True)]
+    return float(torch.stack(errors).max())
+
+
+def measure(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, object] | None:
+    """A row; None if the network is too large, or if torch itself does not run it on such a sample."""
+    torch.manual_seed(0)
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in make().parameters())
+    except Exception:
+        size = 0  # it cannot be made without memory
+    if size > LARGEST:
+        return None
+    plain = make().double()
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    untrained = copy.deepcopy(plain)
+    try:
+        with torch.no_grad():
+            infers = outputs(plain.eval(), x)
+        trains = trained(plain, x)
+    except (RuntimeError, ValueError, AssertionError, TypeError):
+        return None
+    row: dict[str, object] = {"network": name, "failed": ""}
+    try:
+        patched = tritonconv.patch(untrained)
+        sites = tuple(tritonconv.report(patched))
+        row |= Counter(site.status for site in sites)
+        row["why"] = dict(Counter(site.reason for site in sites if site.status == "left"))
+        with torch.no_grad():
+            row["inference"] = difference(outputs(patched.eval(), x), infers)
+        row["training"] = difference(trained(patched, x), trains)
+        if not max(row["inference"], row["training"]) <= TOLERANCE:
+            row["failed"] = "the results differ"
+    except Exception as error:
+        row["failed"] = reason(error)
+    return row
+
+
+def table_of(rows: Sequence[dict]) -> Table:
+    table = Table("network", title=f"patch: sites, and the largest relative difference (float64, {STEPS} steps)")
+    for heading in ("fused", "swapped", "left", "inference", "training"):
+        table.add_column(heading, justify="right")
+    table.add_column("why left, or failed", overflow="fold")
+    for row in rows:
+        counts = (str(row.get(status, 0)) for status in ("fused", "swapped", "left"))
+        errors = (f"{row[what]:.0e}" if what in row else "–" for what in ("inference", "training"))
+        why = row["failed"] or "; ".join(f"{count} × {text}" for text, count in row["why"].items())
+        table.add_row(row["network"], *counts, *errors, why, style="red" if row["failed"] else None)
+    return table
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks coverage", description=__doc__)
+    parser.add_argument("--only", metavar="GLOB", nargs="+", default=["*"], help="networks; nothing is stored then")
+    only = parser.parse_args(arguments).only
+    console, rows, skipped = Console(width=WIDTH), [], []
+    warnings.simplefilter("ignore")  # the networks' own
+    for name, *candidate in candidates():
+        if any(fnmatchcase(name, glob) for glob in only):
+            row = measure(name, *candidate)
+            if row is None:
+                skipped.append(name)
+            else:
+                rows.append(row)
+                console.print(name, row["failed"] or "equal", markup=False)
+    console.print(table_of(rows))
+    failed = [row["network"] for row in rows if row["failed"]]
+    versions = {name: module.__version__ for name in LIBRARIES if (module := optional(name))}
+    console.print(f"{len(rows)} networks, {len(failed)} failed; {len(skipped)} skipped: {', '.join(skipped)}")
+    console.print({k: v for k, v in (provenance() | versions).items() if k != "commit"})
+    if only == ["*"]:
+        console.print(f"stored in {save('coverage', rows, **versions, skipped=skipped)}")
+    if failed:
+        raise SystemExit(f"coverage: {', '.join(failed)} failed")

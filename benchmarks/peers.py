@@ -1,0 +1,111 @@
+"""The ways to run a model that are compared: ours, torch's, and the inference engines that are installed.
+
+Each takes a model in evaluation mode, a batch and a directory to work in, and returns a function that runs it. A peer
+that is not installed, or cannot run the model, raises whatever it raises.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import tritonconv
+
+Run = Callable[[], Tensor]
+
+
+def channels_last(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """A copy of both in channels_last memory, where there is such a thing."""
+    if x.dim() != 4:
+        return copy.deepcopy(model), x
+    return copy.deepcopy(model).to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+
+
+def ours(model: nn.Module, x: Tensor, directory: Path) -> Run:
+    model, x = channels_last(model, x)
+    run = tritonconv.patch(model)
+    return lambda: run(x)
+
+
+def eager(model: nn.Module, x: Tensor, directory: Path) -> Run:
+    return lambda: model(x)
+
+
+def eager_channels_last(model: nn.Module, x: Tensor, directory: Path) -> Run:
+    model, x = channels_last(model, x)
+    return lambda: model(x)
+
+
+def compiled(model: nn.Module, x: Tensor, directory: Path) -> Run:
+    model, x = channels_last(model, x)
+    run = torch.compile(model)
+    return lambda: run(x)
+
+
+def frozen(model: nn.Module, x: Tensor, directory: Path) -> Run:
+    """torch.compile with the weights as constants, packed and folded into one another."""
+    from torch._inductor import config
+
+    model, x = channels_last(model, x)
+    # A function of its own: graphs are kept by the code they come from, and `compiled` has made one of the module's.
+    run = torch.compile(lambda x: model(x))
+    with config.patch(freezing=True):
+        run(x)  # compiles
+    return lambda: run(x)
+
+
+def _onnx(model: nn.Module, x: Tensor, directory: Path) -> str:
+    path = directory / "model.onnx"
+    if not path.exists():
+        torch.onnx.export(model, (x,), path, input_names=["x"], dynamo=True, verbose=False)
+    return str(path)
+
+
+def onnxruntime(model: nn.Module, x: Tensor, directory: Path) -> Run:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(_onnx(model, x, directory), options, providers=["CPUExecutionProvider"])
+    feed = {"x": x.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def openvino(model: nn.Module, x: Tensor, directory: Path) -> Run:
+    import openvino as ov
+
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = ov.Core().compile_model(_onnx(model, x, directory), "CPU", settings).create_infer_request()
+    feed = {"x": x.numpy()}
+    return lambda: torch.from_numpy(request.infer(feed, share_inputs=True, share_outputs=True)[0])
+
+
+PEERS: dict[str, Callable[[nn.Module, Tensor, Path], Run]] = {
+    "ours": ours,
+    "torch NCHW": eager,
+    "torch channels_last": eager_channels_last,
+    "torch.compile": compiled,
+    "torch.compile frozen": frozen,
+    "ONNX Runtime": onnxruntime,
+    "OpenVINO": openvino,
+}
+
+
+def versions() -> dict[str, str | None]:
+    """Of the peers that are installed beside torch."""
+    found = {}
+    for name in ("onnxruntime", "openvino", "onnx"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,0 +1,83 @@
+"""A training step of whole networks (forward, backward, SGD) against torch: fp32, the same threads, interleaved.
+
+A peer whose gradient is wrong is left out. `ratio` is the median time of the fastest other peer over ours: above 1 ours
+is the fastest.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._inductor import config as inductor
+
+import tritonconv
+
+from .comparison import OURS, Options, Row, compare, publish
+from .peers import channels_last
+from .zoo import NETWORKS
+
+# Of the gradient's length. Rounding may move a ReLU or a maximum to its other side, which costs more than its own size.
+TOLERANCE = 1e-2
+
+
+def as_it_is(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    return copy.deepcopy(model), x
+
+
+# How a peer lays out copies of a model and a batch in memory, and what it runs in the model's stead.
+PEERS: dict[str, tuple[Callable, Callable[[nn.Module], Callable[[Tensor], Tensor]]]] = {
+    OURS: (channels_last, tritonconv.patch),
+    "torch NCHW": (as_it_is, lambda model: model),
+    "torch channels_last": (channels_last, lambda model: model),
+    "torch.compile": (channels_last, torch.compile),
+}
+
+
+def step_of(peer: str, model: nn.Module, x: Tensor) -> tuple[Callable[[], None], list[nn.Parameter]]:
+    """A training step of the peer's own copy of `model`, and that copy's parameters."""
+    place, make = PEERS[peer]
+    model, x = place(model.train(), x)
+    parameters, run = list(model.parameters()), make(model)
+    # So slow that the weights stay what they are: a step takes longer where numbers overflow or underflow.
+    optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9)
+
+    def step() -> None:
+        y = run(x)
+        optimizer.zero_grad()
+        F.mse_loss(y, torch.ones_like(y)).backward()
+        optimizer.step()
+
+    return step, parameters
+
+
+def gradient(step: Callable[[], None], parameters: Sequence[nn.Parameter]) -> Tensor:
+    torch.manual_seed(1)  # of dropout
+    step()
+    return torch.cat([parameter.grad.flatten() for parameter in parameters])
+
+
+def checked(peer: str, model: nn.Module, x: Tensor, want: Tensor) -> Callable[[], None]:
+    step, parameters = step_of(peer, model, x)
+    error = float((gradient(step, parameters) - want).norm() / want.norm())
+    if not error <= TOLERANCE:
+        raise ValueError(f"its gradient is off by {error:.1e} of its length, so it is not timed")
+    return step
+
+
+def measure(name: str, batch: int, seconds: float) -> Row:
+    model = NETWORKS[name].build()
+    x = torch.randn(batch, *NETWORKS[name].input)
+    want = gradient(*step_of("torch NCHW", model, x))
+    return compare(name, batch, {peer: partial(checked, peer, model, x, want) for peer in PEERS}, seconds)
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    options = Options.parse("training", arguments, __doc__, batches=(8,))
+    with inductor.patch(fallback_random=True):  # torch.compile then drops out what torch does
+        rows = [measure(name, batch, options.seconds) for batch in options.batches for name in options.names]
+    publish("training", "training step, fp32: median ms", rows, options)
