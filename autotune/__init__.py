@@ -1,5 +1,8 @@
-"""Tuning knowledge: the best known configuration per problem key. It knows nothing of what is being configured."""
+"""Tuning knowledge: the best known configuration per problem key, and the search for it. It knows nothing of what is
+being configured."""
 
-from .store import lookup, record
+from .search import Problem
+from .session import Outcome, Tuning, deadline_of, tune
+from .store import asked, lookup, record
 
-__all__ = ["lookup", "record"]
+__all__ = ["Outcome", "Problem", "Tuning", "asked", "deadline_of", "lookup", "record", "tune"]

@@ -5,30 +5,61 @@ written aside and then renamed into place: a reader finds a whole entry or none.
 absent, with one warning; it is never removed.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 SCHEMA = 1
+_folder: Path | None = None
+_listeners: list[dict[str, None]] = []
 
 
 def directory() -> Path:
     """Where the entries lie: `$TRITONCONV_CACHE_DIR/tuned`, else `tritonconv/tuned` in the user's cache directory."""
+    if _folder is not None:
+        return _folder
     root = os.environ.get("TRITONCONV_CACHE_DIR")
     if not root:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tritonconv")
     return Path(root, "tuned")
 
 
+@contextlib.contextmanager
+def at(folder: Path) -> Iterator[None]:
+    """Within this context `folder` is the store."""
+    global _folder
+    previous, _folder = _folder, folder
+    try:
+        yield
+    finally:
+        _folder = previous
+
+
 def lookup(key: Mapping) -> dict | None:
     """The configuration stored under `key` (anything JSON can hold), or None. Reads each file once per process."""
-    config = _read(directory(), _canonical(key))
+    canonical = _canonical(key)
+    for listener in _listeners:
+        listener[canonical] = None
+    config = _read(directory(), canonical)
     return None if config is None else json.loads(config)
+
+
+@contextlib.contextmanager
+def asked() -> Iterator[list[dict]]:
+    """Yields a list that, when the context ends, holds every key that was looked up in it, in any thread, once."""
+    keys, listener = [], {}
+    _listeners.append(listener)
+    try:
+        yield keys
+    finally:
+        _listeners[:] = [other for other in _listeners if other is not listener]
+        keys += map(json.loads, listener)
 
 
 def record(key: Mapping, config: Mapping, provenance: Mapping) -> Path:
@@ -37,12 +68,67 @@ def record(key: Mapping, config: Mapping, provenance: Mapping) -> Path:
     provenance: how it was found, for people: `{"how": "measured" | "predicted", …}` with device, versions and time.
     Raises `TypeError` for what JSON cannot hold, and `OSError` where the directory cannot be written.
     """
-    folder, canonical = directory(), _canonical(key)
-    entry = {"schema": SCHEMA, "key": json.loads(canonical), "config": config, "provenance": provenance}
-    path = _path(folder, canonical)
+    canonical = _canonical(key)
+    return write({"schema": SCHEMA, "key": json.loads(canonical), "config": config, "provenance": provenance})
+
+
+def write(entry: Mapping) -> Path:
+    """Stores a whole entry in place of what was there."""
+    path = path_of(entry)
     _write_atomically(path, json.dumps(entry, indent=2, allow_nan=False) + "\n")
     _read.cache_clear()
     return path
+
+
+def entry_of(key: Mapping) -> dict | None:
+    """The whole entry stored under `key`, or None; it must be a good one."""
+    path = _path(directory(), _canonical(key))
+    return parse(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def forget() -> None:
+    """Makes the next lookups read the files again: another process may have written some."""
+    _read.cache_clear()
+
+
+def path_of(entry: Mapping) -> Path:
+    return _path(directory(), _canonical(entry["key"]))
+
+
+def check_writable() -> None:
+    """Raises `OSError`, in one sentence, if entries cannot be stored."""
+    try:
+        directory().mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory()).close()
+    except OSError as error:
+        hint = "set TRITONCONV_CACHE_DIR to a folder that can"
+        raise type(error)(f"the tuning store {directory()} cannot be written ({error.strerror}): {hint}") from None
+
+
+def entries() -> Iterator[tuple[Path, dict | str]]:
+    """Every file of the store with its entry or, if that cannot be used, the reason."""
+    for path in sorted(directory().glob("*.json")):
+        try:
+            entry = parse(json.loads(path.read_text(encoding="utf-8")))
+            yield path, entry if path == path_of(entry) else "it is about another key"
+        except (OSError, ValueError) as error:
+            yield path, str(error)
+
+
+def parse(entry: object) -> dict:
+    """`entry`, if it is one. Raises `ValueError`, in one sentence, if it is not."""
+    if not isinstance(entry, dict) or "schema" not in entry:
+        raise ValueError("it is no tuning entry")
+    check_schema(entry["schema"])
+    if not all(isinstance(entry.get(field), dict) for field in ("key", "config", "provenance")):
+        raise ValueError("its key, config and provenance are not all objects")
+    return entry
+
+
+def check_schema(schema: object) -> None:
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        raise ValueError(f"its schema is {schema!r}, not {SCHEMA}" + (": it was written by a later version" * newer))
 
 
 def _canonical(key: Mapping) -> str:
@@ -58,17 +144,13 @@ def _read(folder: Path, canonical: str) -> str | None:
     """The entry's configuration as JSON text: callers get a copy of their own to change."""
     path = _path(folder, canonical)
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        if entry["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {entry['schema']!r}, not {SCHEMA}")
+        entry = parse(json.loads(path.read_text(encoding="utf-8")))
         if _canonical(entry["key"]) != canonical:
             raise ValueError("it is about another key")
-        if not isinstance(entry["config"], dict):
-            raise ValueError("its config is no object")
         return json.dumps(entry["config"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         warnings.warn(f"tuning entry {path} is not used: {type(error).__name__}: {error}", stacklevel=4)
         return None
 

@@ -3,7 +3,10 @@
 import argparse
 import importlib
 
-NAMES = ("cpu", "pool", "startup", "operators", "networks", "training", "memory", "coverage", "chart")
+NAMES = (
+    *("cpu", "pool", "startup", "operators", "predictor", "tuning"),
+    *("networks", "training", "memory", "coverage", "chart"),
+)
 
 parser = argparse.ArgumentParser(
     prog="python -m benchmarks", description="Measures tritonconv on this machine, side by side with torch."

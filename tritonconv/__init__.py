@@ -4,7 +4,8 @@ import importlib
 
 # Names and where they live. They are imported when first used: Triton, while it is itself being imported, loads its CPU
 # target from this package, and can then give nothing to the rest of it.
-_PUBLIC = {"patch": "patching", "patched": "patching", "report": "patching", "unpatch": "patching"}
+_PUBLIC = {"patch": "patching", "patched": "patching", "report": "patching", "tune": "tuning",
+           "unpatch": "patching"}  # fmt: skip
 _MODULES = ("functional", "nn")
 
 __all__ = sorted([*_PUBLIC, *_MODULES])

@@ -11,6 +11,7 @@ from torch.nn.modules import module as _module
 
 from . import functional, repeat
 from . import nn as modules
+from .choice import faster
 from .ops import activations
 
 # The activations that are modules, as text; a module is asked at every call, since its numbers may change.
@@ -117,7 +118,8 @@ def conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
     repeated = repeat.inference(conv, None, None, input)
     if repeated is not None:
         return repeated
-    return functional.conv2d(input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    convolution = conv.stride, conv.padding, conv.dilation, conv.groups
+    return faster("conv2d", input, conv.weight, conv.bias, *convolution, activation=None)
 
 
 def conv_transpose2d(
@@ -145,6 +147,12 @@ def batch_norm2d(norm: nn.BatchNorm2d, input: Tensor, *, activation: str | None 
     """`activation(norm(input))` in one pass. input: (N, C, H, W)."""
     norm._check_input_dim(input)
     return functional.batch_norm(input, *_statistics(norm), activation=activation)
+
+
+def max_pool2d(pool: nn.MaxPool2d, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """`pool(input)` as one kernel. input: (N, C, H, W) or (C, H, W)."""
+    window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
+    return faster("max_pool2d", input, *window, ceil_mode=pool.ceil_mode, return_indices=pool.return_indices)
 
 
 def _statistics(norm: nn.BatchNorm2d) -> tuple:
@@ -184,6 +192,8 @@ def conv_block(
     if repeated is not None:
         return repeated
     convolution = conv.stride, conv.padding, conv.dilation, conv.groups
+    if norm is None and residual is None:
+        return faster("conv2d", input, conv.weight, conv.bias, *convolution, activation=text)
     epilogue = {"residual": residual, "activation": text}
     if norm is None:
         return functional.conv2d(input, conv.weight, conv.bias, *convolution, **epilogue)
@@ -219,4 +229,5 @@ LEAVES = {
     nn.Conv2d: conv2d,
     nn.ConvTranspose2d: conv_transpose2d,
     **{pool: getattr(modules, pool.__name__).forward for pool in POOLS},
+    nn.MaxPool2d: max_pool2d,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,11 +35,15 @@ class Launch:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
+Typed = tuple[Launch, tuple[torch.dtype | None, ...]]  # a launch and the dtypes of its tensors
+
+
 @dataclass(frozen=True, eq=False)
 class Engine:
     """`bind(launch)` returns a function of the launch's tensors (or None, where the kernel allows it).
 
-    `target(device)` names what the tile configs are chosen for, such as "sm_90", "gfx942" or "cpu".
+    `target(device)` names what the tile configs are chosen for, such as "sm_90", "gfx942" or "cpu". `compile(launches)`
+    makes their kernels ready side by side; without it each is when it first runs.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Engine:
     bind: Callable[[Launch], Callable[..., None]]
     target: Callable[[torch.device], str]
     is_available: Callable[[], bool]
+    compile: Callable[[list[Typed]], object] = lambda launches: None
 
 
 def _bind_triton(launch: Launch) -> Callable[..., None]:
@@ -75,7 +80,7 @@ ENGINES = {
     engine.name: engine
     for engine in (
         Engine("triton", ("cuda",), _bind_triton, _triton_target, torch.cuda.is_available),
-        Engine("native", ("cpu",), native.bind, lambda device: "cpu", lambda: True),
+        Engine("native", ("cpu",), native.bind, lambda device: "cpu", lambda: True, native.load_launches),
         Engine("interpreter", ("cpu", "cuda"), _bind_interpreter, lambda device: "interpreter", lambda: True),
     )
 }
@@ -105,10 +110,29 @@ def use(name: str) -> Iterator[None]:
 
     Tensors on devices that the engine does not know are left to torch.
     """
-    global _pinned
     if name not in available():
         raise ValueError(f"engine must be one of {', '.join(available())}; got {name!r}")
-    previous, _pinned = _pinned, ENGINES[name]
+    with _pin(ENGINES[name]):
+        yield
+
+
+@contextlib.contextmanager
+def listing(device: torch.device) -> Iterator[list[Typed]]:
+    """Within this context no kernel runs on tensors of `device`: what would be launched is listed, with the dtypes of
+    its tensors, for an engine's `compile`."""
+    typed: list[Typed] = []
+
+    def bind(launch: Launch) -> Callable[..., None]:
+        return lambda *tensors: typed.append((launch, tuple([None if t is None else t.dtype for t in tensors])))
+
+    with _pin(replace(engine_for(device), bind=bind)):
+        yield typed
+
+
+@contextlib.contextmanager
+def _pin(engine: Engine) -> Iterator[None]:
+    global _pinned
+    previous, _pinned = _pinned, engine
     try:
         yield
     finally:

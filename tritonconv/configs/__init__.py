@@ -28,7 +28,7 @@ _SPACES = {
     "norm": norm.space,
     "winograd": winograd.space,
 }
-
+_COSTS = dict.fromkeys(("fprop", "dgrad", "wgrad"), gemm.cost)
 
 Geometry = ConvGeometry | PoolGeometry | AdaptiveGeometry | NormGeometry
 
@@ -53,3 +53,8 @@ def algorithm(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str, 
     direct, fast = space(op, geometry, dtype, target)[0], space("winograd", problem, dtype, target)[0]
     cycles = gemm.cpu_cycles(direct, op, geometry, 4), winograd.cpu_cycles(fast, problem, 4, kept)
     return "gemm" if cycles[0] <= cycles[1] else "winograd"
+
+
+def cost(config: TileConfig, op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> float | None:
+    """What `space` ordered `config` by, in a unit of the target's own; None where it goes by no number."""
+    return _COSTS[op](config, op, geometry, dtype, target) if op in _COSTS else None

@@ -52,9 +52,15 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
     fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in _TILES[kind][dtype.itemsize])
     # Tables list large tiles first: of those that became equal in extent, the last has the warps meant for it.
     tiles = {(tile.BM, tile.BN, tile.BK): tile for tile in fitted}.values()
+    return tuple(sorted(tiles, key=lambda tile: cost(tile, op, geometry, dtype, target)))
+
+
+def cost(tile: TileConfig, op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> float:
+    """What is predicted of `tile`, in a unit of the target's own."""
+    kind = kind_of(target)
     if kind == "cpu":
-        return tuple(sorted(tiles, key=lambda tile: cpu_cycles(tile, op, geometry, dtype.itemsize)))
-    return tuple(sorted(tiles, key=lambda tile: _cost(tile, op, geometry, MACHINES[kind])))
+        return cpu_cycles(tile, op, geometry, dtype.itemsize)
+    return _cost(tile, op, geometry, MACHINES[kind])
 
 
 def _classes(op: str, geometry: ConvGeometry) -> int:

@@ -44,8 +44,12 @@ MACHINES = {
     "cpu": Machine(programs=8, start=10_000, load=1, smallest=1, ragged_BK=1 << 10),
     "interpreter": Machine(programs=1, start=1_000_000, load=1, smallest=1, ragged_BK=1 << 10),
 }
+_GPUS = {"sm_": "cuda", "gfx": "hip"}
 
 
 def kind_of(target: str) -> str:
     """The key in `MACHINES` of a target: "cpu", "interpreter" or the name of a GPU ("sm_90", "gfx942")."""
-    return target if target in MACHINES else "hip" if target.startswith("gfx") else "cuda"
+    kind = target if target in ("cpu", "interpreter") else _GPUS.get(target.rstrip("0123456789abcdef"))
+    if kind is None:
+        raise ValueError(f'target must be "cpu", "interpreter" or a GPU such as "sm_90" or "gfx942"; got {target!r}')
+    return kind

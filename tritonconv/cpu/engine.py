@@ -77,6 +77,11 @@ def load(requests: Sequence[Request]) -> list[Kernel]:
     return [_kernels[r.name] for r in requests]
 
 
+def load_launches(launches: Sequence[tuple]) -> list[Kernel]:
+    """The kernels of `request`'s arguments, (launch, dtypes) each."""
+    return load([request(launch, dtypes, _debugging()) for launch, dtypes in launches])
+
+
 def _compile_all(requests: list[Request]) -> list[build.Binary]:
     """In child processes: neither Python nor llvmlite lets two threads compile at once."""
     if len(requests) < 2:

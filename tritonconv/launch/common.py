@@ -48,6 +48,11 @@ def prepare(device: torch.device, make: Callable[..., Launch], *problem) -> Boun
     return _bind(engines.engine_for(device), device, make, *problem)
 
 
+def forget() -> None:
+    """Makes the next launch of each problem ask for its config again: a better one may have been stored."""
+    _bind.cache_clear()
+
+
 def precision_of(x: Tensor) -> str:
     # The flag is cuDNN's: AMD GPUs, of which few know TF32, convolve in true float32.
     cudnn = x.is_cuda and torch.version.hip is None

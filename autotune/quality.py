@@ -1,0 +1,52 @@
+"""How good predictions were, by the trials that entries keep."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+
+def measured_trials(entry: dict) -> list[dict]:
+    """The trials that have a time, in the order of prediction."""
+    return [trial for trial in entry["provenance"].get("trials", ()) if trial["seconds"] is not None]
+
+
+def seconds_of(entry: dict) -> float | None:
+    """What the chosen configuration took."""
+    return next((t["seconds"] for t in measured_trials(entry) if t["config"] == entry["config"]), None)
+
+
+def shortfall(trials: Sequence[dict]) -> float:
+    """How many times the best time the predicted choice takes."""
+    return trials[0]["seconds"] / min(trial["seconds"] for trial in trials)
+
+
+def rank_correlation(trials: Sequence[dict]) -> float:
+    """Spearman's ρ of predicted order and time."""
+    times = [trial["seconds"] for trial in trials]
+    return statistics.correlation(range(len(times)), [sorted(times).index(t) for t in times])
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The least of `values` that `percent` of them do not exceed."""
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1).__int__()]
+
+
+def table(entries: Iterable[dict]) -> Table:
+    """Per `op`, of entries with several measured trials."""
+    by_op = defaultdict(list)
+    for entry in entries:
+        trials = measured_trials(entry)
+        if len({trial["seconds"] for trial in trials}) > 1 and trials[0]["cost"] is not None:
+            by_op[str(entry["key"].get("op", ""))].append(trials)
+    made = Table("op", "problems", "configs", "predicted ÷ best: median", "90 %", "worst", "rank correlation: median")
+    for op, groups in sorted(by_op.items()):
+        ratios = [shortfall(trials) for trials in groups]
+        figures = statistics.median(ratios), percentile(ratios, 90), max(ratios)
+        correlation = statistics.median(map(rank_correlation, groups))
+        configs = str(sum(map(len, groups)))
+        made.add_row(op, str(len(groups)), configs, *(f"{f:.2f}" for f in (*figures, correlation)))
+    return made

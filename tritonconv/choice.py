@@ -1,0 +1,122 @@
+"""The choice, call by call, between a kernel and torch's own function: what tuning measured to be faster.
+
+Only patched modules choose; `tritonconv.functional` always runs kernels. A call's *key* says all that its time depends
+on: sizes, dtypes, memory formats, other arguments, autocast, and whether gradients are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import autotune
+
+from . import engines, functional
+from .ops import activations
+from .ops.support import is_channels_last
+
+TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
+_verdicts: dict[tuple, bool] = {}
+_MANY = 4096  # calls of different sizes; beyond that they start afresh
+
+
+def faster(op: str, *args, **options):
+    """`functional.<op>(*args, **options)`, or the same by torch where that is faster for such arguments."""
+    run = torchs if torch_is_faster(op, args, options) else kernels
+    return run(op)(*args, **options)
+
+
+def max_pool2d(input, *args, **options):
+    """`faster`, as rewritten forwards call it."""
+    return faster("max_pool2d", input, *args, **options)
+
+
+def kernels(op: str) -> Callable:
+    return getattr(functional, op)
+
+
+def torchs(op: str) -> Callable:
+    function = getattr(F, op)
+
+    def run(*args, activation: str | None = None, **options):
+        y = function(*args, **options)
+        return y if activation is None else activations.activation(activations.canonical(activation)).apply(y)
+
+    return run
+
+
+def forget() -> None:
+    """Makes the next calls look into the store again."""
+    _verdicts.clear()
+
+
+def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
+    """Whether tuning found so."""
+    # A compiler that traces the call takes torch's operators anyway, and could not look into the store.
+    if torch.compiler.is_compiling() or type(args[0]) is not Tensor or args[0].layout is not torch.strided:
+        return False
+    signature = (
+        engines.engine_for(args[0].device),
+        torch.is_grad_enabled(),
+        _autocast(args[0]),
+        op,
+        *map(_signature, args),
+        *map(_signature, options.values()),
+    )
+    verdict = _verdicts.get(signature)
+    if verdict is None:
+        if len(_verdicts) >= _MANY:
+            _verdicts.clear()
+        verdict = _verdicts[signature] = _stored(op, args, options)
+    return verdict
+
+
+def _signature(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _stored(op: str, args: tuple, options: dict) -> bool:
+    engine = engines.engine_for(args[0].device)
+    if engine is None:
+        return False
+    values = [*args, *options.values()]
+    key = {
+        "op": op,
+        "target": engine.target(args[0].device),
+        "arguments": list(map(_described, args)),
+        "options": {name: _described(value) for name, value in options.items()},
+        "autocast": _autocast(args[0]),
+        "backward": torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values),
+    }
+    found = autotune.lookup(key)
+    if found is None and key["backward"]:  # not tuned for training, but perhaps for inference
+        arguments = list(map(_without_gradient, key["arguments"]))
+        found = autotune.lookup(key | {"backward": False, "arguments": arguments})
+    return found == TORCH
+
+
+def _autocast(x: Tensor) -> str | None:
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return None
+    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+
+
+def _described(value: object) -> object:
+    if isinstance(value, Tensor):
+        return {
+            "shape": list(value.shape),
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "channels_last": value.dim() == 4 and is_channels_last(value),
+            "requires_grad": value.requires_grad and torch.is_grad_enabled(),
+        }
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _without_gradient(value: object) -> object:
+    return value | {"requires_grad": False} if isinstance(value, dict) else value
