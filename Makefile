@@ -19,7 +19,7 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 
-bench: $(VENV)/installed
+bench: $(VENV)/compared
 	$(PY) -m benchmarks $(ARGS)
 
 bench-cpu: $(VENV)/installed
@@ -32,7 +32,12 @@ $(BASE):
 	touch $@
 
 $(VENV)/installed: $(BASE) pyproject.toml
-	$(PY) -m pip install --editable ".[test,bench]"
+	$(PY) -m pip install --editable ".[test]"
+	touch $@
+
+# What networks are compared with.
+$(VENV)/compared: $(VENV)/installed
+	$(PY) -m pip install --editable ".[bench]"
 	touch $@
 
 clean:

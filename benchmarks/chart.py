@@ -13,7 +13,7 @@ from .measure import RESULTS
 
 matplotlib.use("Agg")  # draws without a display
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import ScalarFormatter  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
 # Bars, and the peers of which each takes the fastest.
 BARS = {
@@ -42,13 +42,15 @@ def draw(stored: dict, path) -> None:
             positions = [x + (place - 1.5) / 5 for x in range(len(group))]
             axes.bar(positions, heights, 1 / 5, bottom=1, label=label)  # up from 1 where ours is faster, else down
         axes.axhline(1, color="black", linewidth=0.8)
-        axes.set(title=f"batch {batch}", ylabel="their time ÷ ours", yscale="log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(ScalarFormatter())
+        axes.set_title(f"batch {batch}", loc="left")
+        axes.set(ylabel="their time ÷ ours", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(2))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         names = [row["network"].replace(" ", "\n") for row in group]
         axes.set_xticks(range(len(group)), names, fontsize=8, rotation=30)
         axes.grid(axis="y", alpha=0.3)
-    panels[0, 0].legend(ncols=len(BARS), loc="upper right")
+    panels[0, 0].legend(ncols=len(BARS), loc="lower right", bbox_to_anchor=(1, 1))
     figure.suptitle(f"Inference, fp32, {stored['threads']} threads of {stored['machine']}, {stored['date'][:10]}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

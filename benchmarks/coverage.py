@@ -3,7 +3,7 @@
 Networks: ours, and those of torchvision, timm and segmentation_models_pytorch where these are installed; with random
 weights, in float64, in which rounding is far below any other difference. Their outputs are compared in evaluation mode,
 and parameters and buffers after a few steps of training. A row fails if the patched network differs, or raises where
-torch does not.
+torch does not; a training that drifts apart no further than ten times what rounding alone does to it has not failed.
 """
 
 from __future__ import annotations
@@ -92,6 +92,14 @@ def trained(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [value for value in model.state_dict().values() if value.is_floating_point()]
 
 
+@torch.no_grad()
+def nudged(model: nn.Module) -> nn.Module:
+    """`model`, its weights scaled by the smallest factor that float64 can tell from 1."""
+    for parameter in model.parameters():
+        parameter.mul_(1 + torch.finfo(parameter.dtype).eps)
+    return model
+
+
 def difference(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
     """The largest of all tensors' errors, each relative to its tensor's largest element (1e-6 if that is smaller)."""
     errors = [(g - w).abs().max() / w.abs().max().clamp(min=1e-6) for g, w in zip(got, want, strict=True)]
@@ -110,7 +118,7 @@ def measure(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) ->
         return None
     plain = make().double()
     x = torch.randn(2, *shape, dtype=torch.float64)
-    untrained = copy.deepcopy(plain)
+    untrained, control = copy.deepcopy(plain), copy.deepcopy(plain)
     try:
         with torch.no_grad():
             infers = outputs(plain.eval(), x)
@@ -126,7 +134,11 @@ def measure(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) ->
         with torch.no_grad():
             row["inference"] = difference(outputs(patched.eval(), x), infers)
         row["training"] = difference(trained(patched, x), trains)
-        if not max(row["inference"], row["training"]) <= TOLERANCE:
+        allowed = TOLERANCE
+        if row["training"] > TOLERANCE:  # or does rounding alone do as much? Batch norm of two values may magnify it so
+            row["rounding"] = difference(trained(nudged(control), x), trains)
+            allowed = max(allowed, 10 * row["rounding"])
+        if not (row["inference"] <= TOLERANCE and row["training"] <= allowed):
             row["failed"] = "the results differ"
     except Exception as error:
         row["failed"] = reason(error)
@@ -142,6 +154,8 @@ def table_of(rows: Sequence[dict]) -> Table:
         counts = (str(row.get(status, 0)) for status in ("fused", "swapped", "left"))
         errors = (f"{row[what]:.0e}" if what in row else "–" for what in ("inference", "training"))
         why = row["failed"] or "; ".join(f"{count} × {text}" for text, count in row["why"].items())
+        if "rounding" in row:
+            why = f"rounding alone changes training by {row['rounding']:.0e}; {why}".rstrip("; ")
         table.add_row(row["network"], *counts, *errors, why, style="red" if row["failed"] else None)
     return table
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import argparse
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +136,8 @@ def run(cell: Cell) -> None:
         assert error <= 16 * max(torch.finfo(cell.dtype).eps, 2.0**-30 if cell.order == "double backward" else 0), error
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks operators", description=__doc__).parse_args(arguments)
     rows: dict[str, dict[tuple[str, torch.dtype], str]] = {}
     for cell in track(list(cells()), "operators"):
         try:

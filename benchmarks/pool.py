@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,8 @@ def _runs(pool: Callable, x: Tensor, arguments: tuple) -> tuple[Callable[[], Ten
     return lambda: pool(x, *arguments), lambda: torch.autograd.grad(y, leaf, dy, retain_graph=True)[0]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks pool", description=__doc__).parse_args(arguments)
     torch.manual_seed(0)
     table = Table("fp32", "format", "direction", "ours, µs", "torch, µs", "ratio", title="poolings against torch")
     measured = []

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,7 +34,8 @@ def keys() -> list[dict]:
     return keys
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks predictor", description=__doc__).parse_args(arguments)
     console = Console()
     with tempfile.TemporaryDirectory() as folder, store.at(Path(folder)):
         tuning.tune_keys(keys(), torch.device("cpu"), exhaustive=True, console=console)

@@ -6,10 +6,12 @@ operators of the first. The untuned and the tuned model each run in turns with t
 
 from __future__ import annotations
 
+import argparse
 import copy
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -68,7 +70,8 @@ def row(name: str, console: Console) -> dict[str, object]:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks tuning", description=__doc__).parse_args(arguments)
     console, rows = Console(), []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITONCONV_CACHE_DIR"] = folder
