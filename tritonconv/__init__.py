@@ -4,8 +4,15 @@ import importlib
 
 # Names and where they live. They are imported when first used: Triton, while it is itself being imported, loads its CPU
 # target from this package, and can then give nothing to the rest of it.
-_PUBLIC = {"patch": "patching", "patched": "patching", "report": "patching", "tune": "tuning",
-           "unpatch": "patching"}  # fmt: skip
+_PUBLIC = {
+    "patch": "patching",
+    "patched": "patching",
+    "plan": "planning",
+    "report": "patching",
+    "summary": "summary",
+    "tune": "tuning",
+    "unpatch": "patching",
+}
 _MODULES = ("functional", "nn")
 
 __all__ = sorted([*_PUBLIC, *_MODULES])

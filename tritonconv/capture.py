@@ -59,7 +59,7 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
             forwards[module] = [(trace, list(matches(module, trace.graph, leaves, refusal))) for trace in found]
             for _, blocks in forwards[module]:
                 for match in blocks:
-                    sites[_block_site(fqn, match)] = place[fqn] + _depth_first_place(module, match.nodes[0])
+                    sites[block_site(fqn, match)] = place[fqn] + _depth_first_place(module, match.nodes[0])
     return Capture([leaf for leaf in leaves if type(leaf) in LEAVES], forwards, sorted(sites, key=sites.get))
 
 
@@ -96,7 +96,7 @@ def _leaf_site(fqn: str, module: nn.Module, refusal: str, note: str) -> Site:
     return Site(fqn, kind(fqn).pattern, "left" if refusal else "swapped", reason, (fqn,))
 
 
-def _block_site(fqn: str, match: Match) -> Site:
+def block_site(fqn: str, match: Match) -> Site:
     first = match.nodes[0]
     name = first.target if first.op == "call_module" else first.name
     members = tuple(_join(fqn, member) for member in match.block.members)

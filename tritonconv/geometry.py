@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from fractions import Fraction
 
 Pair = tuple[int, int]
 
@@ -31,6 +32,35 @@ def same_padding(window: int, dilation: int) -> Pair:
     """(before, after) that keep the size at stride 1; the odd one goes after, as in torch."""
     total = dilation * (window - 1)
     return total // 2, total - total // 2
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Along one axis: an element depends on at most `size` pixels of the network's input, and moving on by one element
+    moves by `jump` pixels there. Padding counts as pixels."""
+
+    size: Fraction = Fraction(1)
+    jump: Fraction = Fraction(1)
+
+    def through(self, window: int, stride: int = 1, dilation: int = 1) -> ReceptiveField:
+        """Of what a window over such elements computes."""
+        return ReceptiveField(self.size + dilation * (window - 1) * self.jump, self.jump * stride)
+
+    def resized(self, size: int, output: int, window: int = 1) -> ReceptiveField:
+        """Of `output` elements made of `size`: more of them from `window` neighbours each, fewer as adaptive pooling."""
+        if output >= size:
+            return ReceptiveField(self.size + (window - 1) * self.jump, self.jump * Fraction(size, output))
+        stride = size // output
+        return self.through(size - (output - 1) * stride, stride)
+
+    def transposed(self, window: int, stride: int, dilation: int) -> ReceptiveField:
+        """Of what a transposed convolution computes: each output meets every stride-th tap of the window."""
+        taps = -(-(dilation * (window - 1) + 1) // stride)
+        return ReceptiveField(self.size + (taps - 1) * self.jump, self.jump / stride)
+
+    def joined(self, other: ReceptiveField) -> ReceptiveField:
+        """Of what is computed from both, as where branches meet."""
+        return ReceptiveField(max(self.size, other.size), max(self.jump, other.jump))
 
 
 @dataclass(frozen=True)

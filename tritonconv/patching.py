@@ -87,9 +87,16 @@ def unpatch(model: nn.Module) -> nn.Module:
 @contextmanager
 def patched(model: nn.Module, **options) -> Iterator[nn.Module]:
     """`with patched(model):` patches within the block, with the options of `patch`, and puts back what was before."""
+    with put_back(model):
+        yield patch(model, **options)
+
+
+@contextmanager
+def put_back(model: nn.Module) -> Iterator[None]:
+    """Leaves `model` patched, or not, as it was before the block."""
     before = {module: swap.plan_of(module) for module in model.modules()}
     try:
-        yield patch(model, **options)
+        yield
     finally:
         unpatch(model)
         for module, plan in before.items():

@@ -37,8 +37,18 @@ class Site:
     members: tuple[str, ...] = ()
 
 
+class Printable:
+    """What has a `__rich__` prints it, on 120 columns."""
+
+    def __str__(self) -> str:
+        console = Console(width=120, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+
 @dataclass(frozen=True)
-class Report:
+class Report(Printable):
     """Every site of the model `name`, in module order. Prints as a table."""
 
     name: str
@@ -59,12 +69,6 @@ class Report:
         for site in self.sites:
             table.add_row(escape(site.fqn or "(model)"), site.pattern, site.status, escape(site.reason))
         return table
-
-    def __str__(self) -> str:
-        console = Console(width=120, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
 
     def to_json(self) -> str:
         """A JSON object {"model": name, "sites": [{fqn, pattern, status, reason, members}, …]}."""
