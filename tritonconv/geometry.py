@@ -47,7 +47,7 @@ class ReceptiveField:
         return ReceptiveField(self.size + dilation * (window - 1) * self.jump, self.jump * stride)
 
     def resized(self, size: int, output: int, window: int = 1) -> ReceptiveField:
-        """Of `output` elements made of `size`: more of them from `window` neighbours each, fewer as adaptive pooling."""
+        """Of `output` elements made of `size`: by interpolation between `window` neighbours, or by adaptive pooling."""
         if output >= size:
             return ReceptiveField(self.size + (window - 1) * self.jump, self.jump * Fraction(size, output))
         stride = size // output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -37,7 +37,7 @@ class Summary(Printable):
             table.add_column(heading, justify="right")
         table.add_column("runs as", overflow="fold")
         for layer in self:
-            field, jump = ("", "") if layer.field is None else zip(*((f.size, f.jump) for f in layer.field), strict=True)
+            field, jump = ([getattr(axis, what) for axis in layer.field or ()] for what in ("size", "jump"))
             table.add_row(
                 layer.name or "(model)", times(layer.input), times(layer.output), f"{layer.parameters:,}", pair(field),
                 pair(jump), f"{layer.flops / 1e6:.2f}", f"{layer.bytes / 1e6:.2f}",
@@ -89,6 +89,6 @@ def times(sizes: tuple[int, ...]) -> str:
     return "×".join(map(str, sizes))
 
 
-def pair(values: tuple) -> str:
+def pair(values: Sequence) -> str:
     """One number if both axes have it."""
     return "×".join(f"{float(value):g}" for value in dict.fromkeys(values))

@@ -101,10 +101,11 @@ def call(model: nn.Module, sample: object, context=None) -> object:
     given = dict.fromkeys(str(tensor.device) for tensor in tensors)
     if lie and (len(given) > 1 or lie != given):
         raise ValueError(f"the sample is on {' and '.join(given)}, {name} on {' and '.join(lie)}; both must be on one")
-    args, kwargs = ((), sample) if isinstance(sample, Mapping) else (sample if isinstance(sample, tuple) else (sample,), {})
     try:
         with context or nullcontext():
-            return model(*args, **kwargs)
+            if isinstance(sample, Mapping):
+                return model(**sample)
+            return model(*sample) if isinstance(sample, tuple) else model(sample)
     except Exception as error:  # whatever a user's forward raises
         shapes = ", ".join(f"{list(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
         raise ValueError(f"{name} cannot run the sample, {shapes}: {_first_line(error)}") from error

@@ -1,0 +1,195 @@
+"""`plan(model, sample)`: the sites of a model as the compiler sees them, before anything is changed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from . import engines
+from .configs import Geometry, TileConfig
+from .geometry import ConvGeometry, NormGeometry, PoolGeometry
+from .launch.common import config_of
+from .reporting import Printable, Site
+from .summary import pair, times
+from .survey import Layer, survey
+from .timing import turns
+
+# What a site's tile config is chosen for: the operation, and how it is computed.
+_ALGORITHMS = {
+    ConvGeometry: ("fprop", "implicit GEMM"),
+    PoolGeometry: ("max_pool", "direct"),
+    NormGeometry: ("norm", "one pass"),
+}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What torch reaches on a device: FLOP/s of a large matrix product, byte/s of a large copy."""
+
+    flops: float
+    bytes: float
+
+    @property
+    def ridge(self) -> float:
+        """FLOPs per byte above which a layer is bound by arithmetic."""
+        return self.flops / self.bytes
+
+
+@functools.cache
+def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Measured here and now, in about a tenth of a second."""
+    size, elements = (512, 1 << 23) if device.type == "cpu" else (4096, 1 << 27)
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    source = torch.ones(elements, dtype=dtype, device=device)
+    target = torch.empty_like(source)
+    product, copy = map(min, turns((lambda: a @ a, lambda: target.copy_(source)), seconds=0.0, rounds=9, warm=1))
+    return Ceilings(2 * size**3 / product, 2 * elements * dtype.itemsize / copy)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A call of a site.
+
+    geometry, algorithm, config: what its kernel is chosen by and what it is; None if torch runs it.
+    bytes: input, parameters, residual and output, each moved once; what is between fused operators does not move.
+    at_best: seconds that the machine's ceilings allow; no prediction.
+    bound: which ceiling that is, "compute" or "memory".
+    reason: why torch runs it, or why no more is fused; "" if there is nothing to say.
+    """
+
+    site: Site
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    geometry: Geometry | None
+    algorithm: str | None
+    config: TileConfig | None
+    flops: int
+    bytes: int
+    at_best: float
+    bound: str
+    reason: str
+
+    @property
+    def intensity(self) -> float:
+        return self.flops / self.bytes
+
+
+@dataclass(frozen=True)
+class Plan(Printable):
+    """The calls of the sites of the model `name`, as they run, and the sites that the sample does not reach."""
+
+    name: str
+    engine: str
+    ceilings: Ceilings
+    steps: tuple[Step, ...]
+    unreached: tuple[Site, ...]
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __rich__(self) -> Table:
+        limit = self.ceilings
+        caption = (
+            f"engine: {self.engine}; torch reaches {limit.flops / 1e9:.0f} GFLOP/s and {limit.bytes / 1e9:.1f} GB/s "
+            f"here, so compute bounds above {limit.ridge:.1f} FLOPs per byte"
+        )
+        table = Table(title=f"tritonconv: plan of {self.name}", caption=caption)
+        for heading in ("site", "pattern", "output", "geometry", "runs as", "tile"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("FLOPs / byte", "at best, ms"):
+            table.add_column(heading, justify="right")
+        for heading in ("bound", "reason"):
+            table.add_column(heading, overflow="fold")
+        for step in self:
+            table.add_row(
+                escape(step.site.fqn or "(model)"), step.site.pattern, times(step.output),
+                _describe(step.geometry), step.algorithm or "torch", _tile(step.config), f"{step.intensity:.1f}",
+                f"{1e3 * step.at_best:.3f}", step.bound, escape(step.reason),
+            )  # fmt: skip
+        for site in self.unreached:
+            table.add_row(escape(site.fqn), site.pattern, *[""] * 7, "the sample does not reach it")
+        return table
+
+    def to_json(self) -> str:
+        """A JSON object {"model", "engine", "ceilings", "steps": [{site, input, output, geometry, algorithm, config,
+        flops, bytes, intensity, at_best, bound, reason}, …], "unreached": [site, …]}."""
+        steps = [asdict(step) | {"intensity": step.intensity} for step in self]
+        plan = {"model": self.name, "engine": self.engine, "ceilings": asdict(self.ceilings), "steps": steps}
+        return json.dumps(plan | {"unreached": [asdict(site) for site in self.unreached]}, indent=2)
+
+
+def plan(model: nn.Module, sample: object) -> Plan:
+    """What `patch` would make of `model`: per site the kernel, its tile, what bounds it, or why torch runs it.
+
+    sample: the model's input, a tuple of its inputs, or a dict of them by name. It is run once, as inference, by the
+    unpatched model, which stays as it is. Raises `ValueError` if the model cannot run it.
+    """
+    layers, sites = survey(model, sample)
+    first = layers[0]
+    limit = ceilings(first.device, first.dtype)
+    engine = engines.engine_for(first.device)
+    steps = tuple(_steps(layers, limit))
+    reached = {step.site for step in steps}
+    unreached = tuple(site for site in sites if site not in reached)
+    return Plan(type(model).__name__, engine.name if engine else "none", limit, steps, unreached)
+
+
+def _steps(layers: list[Layer], limit: Ceilings) -> Iterator[Step]:
+    calls: list[list[Layer]] = []
+    latest: dict[Site, list[Layer]] = {}
+    for layer in layers:
+        site = layer.site
+        if site is None:
+            continue
+        if site not in latest or layer.name == site.fqn:  # else it goes on with the call that runs
+            latest[site] = []
+            calls.append(latest[site])
+        latest[site].append(layer)
+    return (_step(covered, limit) for covered in calls)
+
+
+def _step(covered: list[Layer], limit: Ceilings) -> Step:
+    first, last = covered[0], covered[-1]
+    site, geometry, reason = first.site, first.geometry, first.site.reason
+    if site.status == "left":
+        geometry = None
+    elif isinstance(geometry, str):
+        geometry, reason = None, geometry
+    op, algorithm = _ALGORITHMS.get(type(geometry), (None, None))
+    config = None
+    if op is not None:
+        config = config_of(op, geometry, first.dtype, engines.engine_for(first.device).target(first.device))
+    flops = sum(layer.flops for layer in covered)
+    residual = math.prod(last.output) * last.dtype.itemsize if "+add" in site.pattern else 0
+    moved = first.bytes + residual
+    seconds = {"compute": flops / limit.flops, "memory": moved / limit.bytes}
+    bound = max(seconds, key=seconds.get)
+    shapes = first.input, last.output
+    return Step(site, *shapes, geometry, algorithm, config, flops, moved, seconds[bound], bound, reason)
+
+
+def _describe(geometry: Geometry | None) -> str:
+    """Window, stride and channels, where there are any."""
+    if not isinstance(geometry, ConvGeometry | PoolGeometry):
+        return ""
+    text = f"{geometry.R}×{geometry.S}"
+    if geometry.stride != (1, 1):
+        text += f" / {pair(geometry.stride)}"
+    if isinstance(geometry, ConvGeometry):
+        text += f", {geometry.C} → {geometry.K}" + (f" in {geometry.groups} groups" if geometry.groups > 1 else "")
+    return text
+
+
+def _tile(config: TileConfig | None) -> str:
+    return "" if config is None else times(tuple(size for size in (config.BM, config.BN, config.BK) if size > 1))
