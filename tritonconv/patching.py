@@ -17,12 +17,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch import nn
 
-from . import swap
+from . import swap, trial
 from .blocks import intercepted
-from .capture import EXCLUDED, Accept, capture
+from .capture import EXCLUDED, Accept, Capture, capture
 from .reporting import Report, Site
 from .rewrite import rewrite
 
@@ -38,10 +39,12 @@ _WRAPPERS = {
 
 def patch(
     model: nn.Module,
+    sample: object = None,
     *,
     include: str | Iterable[str] = "*",
     exclude: str | Iterable[str] = (),
     filter_fn: Accept | None = None,
+    when: Literal["always", "faster"] = "always",
     strict: bool = False,
 ) -> nn.Module:
     """Makes `model` run its convolutions, convolution+ReLU and pooling on fused Triton kernels, and returns it.
@@ -49,20 +52,64 @@ def patch(
     In place, undone by `unpatch`; `report(model)` lists every site, and why if it was left alone. Patching again starts
     over. Parameters and `state_dict` are untouched. Patch before wrapping (torch.compile, DistributedDataParallel).
 
+    sample: the model's input, a tuple of its inputs, or a dict of them by name. It is run as inference, with everything
+        put back afterwards; unless the patched model then gives what the unpatched gave, up to half of the digits,
+        `RuntimeError` names the site, and `model` is left unpatched.
     include, exclude: glob patterns over the sites' names, such as "features.*". A site is patched if it matches one of
         `include` and none of `exclude`.
     filter_fn: `filter_fn(fqn, module) -> bool`; False leaves the site alone.
+    when: "faster" leaves a site to torch if it is not faster on the sample: each is timed, in inference, for a few
+        seconds in all, beside what it takes to compile.
     strict: raise `ValueError` with all the reasons, and leave `model` unpatched, if any site that was not excluded
         cannot be patched or there is no site at all. Otherwise a model without any patched site is warned about.
 
-    Raises `TypeError` if `model` is no module, or a wrapper around the model.
+    Raises `TypeError` if `model` is no module, or a wrapper around the model, and `ValueError` if it cannot run the
+    sample.
     """
     _check(model)
+    if when not in ("always", "faster"):
+        raise ValueError(f"patch: when must be 'always' or 'faster', got {when!r}")
+    if when == "faster" and sample is None:
+        raise ValueError("patch: when='faster' needs a sample to time the sites on")
     unpatch(model)
-    found = capture(model, _acceptance(include, exclude, filter_fn))
-    report = Report(type(model).__name__, tuple(found.sites))
-    _complain(report, strict)
+    accept = _acceptance(include, exclude, filter_fn)
+    found = capture(model, accept)
+    _complain(Report(type(model).__name__, tuple(found.sites)), strict)
+    if sample is not None:
+        with trial.inference(model):
+            expected = trial.call(model, sample)
+    if when == "faster":
+        found = _faster(model, found, accept, trial.speeds(model, found, sample))
+    _install(model, found)
+    if sample is not None:
+        try:
+            trial.compare(model, sample, expected, found.sites)
+        except BaseException:
+            unpatch(model)
+            raise
+    return model
 
+
+def _faster(model: nn.Module, found: Capture, accept: Accept, speeds: dict[str, float]) -> Capture:
+    """The capture without the sites that are slower than torch, which then say so."""
+    reasons = {
+        member: f"not faster: {speeds[site.fqn]:.2f} of torch"
+        for site in found.sites
+        if speeds.get(site.fqn, 2) <= 1
+        for member in (site.fqn, *site.members)
+    }
+    found = capture(model, lambda fqn, module: fqn not in reasons and accept(fqn, module))
+
+    def explained(site: Site) -> Site:
+        if site.status == "left":
+            return replace(site, reason=reasons.get(site.fqn, site.reason))
+        return site if site.fqn in speeds else replace(site, reason=site.reason or "not timed")
+
+    return replace(found, sites=list(map(explained, found.sites)))
+
+
+def _install(model: nn.Module, found: Capture) -> None:
+    report = Report(type(model).__name__, tuple(found.sites))
     rewritten = {
         module: forwards
         for module, forwards in found.forwards.items()
@@ -74,7 +121,6 @@ def patch(
     for module, forwards in rewritten.items():
         swap.install(module, swap.Plan(tuple(rewrite(module, *forward) for forward in forwards)))
     swap.install(model, replace(swap.plan_of(model), report=report))
-    return model
 
 
 def unpatch(model: nn.Module) -> nn.Module:

@@ -6,15 +6,13 @@ Nothing is computed from the modules' attributes: the operators are recorded whi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from . import patching
@@ -24,6 +22,7 @@ from .fields import Field, Fields
 from .geometry import NormGeometry
 from .ops import conv, pool
 from .reporting import Site
+from .sample import call, inference, tensors_of
 
 # What the operators that run are called in Python.
 _NAMES = {"max_pool2d_with_indices": "max_pool2d", "hardtanh": "relu6", "iadd": "add"}
@@ -83,50 +82,6 @@ def _site_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Site]:
                         site_of[_join(names[owner], name, counts[name])] = covers[node]
                     counts[name] += 1
     return site_of
-
-
-def tensors_of(tree: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def call(model: nn.Module, sample: object, context=None) -> object:
-    """What `model` gives for `sample`: its input, a tuple of its inputs, or a dict of them by name.
-
-    Raises `ValueError` if it cannot run it, or if one is on another device than the other.
-    """
-    name, tensors = type(model).__name__, tensors_of(sample)
-    if not tensors:
-        raise ValueError(f"the sample holds no tensor; it is of type {type(sample).__name__}")
-    lie = dict.fromkeys(str(value.device) for value in (*model.parameters(), *model.buffers()))
-    given = dict.fromkeys(str(tensor.device) for tensor in tensors)
-    if lie and (len(given) > 1 or lie != given):
-        raise ValueError(f"the sample is on {' and '.join(given)}, {name} on {' and '.join(lie)}; both must be on one")
-    try:
-        with context or nullcontext():
-            if isinstance(sample, Mapping):
-                return model(**sample)
-            return model(*sample) if isinstance(sample, tuple) else model(sample)
-    except Exception as error:  # whatever a user's forward raises
-        shapes = ", ".join(f"{list(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
-        raise ValueError(f"{name} cannot run the sample, {shapes}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-@contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module's mode and the random numbers are as before."""
-    modes = {module: module.training for module in model.modules()}
-    with torch.no_grad(), torch.random.fork_rng():
-        try:
-            for module in modes:
-                module.training = False  # not eval(), which a class may have do more
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
 
 
 def _plain(name: str) -> str:

@@ -14,9 +14,7 @@ def interleaved(functions: Sequence[Callable[[], object]], seconds: float = 1.0,
     return list(map(statistics.median, turns(functions, seconds, rounds)))
 
 
-def turns(
-    functions: Sequence[Callable[[], object]], seconds: float, rounds: int, warm: int = 2
-) -> list[list[float]]:
+def turns(functions: Sequence[Callable[[], object]], seconds: float, rounds: int, warm: int = 2) -> list[list[float]]:
     """Seconds that each function took in each turn, after `warm` turns that compile and fill caches.
 
     At least `rounds` turns, and more until `seconds` have passed.

@@ -1,0 +1,181 @@
+"""The command line: `tritonconv COMMAND …`, or `python -m tritonconv COMMAND …`."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import llvmlite
+import torch
+import triton
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import tritonconv
+
+from . import engines
+from .cpu import cache, target
+from .reporting import Printable
+from .sample import call, inference
+from .timing import interleaved
+
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+
+
+@dataclass(frozen=True)
+class Facts(Printable):
+    """Named values. Prints as a table."""
+
+    title: str
+    values: dict[str, object]
+
+    def __rich__(self) -> Table:
+        table = Table(title=f"tritonconv: {self.title}", show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in self.values.items():
+            table.add_row(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+        return table
+
+    def to_json(self) -> str:
+        return json.dumps(self.values, indent=2)
+
+
+def report(model: nn.Module, sample: tuple[Tensor, ...]) -> Printable:
+    """Patches a model, compares it on random input, and shows what became of each site."""
+    return tritonconv.report(tritonconv.patch(model, sample))
+
+
+def bench(model: nn.Module, sample: tuple[Tensor, ...]) -> Printable:
+    """Times the inference of a model, original and patched, in turns for three seconds."""
+    ours = tritonconv.patch(copy.deepcopy(model), sample)
+    with inference(model), inference(ours):
+        theirs, patched = interleaved((lambda: call(model, sample), lambda: call(ours, sample)), seconds=3.0)
+    times = {"torch_ms": 1e3 * theirs, "tritonconv_ms": 1e3 * patched, "torch_divided_by_tritonconv": theirs / patched}
+    return Facts(f"{type(model).__name__}, medians", times | {"threads": torch.get_num_threads()})
+
+
+def env() -> Printable:
+    """Shows versions, engines, the processor, and where caches are."""
+    import autotune.store
+
+    host = target.host()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+    return Facts(
+        "environment",
+        versions
+        | {
+            "llvmlite": llvmlite.__version__,
+            "engines": " ".join(engines.available()),
+            "gpus": ", ".join(gpus) or "none",
+            "processor": host.cpu,
+            "vector_bits": 8 * host.vector_bytes,
+            "features": " ".join(f[1:] for f in host.features.split(",") if f.startswith("+")),
+            "threads": torch.get_num_threads(),
+            "kernels": str(cache.folder()),
+            "tuned": str(autotune.store.directory()),
+        },
+    )
+
+
+def plan(model: nn.Module, sample: tuple[Tensor, ...]) -> Printable:
+    """Shows what patching would make of a model: kernels, tiles, what bounds them, or why torch runs a site."""
+    return tritonconv.plan(model, sample)
+
+
+def summary(model: nn.Module, sample: tuple[Tensor, ...]) -> Printable:
+    """Shows a model layer by layer: shapes, parameters, receptive field, work, and what runs it."""
+    return tritonconv.summary(model, sample)
+
+
+# Commands on a model and a sample, and those on nothing; their first line is their help.
+ON_MODEL = (plan, summary, report, bench)
+ON_NOTHING = (env,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns 0, or 1 if it failed; bad use exits with 2."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        result = chosen.run(*(_model_and_sample(chosen) if chosen.run in ON_MODEL else ()))
+    except Exception as error:  # a user's model may raise anything
+        print(f"tritonconv: {_sentence(error)}", file=sys.stderr)
+        return 1
+    if chosen.json:
+        print(result.to_json())
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(result)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tritonconv", description=tritonconv.__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for run in (*ON_MODEL, *ON_NOTHING):
+        text = run.__doc__.partition("\n")[0]
+        command = commands.add_parser(run.__name__, help=text, description=text)
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        if run in ON_MODEL:
+            where = "a module, or a function or class that makes one, of an importable module or a file: net.py:LeNet"
+            command.add_argument("model", metavar="MODULE:FACTORY", type=_factory, help=where)
+            sizes = "sizes of an input, such as 1x3x224x224; once for each input of the model"
+            command.add_argument("--input", metavar="SIZES", type=_sizes, action="append", required=True, help=sizes)
+            command.add_argument(
+                "--dtype", choices=DTYPES, default="float32", help="of inputs and model (default: %(default)s)"
+            )
+            command.add_argument("--device", type=_device, default="cpu", help="default: %(default)s")
+    return parser
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = text.lower().split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes such as 1x3x224x224")
+    return tuple(map(int, sizes))
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device such as cpu or cuda:0") from None
+
+
+def _factory(text: str) -> tuple[str, str]:
+    module, colon, name = text.rpartition(":")
+    if not (module and colon and name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form MODULE:FACTORY, such as net.py:LeNet")
+    return module, name
+
+
+def _model_and_sample(chosen: argparse.Namespace) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    where, name = chosen.model
+    folder, file = os.path.split(where)
+    if where.endswith(".py"):
+        where = file.removesuffix(".py")
+    sys.path.insert(0, os.path.abspath(folder) if file.endswith(".py") else os.getcwd())
+    value = importlib.import_module(where)
+    for part in name.split("."):
+        value = getattr(value, part)
+    model = value if isinstance(value, nn.Module) else value()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name} of {where} gives a {type(model).__name__}, not a torch.nn.Module")
+    to = {"dtype": DTYPES[chosen.dtype], "device": chosen.device}
+    torch.manual_seed(0)
+    return model.to(**to).eval(), tuple(torch.randn(sizes, **to) for sizes in chosen.input)
+
+
+def _sentence(error: Exception) -> str:
+    message = str(error).strip().partition("\n")[0]
+    expected = isinstance(error, (ValueError, RuntimeError)) and message
+    return message if expected else f"{type(error).__name__}: {message}"

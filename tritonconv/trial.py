@@ -1,0 +1,188 @@
+"""What `patch` tries on a sample: is each site faster than torch, and does the patched model compute the same?"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, fx, nn
+
+from . import patching
+from .blocks import LEAVES
+from .capture import Capture, block_site
+from .launch.common import precision_of
+from .patterns import Match
+from .reporting import Site
+from .rewrite import rewrite
+from .sample import call, inference, tensors_of
+from .timing import turns
+from .trace import Trace
+
+SECONDS = 5.0  # for timing, in all; compiling takes what it takes
+_SHOWN_AFTER = 1.0  # seconds until there is a progress bar
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A site by itself: how torch and how we run it, and inputs as it meets them in the model, without their values."""
+
+    theirs: Callable
+    ours: Callable
+    inputs: list[Tensor]
+
+    def times(self, device: torch.device) -> list[list[float]]:
+        """Seconds that torch took, and that we took, in some turns."""
+        inputs = [torch.randn_like(x, device=device) for x in self.inputs]
+        return turns((lambda: self.theirs(*inputs), lambda: self.ours(*inputs)), seconds=0.02, rounds=5)
+
+
+def speeds(model: nn.Module, found: Capture, sample: object) -> dict[str, float]:
+    """Torch's time ÷ ours for each site of the unpatched `model`, by name, timed alone and in inference.
+
+    A site is missing that the sample does not reach, or for which no time was left.
+    """
+    device = tensors_of(sample)[0].device
+    ratios, spent = {}, 0.0
+    with inference(model):
+        for fqn, piece in _shown(_pieces(model, found, sample).items()):
+            if spent > SECONDS:
+                break
+            theirs, ours = piece.times(device)
+            ratios[fqn] = statistics.median(theirs) / statistics.median(ours)
+            spent += sum(theirs) + sum(ours)
+    return ratios
+
+
+def _shown(items: Collection) -> Iterator:
+    """The items; a progress bar appears when they take long."""
+    begin = time.perf_counter()
+    progress = Progress(console=Console(stderr=True), transient=True, auto_refresh=False)  # no thread beside compilers
+    task = progress.add_task("timing sites", total=len(items))
+    try:
+        for item in items:
+            if time.perf_counter() - begin > _SHOWN_AFTER:
+                progress.start()
+                progress.refresh()
+            yield item
+            progress.advance(task)
+    finally:
+        progress.stop()
+
+
+def _pieces(model: nn.Module, found: Capture, sample: object) -> dict[str, Piece]:
+    """The sites that are to be patched and that an inference of `sample` reaches."""
+    pieces: dict[str, Piece] = {}
+    names = {module: fqn for fqn, module in model.named_modules()}
+    with ExitStack() as stack:
+        for owner, forwards in found.forwards.items():
+            for trace, matches in forwards:
+                if not trace.reads.get("training"):
+                    owner.forward = _watched(owner, names[owner], trace, matches, pieces)
+                    stack.callback(delattr, owner, "forward")
+        for leaf in found.leaves:  # that no traced forward calls
+
+            def note(module, inputs):
+                ours = functools.partial(LEAVES[type(module)], module)
+                pieces.setdefault(names[module], Piece(module, ours, list(map(_like, inputs))))
+
+            stack.callback(leaf.register_forward_pre_hook(note).remove)
+        call(model, sample)
+    return pieces
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, device="meta")
+
+
+def _watched(owner: nn.Module, name: str, trace: Trace, matches: list[Match], pieces: dict[str, Piece]) -> Callable:
+    """A forward of `owner` that does what was traced and notes the pieces on the way."""
+    ends = {match.nodes[-1]: match for match in matches if match.status != "left"}
+
+    class Watch(fx.Interpreter):
+        def run_node(self, node):
+            if node in ends:
+                match = ends[node]
+                pieces.setdefault(block_site(name, match).fqn, _piece(owner, match, self.env))
+            return super().run_node(node)
+
+    arity = len(trace.graph.find_nodes(op="placeholder"))
+
+    def forward(*args, **kwargs):
+        if kwargs or len(args) != arity or not all(isinstance(value, Tensor) for value in args):
+            return type(owner).forward(owner, *args, **kwargs)
+        return Watch(owner, garbage_collect_values=False, graph=trace.graph).run(*args)
+
+    return forward
+
+
+def _piece(owner: nn.Module, match: Match, values: Mapping[fx.Node, Tensor]) -> Piece:
+    plain, _, sources = _cut(match)
+    graph, alone, _ = _cut(match)
+    theirs = fx.GraphModule(owner, plain)
+    if match.in_caller:
+        ours = functools.partial(rewrite(owner, Trace(graph, {}), [alone]).run, owner)
+    else:
+        leaf = owner.get_submodule(match.nodes[0].target)
+        ours = functools.partial(LEAVES[type(leaf)], leaf)
+    return Piece(theirs, ours, [_like(values[source]) for source in sources])
+
+
+def _cut(match: Match) -> tuple[fx.Graph, Match, list[fx.Node]]:
+    """The nodes of `match` in a graph of their own, the match there, and the nodes that are its inputs."""
+    graph, copies, sources = fx.Graph(), {}, []
+    for node in match.nodes:
+        for source in node.all_input_nodes:
+            if source not in copies:
+                copies[source] = graph.placeholder(source.name)
+                sources.append(source)
+        copies[node] = graph.node_copy(node, copies.get)
+    graph.output(copies[match.nodes[-1]])
+    nodes = tuple(map(copies.get, match.nodes))
+    return graph, replace(match, nodes=nodes, residual=copies.get(match.residual)), sources
+
+
+def compare(model: nn.Module, sample: object, expected: object, sites: Iterable[Site]) -> None:
+    """Raises `RuntimeError` unless the patched `model` gives what it gave before, up to half of the digits."""
+    with inference(model):
+        got = call(model, sample)
+    allowed = max(map(_epsilon, tensors_of((list(model.parameters()), sample, expected)))) ** 0.5
+    error = _error(got, expected)
+    if error <= allowed:
+        return
+
+    def alone(site: Site) -> float:
+        chosen = {site.fqn, *site.members}
+        with inference(model), patching.patched(model, filter_fn=lambda fqn, module: fqn in chosen):
+            return _error(call(model, sample), expected)
+
+    worst = max((site for site in sites if site.status != "left"), key=alone)
+    raise RuntimeError(
+        f"patch: {type(model).__name__} differs on the sample by {error:.2g} of its largest output, at most "
+        f"{allowed:.2g} is allowed; alone, {worst.fqn} ({worst.pattern}) differs most, by {alone(worst):.2g}"
+    )
+
+
+def _epsilon(x: Tensor) -> float:
+    if not x.is_floating_point():
+        return 0.0
+    return 2.0**-10 if precision_of(x) == "tf32" else torch.finfo(x.dtype).eps
+
+
+def _error(got: object, expected: object) -> float:
+    """The largest difference between floating-point results, in units of the largest magnitude expected."""
+    worst = 0.0
+    for ours, theirs in zip(tensors_of(got), tensors_of(expected), strict=True):
+        if theirs.is_floating_point() and theirs.numel():
+            ours, theirs = ours.double(), theirs.double()
+            same = (ours == theirs) | (ours.isnan() & theirs.isnan())  # infinities too
+            difference = (ours - theirs).abs().masked_fill(same, 0).nan_to_num(float("inf")).max()
+            scale = theirs.masked_fill(~theirs.isfinite(), 0).abs().max()
+            worst = max(worst, (difference / scale).nan_to_num(0.0).item())
+    return worst
