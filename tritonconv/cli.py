@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import autotune.store
 import tritonconv
 
 from . import engines
@@ -27,6 +28,7 @@ from .reporting import Printable
 from .sample import call, inference
 from .timing import interleaved
 
+SECONDS = 3.0  # that `bench` measures
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 
 
@@ -55,18 +57,16 @@ def report(model: nn.Module, sample: tuple[Tensor, ...]) -> Printable:
 
 
 def bench(model: nn.Module, sample: tuple[Tensor, ...]) -> Printable:
-    """Times the inference of a model, original and patched, in turns for three seconds."""
+    """Times the inference of a model, original and patched, in turns for some seconds."""
     ours = tritonconv.patch(copy.deepcopy(model), sample)
     with inference(model), inference(ours):
-        theirs, patched = interleaved((lambda: call(model, sample), lambda: call(ours, sample)), seconds=3.0)
+        theirs, patched = interleaved((lambda: call(model, sample), lambda: call(ours, sample)), SECONDS)
     times = {"torch_ms": 1e3 * theirs, "tritonconv_ms": 1e3 * patched, "torch_divided_by_tritonconv": theirs / patched}
     return Facts(f"{type(model).__name__}, medians", times | {"threads": torch.get_num_threads()})
 
 
 def env() -> Printable:
     """Shows versions, engines, the processor, and where caches are."""
-    import autotune.store
-
     host = target.host()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = chosen.run(*(_model_and_sample(chosen) if chosen.run in ON_MODEL else ()))
     except Exception as error:  # a user's model may raise anything
-        print(f"tritonconv: {_sentence(error)}", file=sys.stderr)
+        print(f"tritonconv {chosen.run.__name__}: {_sentence(error)}", file=sys.stderr)
         return 1
     if chosen.json:
         print(result.to_json())
@@ -160,11 +160,9 @@ def _factory(text: str) -> tuple[str, str]:
 
 def _model_and_sample(chosen: argparse.Namespace) -> tuple[nn.Module, tuple[Tensor, ...]]:
     where, name = chosen.model
-    folder, file = os.path.split(where)
-    if where.endswith(".py"):
-        where = file.removesuffix(".py")
-    sys.path.insert(0, os.path.abspath(folder) if file.endswith(".py") else os.getcwd())
-    value = importlib.import_module(where)
+    folder, where = os.path.split(where) if where.endswith(".py") else ("", where)
+    sys.path.insert(0, os.path.abspath(folder))
+    value = importlib.import_module(where.removesuffix(".py"))
     for part in name.split("."):
         value = getattr(value, part)
     model = value if isinstance(value, nn.Module) else value()

@@ -1,8 +1,8 @@
 """How receptive fields pass through torch's operators.
 
 What is no convolution, pooling or interpolation is judged by its sizes: fewer pixels than before count as adaptive
-pooling, more as upsampling, an image without its height and width as one that is seen as a whole. So a field is wrong
-where an operator mixes pixels and keeps their number (attention, a Fourier transform); slices and permutations keep it.
+pooling, more as padding, an image without its height and width as one that is seen as a whole. So a field is wrong
+where an operator mixes pixels and keeps their number (attention, a Fourier transform). Samples are batched.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ def _through(name: str, field: Field, args: tuple, before: Size, after: Size) ->
         return field
     if len(after) < len(before):
         return _each(field, ReceptiveField.resized, before[2:], [1])
+    larger = any(b < a for b, a in zip(before[2:], after[2:], strict=True))
+    if larger and not ("upsample" in name or "unpool" in name):
+        return field
     window = next((count for kind, count in _NEIGHBOURS.items() if kind in name and "upsample" in name), 1)
     return _each(field, ReceptiveField.resized, before[2:], after[2:], [window])
 

@@ -20,6 +20,7 @@ from .launch.common import config_of
 from .reporting import Printable, Site
 from .summary import pair, times
 from .survey import Layer, survey
+from .swap import name_of
 from .timing import turns
 
 # What a site's tile config is chosen for: the operation, and how it is computed.
@@ -142,7 +143,7 @@ def plan(model: nn.Module, sample: object) -> Plan:
     steps = tuple(_steps(layers, limit))
     reached = {step.site for step in steps}
     unreached = tuple(site for site in sites if site not in reached)
-    return Plan(type(model).__name__, engine.name if engine else "none", limit, steps, unreached)
+    return Plan(name_of(model), engine.name if engine else "none", limit, steps, unreached)
 
 
 def _steps(layers: list[Layer], limit: Ceilings) -> Iterator[Step]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from . import swap
+
 
 def tensors_of(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
@@ -19,7 +21,7 @@ def call(model: nn.Module, sample: object, context=None) -> object:
 
     Raises `ValueError` if it cannot run it, or if one is on another device than the other.
     """
-    name, tensors = type(model).__name__, tensors_of(sample)
+    name, tensors = swap.name_of(model), tensors_of(sample)
     if not tensors:
         raise ValueError(f"the sample holds no tensor; it is of type {type(sample).__name__}")
     lie = dict.fromkeys(str(value.device) for value in (*model.parameters(), *model.buffers()))

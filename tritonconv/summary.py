@@ -11,6 +11,7 @@ from torch import nn
 
 from .reporting import Printable
 from .survey import Layer, survey
+from .swap import name_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def summary(model: nn.Module, sample: object) -> Summary:
     unpatched model, which stays as it is. Raises `ValueError` if the model cannot run it.
     """
     layers, _ = survey(model, sample)
-    return Summary(type(model).__name__, sum(p.numel() for p in model.parameters()), tuple(layers))
+    return Summary(name_of(model), sum(p.numel() for p in model.parameters()), tuple(layers))
 
 
 def runs_as(layer: Layer) -> str:

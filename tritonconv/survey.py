@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -105,7 +104,8 @@ class _Recorder(TorchDispatchMode):
         self.leaf: list[tuple[int, Geometry | str | None]] | None = None  # FLOPs and geometry of what it has run
 
     def __enter__(self):
-        self.hooks = register_module_forward_pre_hook(self._begin), register_module_forward_hook(self._end)
+        self.hooks = [module.register_forward_pre_hook(self._begin) for module in self.names]
+        self.hooks += [module.register_forward_hook(self._end, with_kwargs=True) for module in self.names]
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -114,13 +114,13 @@ class _Recorder(TorchDispatchMode):
         return super().__exit__(*error)
 
     def _begin(self, module, inputs):
-        self.callers.append((self.names.get(module, ""), Counter()))
+        self.callers.append((self.names[module], Counter()))
         self.leaf = None if module._modules else []
 
-    def _end(self, module, inputs, output):
+    def _end(self, module, args, kwargs, output):
         name, _ = self.callers.pop()
         if self.leaf is not None:
-            inputs, outputs = tensors_of(inputs), tensors_of(output)
+            inputs, outputs = tensors_of((args, kwargs)), tensors_of(output)
             self.fields.leave(module, inputs, outputs)
             own = [*module.parameters(), *module.buffers()]
             geometry = next((geometry for _, geometry in self.leaf if geometry is not None), None)

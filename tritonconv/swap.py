@@ -104,6 +104,11 @@ def remove(module: nn.Module) -> None:
         module.__class__ = type(module)._original
 
 
+def name_of(module: nn.Module) -> str:
+    """The name of its class, unpatched."""
+    return getattr(type(module), "_original", type(module)).__name__
+
+
 def plan_of(module: nn.Module) -> Plan | None:
     return module.__dict__.get(_PLAN)
 

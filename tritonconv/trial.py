@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx, nn
 
-from . import patching
+from . import patching, swap
 from .blocks import LEAVES
 from .capture import Capture, block_site
 from .launch.common import precision_of
@@ -164,7 +164,7 @@ def compare(model: nn.Module, sample: object, expected: object, sites: Iterable[
 
     worst = max((site for site in sites if site.status != "left"), key=alone)
     raise RuntimeError(
-        f"patch: {type(model).__name__} differs on the sample by {error:.2g} of its largest output, at most "
+        f"patch: {swap.name_of(model)} differs on the sample by {error:.2g} of its largest output, at most "
         f"{allowed:.2g} is allowed; alone, {worst.fqn} ({worst.pattern}) differs most, by {alone(worst):.2g}"
     )
 

@@ -1,0 +1,161 @@
+"""`patch` with a sample: the results are compared, and with when="faster" the sites are timed."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import SIZE, assert_as_before, statuses, vgg_like
+from torch import nn
+
+import tritonconv
+from tritonconv import functional, swap, trial
+from tritonconv.capture import capture
+
+
+class Mixed(nn.Module):
+    """A fused block with a residual, a pooling that is a function, and a child that cannot be traced."""
+
+    class Untraceable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.conv(x) if x.sum() == x.sum() else x
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Dropout()
+        self.child = self.Untraceable()
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv(x)) + x)
+        return self.child(self.drop(F.max_pool2d(x, 2)))
+
+
+MIXED = {"conv", "max_pool2d", "child.conv"}
+
+
+@pytest.fixture
+def ratios(monkeypatch):
+    """What timing says of the sites, in their order, instead of timing them."""
+    given = []
+
+    def times(self, device):
+        inputs = [torch.randn_like(x, device=device) for x in self.inputs]
+        torch.testing.assert_close(self.ours(*inputs), self.theirs(*inputs))  # the pieces are the same computation
+        return [given.pop(0)], [1.0]
+
+    monkeypatch.setattr(trial.Piece, "times", times)
+    return given
+
+
+def state_of(model):
+    return copy.deepcopy(model.state_dict()), {name: m.training for name, m in model.named_modules()}
+
+
+def test_a_sample_changes_neither_statistics_nor_modes_nor_random_numbers():
+    model = Mixed()
+    model.drop.eval()
+    state, modes = state_of(model)
+    x, random = torch.randn(SIZE), torch.get_rng_state()
+    assert tritonconv.patch(model, x, when="faster") is model
+    assert torch.equal(random, torch.get_rng_state())
+    after, modes_after = state_of(model)
+    assert modes_after == modes
+    torch.testing.assert_close(after, state, rtol=0, atol=0)
+    assert not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
+    assert_as_before(model.eval())
+
+
+def test_what_is_faster_is_patched_and_the_rest_says_why(ratios):
+    ratios[:] = [2.0, 0.931, 1.5]
+    model = tritonconv.patch(Mixed(), torch.randn(SIZE), when="faster")
+    assert statuses(model) == {
+        "conv": "fused conv2d+batch_norm+add+relu",
+        "max_pool2d": "left max_pool2d",
+        "child.conv": "swapped conv2d",
+    }
+    reasons = {site.fqn: site.reason for site in tritonconv.report(model)}
+    assert reasons["conv"] == ""
+    assert reasons["max_pool2d"] == "not faster: 0.93 of torch"
+    assert not ratios
+    assert_as_before(model.eval())
+
+
+def test_a_slow_block_is_left_with_all_its_members(ratios, kernel_calls):
+    ratios[:] = [0.5, 0.5, 0.5]
+    model = tritonconv.patch(Mixed(), torch.randn(SIZE), when="faster")
+    assert {site.reason for site in tritonconv.report(model)} == {"not faster: 0.50 of torch"}
+    kernel_calls.clear()
+    model(torch.randn(SIZE))
+    assert kernel_calls == []
+
+
+def test_slower_sites_are_no_failure_under_strict_and_excluded_ones_are_not_timed(ratios):
+    ratios[:] = [0.5, 2.0]
+    model = tritonconv.patch(Mixed(), torch.randn(SIZE), when="faster", strict=True, exclude="max_pool2d")
+    reasons = {site.fqn: site.reason for site in tritonconv.report(model)}
+    assert reasons["max_pool2d"] == "excluded"
+    assert not ratios
+
+
+def test_what_was_not_timed_is_patched_and_says_so(monkeypatch):
+    monkeypatch.setattr(trial, "SECONDS", -1)
+    model = tritonconv.patch(vgg_like(), torch.randn(SIZE), when="faster")
+    assert all(site.status != "left" and site.reason == "not timed" for site in tritonconv.report(model))
+
+
+def test_every_site_is_timed_really(device):
+    model = Mixed().to(device).eval()
+    found = capture(model, lambda fqn, module: True)
+    speeds = trial.speeds(model, found, torch.randn(SIZE, device=device))
+    assert speeds.keys() == MIXED
+    assert all(ratio > 0 for ratio in speeds.values())
+
+
+def test_a_wrong_kernel_is_named_and_undone(monkeypatch):
+    model = vgg_like()
+    right = functional.max_pool2d
+    monkeypatch.setattr(functional, "max_pool2d", lambda *args, **kwargs: 1.5 * right(*args, **kwargs))
+    with pytest.raises(RuntimeError, match=r"Sequential differs on the sample by .* alone, (1|2\.2) \(max_pool2d\)"):
+        tritonconv.patch(model, torch.randn(SIZE))
+    assert swap.plan_of(model) is None
+    assert type(model) is nn.Sequential
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_in_both_is_no_difference(value):
+    x = torch.randn(SIZE)
+    x[0, 0, 2, 2] = value
+    tritonconv.patch(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_rounding_is_no_difference(dtype):
+    tritonconv.patch(vgg_like().to(dtype), torch.randn(SIZE, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample": torch.ones(2, 5, 6, 6)}, r"Sequential cannot run the sample, \[2, 5, 6, 6\] of torch.float32: "),
+        ({"sample": torch.ones(SIZE, device="meta")}, "the sample is on meta, Sequential on cpu; both must be on one"),
+        ({"sample": []}, "the sample holds no tensor; it is of type list"),
+        ({"when": "faster"}, "when='faster' needs a sample"),
+        ({"when": "often"}, "when must be 'always' or 'faster', got 'often'"),
+    ],
+)
+def test_bad_use_gets_one_sentence_and_no_patch(options, message):
+    model = vgg_like()
+    with pytest.raises(ValueError, match=message) as error:
+        tritonconv.patch(model, **options)
+    assert "\n" not in str(error.value)
+    assert swap.plan_of(model) is None
+
+
+def test_a_model_on_several_devices_cannot_be_tried():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1, device="meta"))
+    with pytest.raises(ValueError, match="the sample is on cpu, Sequential on cpu and meta"):
+        tritonconv.patch(model, torch.ones(SIZE))

@@ -1,0 +1,102 @@
+"""The command line: what it prints, and how it fails."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tritonconv import cli
+
+NETWORKS = """
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+
+built = small()
+
+def number():
+    return 3
+
+def broken():
+    raise KeyError("weights.pt")
+"""
+SMALL = ("--input", "1x3x8x8")
+
+
+@pytest.fixture
+def networks(tmp_path, monkeypatch):
+    """A file of networks; imported anew by each test."""
+    path = tmp_path / "some_networks.py"
+    path.write_text(NETWORKS)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.chdir(tmp_path)
+    yield path
+    sys.modules.pop("some_networks", None)
+
+
+@pytest.mark.parametrize("name", ["small", "built"])
+@pytest.mark.parametrize("command", ["plan", "summary", "report"])
+def test_commands_print_a_table_and_json(command, name, networks, capsys):
+    assert cli.main([command, f"{networks}:{name}", *SMALL]) == 0
+    assert "conv2d+relu" in capsys.readouterr().out
+    assert cli.main([command, f"some_networks:{name}", *SMALL, "--json", "--dtype", "float64"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "Sequential"
+
+
+def test_bench_prints_both_times(networks, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "SECONDS", 0.0)
+    assert cli.main(["bench", f"{networks}:small", *SMALL, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["torch_divided_by_tritonconv"] == pytest.approx(facts["torch_ms"] / facts["tritonconv_ms"])
+
+
+def test_env_names_what_runs_here(capsys):
+    assert cli.main(["env", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["python"].split(".")[0] == "3"
+    assert {"native", "interpreter"} <= set(facts["engines"].split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan"], "the following arguments are required: MODULE:FACTORY, --input"),
+        (["plan", "net.py", *SMALL], "'net.py' is not of the form MODULE:FACTORY"),
+        (["plan", "net:f", "--input", "3by3"], "'3by3' is not a list of sizes such as 1x3x224x224"),
+        (["plan", "net:f", "--input", "1x0x4x4"], "'1x0x4x4' is not a list of sizes"),
+        (["plan", "net:f", *SMALL, "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["plan", "net:f", *SMALL, "--device", "toaster"], "'toaster' is no device"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_bad_use_exits_with_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(arguments)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "input", "message"),
+    [
+        ("no_such_module:f", "1x3x8x8", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("some_networks:missing", "1x3x8x8", "AttributeError: module 'some_networks' has no attribute 'missing'"),
+        ("some_networks:number", "1x3x8x8", "TypeError: number of some_networks gives a int, not a torch.nn.Module"),
+        ("some_networks:broken", "1x3x8x8", "KeyError: 'weights.pt'"),
+        ("some_networks:small", "1x2x8x8", "Sequential cannot run the sample, [1, 2, 8, 8] of torch.float32: "),
+    ],
+)
+def test_failures_are_one_line_and_exit_with_1(model, input, message, networks, capsys):
+    assert cli.main(["summary", model, "--input", input]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tritonconv summary: {message}")
+
+
+def test_python_m():
+    command = [sys.executable, "-m", "tritonconv", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    for command in (*cli.ON_MODEL, *cli.ON_NOTHING):
+        assert command.__name__ in run.stdout
