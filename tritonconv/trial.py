@@ -65,34 +65,34 @@ def _shown(items: Collection) -> Iterator:
     begin = time.perf_counter()
     progress = Progress(console=Console(stderr=True), transient=True, auto_refresh=False)  # no thread beside compilers
     task = progress.add_task("timing sites", total=len(items))
-    try:
+    with ExitStack() as stack:
         for item in items:
-            if time.perf_counter() - begin > _SHOWN_AFTER:
-                progress.start()
-                progress.refresh()
+            if not progress.live.is_started and time.perf_counter() - begin > _SHOWN_AFTER:
+                stack.enter_context(progress)
             yield item
-            progress.advance(task)
-    finally:
-        progress.stop()
+            progress.update(task, advance=1, refresh=progress.live.is_started)
 
 
 def _pieces(model: nn.Module, found: Capture, sample: object) -> dict[str, Piece]:
     """The sites that are to be patched and that an inference of `sample` reaches."""
     pieces: dict[str, Piece] = {}
     names = {module: fqn for fqn, module in model.named_modules()}
+    covered = set()
     with ExitStack() as stack:
         for owner, forwards in found.forwards.items():
             for trace, matches in forwards:
+                covered.update(name for match in matches for name in block_site(names[owner], match).members)
                 if not trace.reads.get("training"):
                     owner.forward = _watched(owner, names[owner], trace, matches, pieces)
                     stack.callback(delattr, owner, "forward")
-        for leaf in found.leaves:  # that no traced forward calls
 
-            def note(module, inputs):
-                ours = functools.partial(LEAVES[type(module)], module)
-                pieces.setdefault(names[module], Piece(module, ours, list(map(_like, inputs))))
+        def note(module, inputs):
+            ours = functools.partial(LEAVES[type(module)], module)
+            pieces.setdefault(names[module], Piece(module, ours, list(map(_like, inputs))))
 
-            stack.callback(leaf.register_forward_pre_hook(note).remove)
+        for leaf in found.leaves:
+            if names[leaf] not in covered:  # else it is called by a traced forward
+                stack.callback(leaf.register_forward_pre_hook(note).remove)
         call(model, sample)
     return pieces
 
