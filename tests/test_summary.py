@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import tritonconv
+from tritonconv.configs import winograd
 from tritonconv.geometry import ConvGeometry
+from tritonconv.launch.common import config_of
 from tritonconv.survey import survey
 
 
@@ -142,6 +144,28 @@ def test_a_plan_says_kernels_tiles_and_why_not():
     residual = steps["0.second"]
     assert residual.bytes == 4 * (3 * 4 * 64 + 4 * 4 * 9 + 4)  # input, residual, output, weight, bias
     assert not plan.unreached
+
+
+@pytest.mark.parametrize(
+    ("module", "algorithm"),
+    [
+        (nn.Conv2d(4, 4, 3, groups=4), "direct"),
+        (nn.Conv2d(4, 6, 3), "implicit GEMM"),
+        (nn.ConvTranspose2d(4, 6, 2, 2), "implicit GEMM"),
+        (nn.AvgPool2d(2), "direct"),
+        (nn.AdaptiveAvgPool2d(1), "direct"),
+    ],
+)
+def test_a_plan_knows_the_algorithm(module, algorithm):
+    (step,) = tritonconv.plan(module, torch.randn(1, 4, 8, 8))
+    assert (step.algorithm, step.reason) == (algorithm, "")
+
+
+def test_a_plan_asks_for_winograds_tile_where_it_is_chosen():
+    (step,) = tritonconv.plan(nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 56, 56))
+    problem = winograd.as_fprop("fprop", step.geometry)
+    assert step.algorithm == "Winograd"
+    assert step.config == config_of("winograd", problem, torch.float32, "cpu")
 
 
 def test_a_plan_says_what_the_sample_does_not_reach():

@@ -13,22 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from . import engines
-from .configs import Geometry, TileConfig
-from .geometry import ConvGeometry, NormGeometry, PoolGeometry
+from . import configs, engines, launch
+from .configs import Geometry, TileConfig, winograd
+from .geometry import ConvGeometry, PoolGeometry
+from .launch import depthwise
 from .launch.common import config_of
 from .reporting import Printable, Site
 from .summary import pair, times
 from .survey import Layer, survey
 from .swap import name_of
 from .timing import turns
-
-# What a site's tile config is chosen for: the operation, and how it is computed.
-_ALGORITHMS = {
-    ConvGeometry: ("fprop", "implicit GEMM"),
-    PoolGeometry: ("max_pool", "direct"),
-    NormGeometry: ("norm", "one pass"),
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,8 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 class Step:
     """A call of a site.
 
-    geometry, algorithm, config: what its kernel is chosen by and what it is; None if torch runs it.
+    geometry, algorithm, config: what its kernel is chosen by and what it is; no algorithm if torch runs it, and
+        no config where there is no choice.
     bytes: input, parameters, residual and output, each moved once; what is between fused operators does not move.
     at_best: seconds that the machine's ceilings allow; no prediction.
     bound: which ceiling that is, "compute" or "memory".
@@ -162,22 +157,36 @@ def _steps(layers: list[Layer], limit: Ceilings) -> Iterator[Step]:
 
 def _step(covered: list[Layer], limit: Ceilings) -> Step:
     first, last = covered[0], covered[-1]
-    site, geometry, reason = first.site, first.geometry, first.site.reason
-    if site.status == "left":
-        geometry = None
-    elif isinstance(geometry, str):
-        geometry, reason = None, geometry
-    op, algorithm = _ALGORITHMS.get(type(geometry), (None, None))
-    config = None
-    if op is not None:
-        config = config_of(op, geometry, first.dtype, engines.engine_for(first.device).target(first.device))
+    site, geometry, config = first.site, None, None
+    algorithm = None if first.refusal else "direct"
+    if algorithm and first.problem:
+        op, geometry = first.problem
+        algorithm, *choice = _choice(op, geometry, first)
+        config = config_of(*choice, first.dtype, _target(first))
     flops = sum(layer.flops for layer in covered)
     residual = math.prod(last.output) * last.dtype.itemsize if "+add" in site.pattern else 0
     moved = first.bytes + residual
     seconds = {"compute": flops / limit.flops, "memory": moved / limit.bytes}
     bound = max(seconds, key=seconds.get)
-    shapes = first.input, last.output
-    return Step(site, *shapes, geometry, algorithm, config, flops, moved, seconds[bound], bound, reason)
+    chosen = geometry, algorithm, config
+    reason = first.refusal or site.reason
+    return Step(site, first.input, last.output, *chosen, flops, moved, seconds[bound], bound, reason)
+
+
+def _choice(op: str, geometry: Geometry, layer: Layer) -> tuple[str, str, Geometry]:
+    """How `op` is computed, and the operation and geometry that the tile is chosen for: as the launches do."""
+    if not isinstance(geometry, ConvGeometry):
+        return "direct", op, geometry
+    if depthwise.takes(geometry):
+        return "direct", f"depthwise_{op}", geometry
+    if configs.algorithm(op, geometry, layer.dtype, _target(layer), kept=True) == "winograd":
+        return "Winograd", "winograd", winograd.as_fprop(op, geometry)
+    overlap = op == "fprop" and launch.conv.overlaps(geometry)
+    return "implicit GEMM", op, launch.conv.overlapping(geometry) if overlap else geometry
+
+
+def _target(layer: Layer) -> str:
+    return engines.engine_for(layer.device).target(layer.device)
 
 
 def _describe(geometry: Geometry | None) -> str:

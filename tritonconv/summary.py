@@ -81,7 +81,7 @@ def summary(model: nn.Module, sample: object) -> Summary:
 def runs_as(layer: Layer) -> str:
     """The kernel that runs a layer once the model is patched."""
     site = layer.site
-    if site is None or site.status == "left" or isinstance(layer.geometry, str):
+    if layer.refusal:
         return "torch"
     return site.pattern if layer.name == site.fqn or not site.members else f"in {site.fqn}"
 

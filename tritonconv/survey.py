@@ -18,10 +18,13 @@ from . import patching
 from .capture import Accept, Capture, block_site, capture
 from .configs import Geometry
 from .fields import Field, Fields
-from .geometry import NormGeometry
-from .ops import conv, pool
+from .geometry import NormGeometry, PoolGeometry
+from .ops import conv, conv_transpose, pool
 from .reporting import Site
 from .sample import call, inference, tensors_of
+
+# An operation of `configs.space`, and its geometry, or why torch runs it.
+Problem = tuple[str, Geometry | str]
 
 # What the operators that run are called in Python.
 _NAMES = {"max_pool2d_with_indices": "max_pool2d", "hardtanh": "relu6", "iadd": "add"}
@@ -34,7 +37,7 @@ class Layer:
     name: fully qualified name of the module, or of the caller and the operator (`decoder.add_1`).
     flops: of convolutions and matrix products, two per multiply-add, as torch's own counter has them.
     bytes: inputs, parameters, buffers and outputs, each moved once.
-    geometry: what kernels are chosen by, or why torch runs it; None for operators that have no kernels.
+    problem: what a kernel is chosen by; None for operators that have none, or whose kernels have no choice.
     site: that the layer is a part of.
     """
 
@@ -48,8 +51,17 @@ class Layer:
     flops: int
     bytes: int
     field: Field | None
-    geometry: Geometry | str | None
+    problem: Problem | None
     site: Site | None = None
+
+    @property
+    def refusal(self) -> str:
+        """Why torch runs the layer though the model is patched; "" if a kernel does."""
+        if self.site is None:
+            return "no kernel computes it"
+        if self.site.status == "left":
+            return self.site.reason
+        return self.problem[1] if self.problem is not None and isinstance(self.problem[1], str) else ""
 
 
 def survey(
@@ -101,7 +113,7 @@ class _Recorder(TorchDispatchMode):
         self.fields = Fields(inputs)
         self.layers: list[Layer] = []
         self.callers: list[tuple[str, Counter]] = [("", Counter())]
-        self.leaf: list[tuple[int, Geometry | str | None]] | None = None  # FLOPs and geometry of what it has run
+        self.leaf: list[tuple[int, Problem | None]] | None = None  # FLOPs and problem of what it has run
 
     def __enter__(self):
         self.hooks = [module.register_forward_pre_hook(self._begin) for module in self.names]
@@ -123,29 +135,29 @@ class _Recorder(TorchDispatchMode):
             inputs, outputs = tensors_of((args, kwargs)), tensors_of(output)
             self.fields.leave(module, inputs, outputs)
             own = [*module.parameters(), *module.buffers()]
-            geometry = next((geometry for _, geometry in self.leaf if geometry is not None), None)
-            self._add(name, type(module).__name__, inputs, own, outputs, sum(n for n, _ in self.leaf), geometry)
+            problem = next((problem for _, problem in self.leaf if problem is not None), None)
+            self._add(name, type(module).__name__, inputs, own, outputs, sum(n for n, _ in self.leaf), problem)
             self.leaf = None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = _plain(func.overloadpacket.__name__)
         inputs = tensors_of((args, kwargs))
-        geometry = _geometry(name, args)
+        problem = _PROBLEMS[name](*args) if name in _PROBLEMS else None
         output = func(*args, **kwargs)
         outputs = tensors_of(output)
         self.fields.follow(name, args, inputs, outputs)
         count = flop_registry.get(func.overloadpacket)
         flops = count(*args, **kwargs, out_val=output) if count else 0
         if self.leaf is not None:
-            self.leaf.append((flops, geometry))
+            self.leaf.append((flops, problem))
         elif not func.is_view:
             caller, counts = self.callers[-1]
-            self._add(_join(caller, name, counts[name]), name, inputs, [], outputs, flops, geometry)
+            self._add(_join(caller, name, counts[name]), name, inputs, [], outputs, flops, problem)
             counts[name] += 1
         return output
 
-    def _add(self, name, kind, inputs, own, outputs, flops, geometry) -> None:
+    def _add(self, name, kind, inputs, own, outputs, flops, problem) -> None:
         if not inputs or not outputs:
             return
         input, output = inputs[0], outputs[0]
@@ -153,29 +165,38 @@ class _Recorder(TorchDispatchMode):
         moved = sum(value.numel() * value.itemsize for value in (*inputs, *own, *outputs))
         shapes = tuple(input.shape), tuple(output.shape)
         where, field = (input.dtype, input.device), self.fields.of([output])
-        self.layers.append(Layer(name, kind, *shapes, *where, parameters, flops, moved, field, geometry))
+        self.layers.append(Layer(name, kind, *shapes, *where, parameters, flops, moved, field, problem))
 
 
-def _convolution(input, weight, bias, stride, padding, dilation, transposed, _, groups) -> Geometry | str | None:
-    return None if transposed else conv.geometry_of(input, weight, bias, stride, padding, dilation, groups)
+def _convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+    if transposed:
+        options = stride, padding, output_padding, groups, dilation
+        return "dgrad", conv_transpose.geometry_of(input, weight, bias, *options)
+    if weight.dim() == 3:  # images of one row
+        input, weight = input.unsqueeze(-2), weight.unsqueeze(-2)
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    return "fprop", conv.geometry_of(input, weight, bias, stride, padding, dilation, groups)
 
 
-def _max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False) -> Geometry | str:
-    return pool.geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode)
+def _max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    return "max_pool", pool.geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-def _norm(input, *_) -> Geometry:
-    return NormGeometry(input.numel() // input.shape[1], input.shape[1])
+def _avg_pool(input, kernel_size, stride=None, padding=0, ceil_mode=False, *_):
+    geometry = pool.geometry_of(input, kernel_size, stride, padding, 1, ceil_mode)
+    return None if isinstance(geometry, PoolGeometry) and geometry.is_global else ("avg_pool", geometry)
 
 
-_GEOMETRIES: dict[str, Callable] = {
+def _norm(input, *_):
+    return "norm", NormGeometry(input.numel() // input.shape[1], input.shape[1])
+
+
+# What kernels are chosen by: the operation, and its geometry or why torch runs it.
+_PROBLEMS: dict[str, Callable[..., Problem | None]] = {
     "convolution": _convolution,
     "max_pool2d": _max_pool,
+    "avg_pool2d": _avg_pool,
     "native_batch_norm": _norm,
     "native_batch_norm_legit_no_training": _norm,
     "cudnn_batch_norm": _norm,
 }
-
-
-def _geometry(name: str, args: tuple) -> Geometry | str | None:
-    return _GEOMETRIES[name](*args) if name in _GEOMETRIES else None

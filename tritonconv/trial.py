@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -88,7 +88,7 @@ def _pieces(model: nn.Module, found: Capture, sample: object) -> dict[str, Piece
 
         def note(module, inputs):
             ours = functools.partial(LEAVES[type(module)], module)
-            pieces.setdefault(names[module], Piece(module, ours, list(map(_like, inputs))))
+            _note(pieces, names[module], module, ours, inputs)
 
         for leaf in found.leaves:
             if names[leaf] not in covered:  # else it is called by a traced forward
@@ -97,8 +97,10 @@ def _pieces(model: nn.Module, found: Capture, sample: object) -> dict[str, Piece
     return pieces
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, device="meta")
+def _note(pieces: dict[str, Piece], fqn: str, theirs: Callable, ours: Callable, inputs: Sequence) -> None:
+    """The first call of a site, if values of its inputs can be made up."""
+    if all(isinstance(value, Tensor) and value.is_floating_point() for value in inputs):
+        pieces.setdefault(fqn, Piece(theirs, ours, [torch.empty_like(value, device="meta") for value in inputs]))
 
 
 def _watched(owner: nn.Module, name: str, trace: Trace, matches: list[Match], pieces: dict[str, Piece]) -> Callable:
@@ -108,8 +110,8 @@ def _watched(owner: nn.Module, name: str, trace: Trace, matches: list[Match], pi
     class Watch(fx.Interpreter):
         def run_node(self, node):
             if node in ends:
-                match = ends[node]
-                pieces.setdefault(block_site(name, match).fqn, _piece(owner, match, self.env))
+                fqn, (theirs, ours, sources) = block_site(name, ends[node]).fqn, _piece(owner, ends[node])
+                _note(pieces, fqn, theirs, ours, [self.env[source] for source in sources])
             return super().run_node(node)
 
     arity = len(trace.graph.find_nodes(op="placeholder"))
@@ -122,7 +124,8 @@ def _watched(owner: nn.Module, name: str, trace: Trace, matches: list[Match], pi
     return forward
 
 
-def _piece(owner: nn.Module, match: Match, values: Mapping[fx.Node, Tensor]) -> Piece:
+def _piece(owner: nn.Module, match: Match) -> tuple[Callable, Callable, list[fx.Node]]:
+    """How torch and how we run `match`, and the nodes that are its inputs."""
     plain, _, sources = _cut(match)
     graph, alone, _ = _cut(match)
     theirs = fx.GraphModule(owner, plain)
@@ -131,7 +134,7 @@ def _piece(owner: nn.Module, match: Match, values: Mapping[fx.Node, Tensor]) -> 
     else:
         leaf = owner.get_submodule(match.nodes[0].target)
         ours = functools.partial(LEAVES[type(leaf)], leaf)
-    return Piece(theirs, ours, [_like(values[source]) for source in sources])
+    return theirs, ours, sources
 
 
 def _cut(match: Match) -> tuple[fx.Graph, Match, list[fx.Node]]:
