@@ -1,6 +1,7 @@
 """`summary` and `plan` against worked examples and torch."""
 
 import json
+import pkgutil
 
 import pytest
 import torch
@@ -199,3 +200,8 @@ def test_samples_are_tensors_tuples_or_dicts():
 def test_a_sample_that_does_not_fit_is_refused_in_one_sentence(sample, message):
     with pytest.raises(ValueError, match=message):
         tritonconv.summary(nn.Conv2d(2, 2, 3), sample)
+
+
+def test_no_module_hides_a_public_name():
+    names = {module.name for module in pkgutil.iter_modules(tritonconv.__path__)}
+    assert not names & set(tritonconv._PUBLIC)

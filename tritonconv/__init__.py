@@ -9,7 +9,7 @@ _PUBLIC = {
     "patched": "patching",
     "plan": "planning",
     "report": "patching",
-    "summary": "summary",
+    "summary": "summarizing",
     "tune": "tuning",
     "unpatch": "patching",
 }

@@ -19,7 +19,7 @@ from .geometry import ConvGeometry, PoolGeometry
 from .launch import depthwise
 from .launch.common import config_of
 from .reporting import Printable, Site
-from .summary import pair, times
+from .summarizing import pair, times
 from .survey import Layer, survey
 from .swap import name_of
 from .timing import turns
