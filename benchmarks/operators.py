@@ -82,7 +82,15 @@ OPERATORS = (
     _activated("gelu", F.gelu),
     _normed(True),
     _normed(False),
+    _both("batch_norm, training", "batch_norm", ((2, 3, 6, 5),), None, None, training=True),
+    _both("conv_transpose2d, stride 2", "conv_transpose2d", ((2, 3, 4, 3), (3, 4, 3, 3), (4,)), 2, 1, 1),
+    _both("conv1d", "conv1d", ((2, 3, 9), (4, 3, 3), (4,)), 2, 1),
     _both("max_pool2d", "max_pool2d", ((2, 3, 6, 5),), 3, 2, 1),
+    _both("avg_pool2d", "avg_pool2d", ((2, 3, 6, 5),), 3, 2, 1),
+    _both("lp_pool2d", "lp_pool2d", ((2, 3, 6, 5),), 2.0, 2),
+    _both("adaptive_avg_pool2d", "adaptive_avg_pool2d", ((2, 3, 7, 5),), (3, 2)),
+    _both("adaptive_max_pool2d", "adaptive_max_pool2d", ((2, 3, 7, 5),), (3, 2)),
+    _both("global average", "adaptive_avg_pool2d", ((2, 3, 6, 5),), 1),
 )
 
 
