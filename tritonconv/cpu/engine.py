@@ -69,12 +69,14 @@ def request(launch, dtypes: tuple[torch.dtype | None, ...], checked: bool = Fals
 
 def load(requests: Sequence[Request]) -> list[Kernel]:
     """The requested kernels, from disk if they are there. Several that are not are compiled side by side."""
-    wanted = {r.name: r for r in requests if r.name not in _kernels}
+    kernels = {r.name: _kernels.get(r.name) for r in requests}
+    wanted = {r.name: r for r in requests if kernels[r.name] is None}
     binaries = {name: cache.find(name) for name in wanted}
     absent = [wanted[name] for name, binary in binaries.items() if binary is None]
     binaries.update(zip([r.name for r in absent], _compile_all(absent), strict=True))
-    _kernels.update({name: Kernel(binary) for name, binary in binaries.items()})
-    return [_kernels[r.name] for r in requests]
+    made = {name: Kernel(binary) for name, binary in binaries.items()}
+    _kernels.update(made)
+    return [(kernels | made)[r.name] for r in requests]
 
 
 def load_launches(launches: Sequence[tuple]) -> list[Kernel]:

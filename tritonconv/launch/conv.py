@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from triton import cdiv
 
 from .. import configs, engines, packing
@@ -65,10 +66,7 @@ def overlapping(geometry: ConvGeometry) -> ConvGeometry:
 def padded(x: Tensor, geometry: ConvGeometry) -> Tensor:
     """x with its padding in memory."""
     (top, bottom), (left, right) = geometry.padding
-    H, W = geometry.H + top + bottom, geometry.W + left + right
-    whole = empty_nhwc(x, geometry.N, geometry.C, H, W).zero_()
-    whole[:, :, top : top + geometry.H, left : left + geometry.W] = x
-    return whole
+    return nhwc(pad(nhwc(x), (left, right, top, bottom)))
 
 
 def fprop_launch(
