@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .measure import provenance, reason, samples, save
+from tritonconv.timing import turns
+
+from .measure import provenance, reason, save
 from .zoo import NETWORKS
 
 OURS = "ours"
@@ -70,7 +72,7 @@ def compare(network: str, batch: int, peers: Mapping[str, Callable[[], Callable[
             runs[peer] = prepare()
         except Exception as error:
             left_out[peer] = reason(error)
-    times = samples(tuple(runs.values()), seconds, rounds=5, pause=0.02)
+    times = turns(tuple(runs.values()), seconds, rounds=5, pause=0.02)
     ms = {}
     for peer, mine in zip(runs, times, strict=True):
         lower, median, upper = statistics.quantiles(mine, n=4, method="inclusive")

@@ -19,9 +19,10 @@ from triton import cdiv, next_power_of_2
 
 from tritonconv import cpu, launch
 from tritonconv.geometry import ConvGeometry
+from tritonconv.timing import interleaved
 
 from . import programs
-from .measure import interleaved, provenance, save
+from .measure import provenance, save
 
 # C, size, K, R, stride, padding: layers of ResNet-18/50 and VGG-16, batch 1
 CONVOLUTIONS = (

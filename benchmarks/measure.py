@@ -1,13 +1,11 @@
-"""Side-by-side timing, and what a stored figure must say of where it comes from."""
+"""What a stored figure must say of where it comes from."""
 
 from __future__ import annotations
 
 import json
 import platform
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,33 +14,6 @@ import torch
 import triton
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def samples(
-    functions: Sequence[Callable[[], object]], seconds: float = 1.0, rounds: int = 9, pause: float = 0.0
-) -> list[list[float]]:
-    """Seconds of each function, all timed in turn so that a slow spell of the machine meets all of them.
-
-    At least `rounds` turns, and more until `seconds` have passed. `pause`: seconds between two functions, in which
-    thread pools that wait for more work by spinning go to sleep, so that none steals time from the next.
-    """
-    for function in functions:  # compile, fill caches
-        function()
-        function()
-    times: list[list[float]] = [[] for _ in functions]
-    end = time.perf_counter() + seconds
-    while len(times[0]) < rounds or time.perf_counter() < end:
-        for function, mine in zip(functions, times, strict=True):
-            time.sleep(pause)
-            start = time.perf_counter()
-            function()
-            mine.append(time.perf_counter() - start)
-    return times
-
-
-def interleaved(functions: Sequence[Callable[[], object]], seconds: float = 1.0, rounds: int = 9) -> list[float]:
-    """Median of each function's `samples`."""
-    return [statistics.median(times) for times in samples(functions, seconds, rounds)]
 
 
 def processor() -> str:

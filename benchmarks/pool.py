@@ -17,8 +17,9 @@ from rich.table import Table
 from torch import Tensor
 
 from tritonconv import functional
+from tritonconv.timing import interleaved
 
-from .measure import interleaved, provenance, save
+from .measure import provenance, save
 
 # function, its arguments, C, size
 POOLINGS = (

@@ -29,7 +29,7 @@ def keys() -> list[dict]:
         for C, H, K, R, stride, padding in CONVOLUTIONS:
             g = ConvGeometry(1, C, H, H, K, R, R, (stride,) * 2, ((padding,) * 2,) * 2, (1, 1), 1)
             launch.conv.fprop_launch("cpu", g, torch.float32, "ieee", None)
-            launch.conv.dgrad_launch("cpu", g, torch.float32, "ieee")
+            launch.conv.dgrad_launch("cpu", g, torch.float32, "ieee", None)
             launch.conv.wgrad_launch("cpu", g, torch.float32, "ieee", True)
     return keys
 

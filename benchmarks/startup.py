@@ -23,7 +23,7 @@ from rich.table import Table
 from tritonconv import launch
 from tritonconv.cpu import engine
 from tritonconv.engines import Launch
-from tritonconv.geometry import ConvGeometry, PoolGeometry
+from tritonconv.geometry import ConvGeometry, NormGeometry, PoolGeometry
 
 from .measure import provenance, save
 
@@ -49,9 +49,24 @@ def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
         for C, H, K, R, stride, padding, groups in CONVOLUTIONS:
             g = ConvGeometry(1, C, H, H, K, R, R, (stride,) * 2, ((padding,) * 2,) * 2, (1, 1), groups)
             name = f"{R}×{R} {C}→{K} {str(dtype).removeprefix('torch.')}"
+            if launch.depthwise.takes(g):
+                made = launch.depthwise
+                yield f"fprop {name}", made.fprop_launch("cpu", g, dtype, "relu"), (dtype,) * 4 + (None,) * 5
+                yield f"dgrad {name}", made.dgrad_launch("cpu", g, dtype), (dtype,) * 3
+                yield f"wgrad {name}", made.wgrad_launch("cpu", g, dtype), (dtype, dtype, f32)
+                continue
             yield f"fprop {name}", launch.conv.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4 + (None,) * 6
             yield f"dgrad {name}", launch.conv.dgrad_launch("cpu", g, dtype, "ieee", None), (dtype, dtype, None, dtype)
             yield f"wgrad {name}", launch.conv.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, f32)
+    g = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
+    made = launch.winograd.fprop_launch("cpu", g, f32, "ieee", "relu", threads=2)
+    yield "winograd 3×3 64→64", made, (f32,) * 4 + (None,) * 5 + (f32,)
+    norm = NormGeometry(56 * 56, 64)
+    yield "norm_moments", launch.norm.moments_launch("cpu", norm, f32), (f32,) * 2
+    yield "norm_apply", launch.norm.apply_launch("cpu", norm, f32, 1e-5, "relu"), (f32,) * 5 + (None, f32)
+    sums = launch.norm.backward_sums_launch("cpu", norm, f32, 1e-5, "relu")
+    yield "norm_backward_sums", sums, (f32,) * 6
+    yield "norm_backward", launch.norm.backward_launch("cpu", norm, f32, 1e-5, "relu"), (f32,) * 8 + (None,)
     g = PoolGeometry(1, 64, 112, 112, 3, 3, (2, 2), (1, 1))
     yield "max_pool 3×3", launch.pool.max_pool_launch("cpu", g, f32), (f32, f32, torch.int64)
     dtypes = f32, torch.int64, f32
@@ -83,12 +98,13 @@ def launch_microseconds() -> float:
     start = launch.conv.fprop_launch("cpu", g, f32, "ieee", "relu")
     run = engine.bind(start)
     x, panels, bias, y = torch.zeros(4), torch.zeros(4 * start.constexprs["BN"]), torch.zeros(4), torch.zeros(4)
-    run(x, panels, bias, y)
+    tensors = x, panels, bias, y, *(None,) * 6
+    run(*tensors)
     rounds = []
     for _ in range(60):
         before = time.thread_time()
         for _ in range(LAUNCHES):
-            run(x, panels, bias, y)
+            run(*tensors)
         rounds.append((time.thread_time() - before) / LAUNCHES)
     return 1e6 * min(rounds)
 

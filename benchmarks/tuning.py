@@ -21,8 +21,9 @@ from rich.table import Table
 import tritonconv
 from autotune import store
 from tritonconv import choice, tuning
+from tritonconv.timing import interleaved
 
-from .measure import interleaved, provenance, save
+from .measure import provenance, save
 from .zoo import NETWORKS
 
 FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}

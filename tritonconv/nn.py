@@ -10,52 +10,41 @@ from torch import Tensor
 from . import functional
 
 
-class Conv1d(torch.nn.Conv1d):
+class _Activated:
+    """A module followed by `activation` (None or one that `functional.conv2d` lists) in the same kernel."""
+
+    def __init__(self, *args, activation: str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+
+
+class _Conv(_Activated):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        options = self.stride, padding, self.dilation, self.groups
+        return self._function(input, weight, bias, *options, activation=self.activation)
+
+
+class Conv1d(_Conv, torch.nn.Conv1d):
     """`torch.nn.Conv1d`, followed by `activation` (None or one that `functional.conv2d` lists) in the same kernel."""
 
-    def __init__(self, *args, activation: str | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.activation = activation
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        return functional.conv1d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation
-        )
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+    _function = staticmethod(functional.conv1d)
 
 
-class Conv2d(torch.nn.Conv2d):
-    """`torch.nn.Conv2d`, followed by `activation` (None or "relu") in the same kernel."""
+class Conv2d(_Conv, torch.nn.Conv2d):
+    """`torch.nn.Conv2d`, followed by `activation` (None or one that `functional.conv2d` lists) in the same kernel."""
 
-    def __init__(self, *args, activation: str | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.activation = activation
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        return functional.conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation
-        )
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+    _function = staticmethod(functional.conv2d)
 
 
-class ConvTranspose2d(torch.nn.ConvTranspose2d):
+class ConvTranspose2d(_Activated, torch.nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d`, followed by `activation` (see `functional.conv2d`) in the same kernel."""
-
-    def __init__(self, *args, activation: str | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.activation = activation
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         output_padding = self._output_padding(
@@ -63,9 +52,6 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
         )
         options = self.stride, self.padding, output_padding, self.groups, self.dilation
         return functional.conv_transpose2d(input, self.weight, self.bias, *options, activation=self.activation)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
 
 
 class MaxPool2d(torch.nn.MaxPool2d):

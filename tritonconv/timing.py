@@ -14,10 +14,13 @@ def interleaved(functions: Sequence[Callable[[], object]], seconds: float = 1.0,
     return list(map(statistics.median, turns(functions, seconds, rounds)))
 
 
-def turns(functions: Sequence[Callable[[], object]], seconds: float, rounds: int, warm: int = 2) -> list[list[float]]:
+def turns(
+    functions: Sequence[Callable[[], object]], seconds: float, rounds: int, warm: int = 2, pause: float = 0.0
+) -> list[list[float]]:
     """Seconds that each function took in each turn, after `warm` turns that compile and fill caches.
 
-    At least `rounds` turns, and more until `seconds` have passed.
+    At least `rounds` turns, and more until `seconds` have passed. `pause`: seconds between two functions, in which
+    thread pools that wait for more work by spinning go to sleep, so that none steals time from the next.
     """
     for _ in range(warm):
         for function in functions:
@@ -26,6 +29,7 @@ def turns(functions: Sequence[Callable[[], object]], seconds: float, rounds: int
     end = time.perf_counter() + seconds
     while len(times[0]) < rounds or time.perf_counter() < end:
         for function, mine in zip(functions, times, strict=True):
+            time.sleep(pause)
             _wait()
             start = time.perf_counter()
             function()

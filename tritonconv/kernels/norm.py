@@ -90,16 +90,30 @@ def affine(x, weight_ptr, bias_ptr, first, c, C: tl.constexpr):
 
 
 @triton.jit
+def place(M, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Of this program's tile of [M, C]: its channels [BN], where its elements lie [BM, BN], and which there are."""
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    return c, m.to(tl.int64)[:, None] * C + c[None, :], (m < M)[:, None] & (c < C)[None, :]
+
+
+@triton.jit
+def behind(dy_ptr, y_ptr, at, mask, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
+    """What the activation, y being its result, makes of dy on the way back; [BM, BN]."""
+    da = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    if ACTIVATION is not None:
+        da = derivative(da, tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC), ACTIVATION)  # [BM, BN]
+    return da
+
+
+@triton.jit
 def norm_apply(
     x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, M,
     C: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """y = activation((x − mean) / √(var + EPS) · weight + bias + residual). Grid: (tiles of M, tiles of C)."""
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    c = tl.program_id(1) * BN + tl.arange(0, BN)
-    mask = (m < M)[:, None] & (c < C)[None, :]
-    at = m.to(tl.int64)[:, None] * C + c[None, :]
+    c, at, mask = place(M, C, BM, BN)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
     x = affine(x, weight_ptr, bias_ptr, 0, c, C)
@@ -118,13 +132,8 @@ def norm_backward_sums(
     Grid: (tiles of M, tiles of C).
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    c = tl.program_id(1) * BN + tl.arange(0, BN)
-    mask = (m < M)[:, None] & (c < C)[None, :]
-    at = m.to(tl.int64)[:, None] * C + c[None, :]
-    da = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    if ACTIVATION is not None:
-        da = derivative(da, tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC), ACTIVATION)  # [BM, BN]
+    c, at, mask = place(M, C, BM, BN)
+    da = behind(dy_ptr, y_ptr, at, mask, ACTIVATION, ACC)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
     p_partial = partial_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + c
@@ -143,13 +152,8 @@ def norm_backward(
     Grid: (tiles of M, tiles of C).
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    c = tl.program_id(1) * BN + tl.arange(0, BN)
-    mask = (m < M)[:, None] & (c < C)[None, :]
-    at = m.to(tl.int64)[:, None] * C + c[None, :]
-    da = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    if ACTIVATION is not None:
-        da = derivative(da, tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC), ACTIVATION)  # [BM, BN]
+    c, at, mask = place(M, C, BM, BN)
+    da = behind(dy_ptr, y_ptr, at, mask, ACTIVATION, ACC)
     if da_ptr is not None:
         tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=mask)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]

@@ -138,6 +138,14 @@ def bind_fprop(
         return depthwise.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
     if _by_winograd("fprop", x, geometry, keep_pack, config):
         return winograd.bind_fprop(x, weight, bias, geometry, activation, keep_pack, None, norm)
+    _, run = _bind_gemm(x, weight, bias, geometry, activation, keep_pack, config, norm)
+    return run
+
+
+def _bind_gemm(
+    x, weight, bias, geometry, activation=None, keep_pack=True, config=None, norm=None
+) -> tuple[Launch, Callable[..., Tensor]]:
+    """The implicit GEMM of `bind_fprop`, whose function takes room for statistics too."""
     eps = 0.0 if norm is None else norm.eps
     overlap = overlaps(geometry)
     problem = overlapping(geometry) if overlap else geometry
@@ -147,13 +155,13 @@ def bind_fprop(
     bias = None if bias is None else bias.contiguous()
     statistics = (None,) * 4 if norm is None else norm.tensors
 
-    def fprop(x: Tensor, residual: Tensor | None) -> Tensor:
+    def fprop(x: Tensor, residual: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         y = empty_nhwc(x, *geometry.output)
         x = padded(x, geometry) if overlap else nhwc(x)
-        run(x, panels, bias, y, *statistics, None if residual is None else nhwc(residual), None)
+        run(x, panels, bias, y, *statistics, None if residual is None else nhwc(residual), moments)
         return y
 
-    return fprop
+    return launch, fprop
 
 
 def fprop(x: Tensor, weight: Tensor, bias: Tensor | None, *problem, residual: Tensor | None = None, **options):
@@ -176,16 +184,9 @@ def fprop_with_moments(
     if _by_winograd("fprop", x, geometry, keep_pack, config):
         y = winograd.bind_fprop(x, weight, bias, geometry, None, keep_pack)(x)
         return y, moments(y)
-    pixel, plain = geometry.C, geometry
-    if overlaps(geometry):
-        x, geometry = padded(x, geometry), overlapping(geometry)
-    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, precision_of(x), None, config, 0.0, pixel)
-    y = empty_nhwc(x, *geometry.output)
-    panels = packing.panels(weight, plain, "fprop", launch.constexprs["BN"], keep_pack)
-    bias = None if bias is None else bias.contiguous()
+    launch, run = _bind_gemm(x, weight, bias, geometry, None, keep_pack, config)
     partial = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, launch.constexprs["BM"])
-    run(nhwc(x), panels, bias, y, *(None,) * 5, partial.partial)
-    return y, partial
+    return run(x, None, partial.partial), partial
 
 
 def dgrad(
@@ -199,10 +200,11 @@ def dgrad(
 ) -> Tensor:
     """The gradient [N, C, H, W] of the input, given that of the output, dy [N, K, P, Q]; or transposed convolution of
     dy, which is activation(gradient + bias)."""
-    if depthwise.takes(geometry) and bias is None and activation is None:
-        return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
-    if bias is None and activation is None and _by_winograd("dgrad", dy, geometry, keep_pack, config):
-        return winograd.dgrad(dy, weight, geometry, keep_pack)
+    if bias is None and activation is None:  # else the others have no epilogue
+        if depthwise.takes(geometry):
+            return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
+        if _by_winograd("dgrad", dy, geometry, keep_pack, config):
+            return winograd.dgrad(dy, weight, geometry, keep_pack)
     launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config)
     dx = empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
     panels = packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"], keep_pack)

@@ -15,7 +15,7 @@ from ..launch import conv as launch_conv
 from ..launch import norm as launch
 from ..launch.norm import Moments, Norm
 from . import activations
-from .conv import FpropWithMoments, conv2d, finish, geometry_of
+from .conv import FpropWithMoments, conv2d, finish, geometry_of, run
 from .support import autocast, fits, is_channels_last, nchw, operand, unsupported_call, unsupported_operands
 
 
@@ -153,7 +153,7 @@ def conv2d_batch_norm(
         _update(running_mean, running_var, mean, var, count, momentum)
         y = _finish(y, Norm(mean, var, gamma, beta, eps), True, residual, activation)
     elif needs_grad:
-        y = conv2d(x, w, b, stride, padding, dilation, groups, None, None)
+        y = run(x, w, b, None, geometry, None)
         y = _finish(y, Norm(running_mean, running_var, gamma, beta, eps), False, residual, activation)
     else:
         norm = Norm(running_mean, running_var, gamma, beta, eps)
