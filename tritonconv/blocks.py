@@ -4,12 +4,13 @@ A block names modules by their path below the *owner*, the module whose forward 
 parameter or shape. So it survives deepcopy, a new input size and a module that is moved or retrained.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from . import functional, repeat
+from . import calls, repeat
 from . import nn as modules
 from .choice import faster
 from .ops import activations
@@ -118,8 +119,8 @@ def conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
     repeated = repeat.inference(conv, None, None, input)
     if repeated is not None:
         return repeated
-    convolution = conv.stride, conv.padding, conv.dilation, conv.groups
-    return faster("conv2d", input, conv.weight, conv.bias, *convolution, activation=None)
+    op, arguments, options = calls.convolution(conv, None, input, None, None)
+    return faster(op, *arguments, **options)
 
 
 def conv_transpose2d(
@@ -132,7 +133,7 @@ def conv_transpose2d(
         input, output_size, conv.stride, conv.padding, conv.kernel_size, 2, conv.dilation
     )
     options = conv.stride, conv.padding, output_padding, conv.groups, conv.dilation
-    return functional.conv_transpose2d(input, conv.weight, conv.bias, *options, activation=activation)
+    return faster("conv_transpose2d", input, conv.weight, conv.bias, *options, activation=activation)
 
 
 def conv1d(conv: nn.Conv1d, input: Tensor, *, activation: str | None = None) -> Tensor:
@@ -140,32 +141,22 @@ def conv1d(conv: nn.Conv1d, input: Tensor, *, activation: str | None = None) -> 
     if conv.padding_mode != "zeros":
         return _run(activation, nn.Conv1d.forward(conv, input))
     convolution = conv.stride, conv.padding, conv.dilation, conv.groups
-    return functional.conv1d(input, conv.weight, conv.bias, *convolution, activation=activation)
+    return faster("conv1d", input, conv.weight, conv.bias, *convolution, activation=activation)
 
 
 def batch_norm2d(norm: nn.BatchNorm2d, input: Tensor, *, activation: str | None = None) -> Tensor:
     """`activation(norm(input))` in one pass. input: (N, C, H, W)."""
     norm._check_input_dim(input)
-    return functional.batch_norm(input, *_statistics(norm), activation=activation)
+    return faster("batch_norm", input, *calls.statistics(norm), activation=activation)
 
 
-def max_pool2d(pool: nn.MaxPool2d, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """`pool(input)` as one kernel. input: (N, C, H, W) or (C, H, W)."""
-    window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
-    return faster("max_pool2d", input, *window, ceil_mode=pool.ceil_mode, return_indices=pool.return_indices)
+def _pooling(function: str, *attributes: str) -> Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, Tensor]]:
+    """What a pooling module that hands these attributes of its own to `function` runs: one kernel."""
 
+    def run(pool: nn.Module, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return faster(function, input, *[getattr(pool, attribute) for attribute in attributes])
 
-def _statistics(norm: nn.BatchNorm2d) -> tuple:
-    """What `norm` hands to `batch_norm` after the input; counts the batch, as its forward does."""
-    momentum = norm.momentum or 0.0
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:  # cumulative moving average
-            momentum = 1.0 / float(norm.num_batches_tracked)
-    training = norm.training or (norm.running_mean is None and norm.running_var is None)
-    tracked = not norm.training or norm.track_running_stats
-    running = (norm.running_mean, norm.running_var) if tracked else (None, None)
-    return *running, norm.weight, norm.bias, training, momentum, norm.eps
+    return run
 
 
 def _run(activation: nn.Module | str | None, value: Tensor) -> Tensor:
@@ -191,15 +182,8 @@ def conv_block(
     repeated = repeat.inference(conv, norm, text, input, residual)
     if repeated is not None:
         return repeated
-    convolution = conv.stride, conv.padding, conv.dilation, conv.groups
-    if norm is None and residual is None:
-        return faster("conv2d", input, conv.weight, conv.bias, *convolution, activation=text)
-    epilogue = {"residual": residual, "activation": text}
-    if norm is None:
-        return functional.conv2d(input, conv.weight, conv.bias, *convolution, **epilogue)
-    return functional.conv2d_batch_norm(
-        input, conv.weight, conv.bias, *_statistics(norm), *convolution, **epilogue
-    )
+    op, arguments, options = calls.convolution(conv, norm, input, residual, text)
+    return faster(op, *arguments, **options)
 
 
 def activated_block(module: nn.Module, activation: nn.Module | str, *args, **kwargs) -> Tensor:
@@ -228,6 +212,14 @@ LEAVES = {
     nn.Conv1d: conv1d,
     nn.Conv2d: conv2d,
     nn.ConvTranspose2d: conv_transpose2d,
-    **{pool: getattr(modules, pool.__name__).forward for pool in POOLS},
-    nn.MaxPool2d: max_pool2d,
+    nn.MaxPool2d: _pooling(
+        "max_pool2d", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
+    ),
+    nn.AdaptiveMaxPool2d: _pooling("adaptive_max_pool2d", "output_size", "return_indices"),
+    nn.MaxUnpool2d: modules.MaxUnpool2d.forward,
+    nn.AvgPool2d: _pooling(
+        "avg_pool2d", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
+    ),
+    nn.AdaptiveAvgPool2d: _pooling("adaptive_avg_pool2d", "output_size"),
+    nn.LPPool2d: _pooling("lp_pool2d", "norm_type", "kernel_size", "stride", "ceil_mode"),
 }

@@ -16,22 +16,19 @@ import autotune
 
 from . import engines, functional
 from .ops import activations
+from .ops.conv import finish
 from .ops.support import is_channels_last
 
 TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
+_MOMENTUM = {"batch_norm": 6, "conv2d_batch_norm": 8}  # its place among the arguments
 _verdicts: dict[tuple, bool] = {}
 _MANY = 4096  # calls of different sizes; beyond that they start afresh
 
 
-def faster(op: str, *args, **options):
-    """`functional.<op>(*args, **options)`, or the same by torch where that is faster for such arguments."""
-    run = torchs if torch_is_faster(op, args, options) else kernels
-    return run(op)(*args, **options)
-
-
-def max_pool2d(input, *args, **options):
-    """`faster`, as rewritten forwards call it."""
-    return faster("max_pool2d", input, *args, **options)
+def faster(op: str, input, *args, **options):
+    """`functional.<op>(input, *args, **options)`, or the same by torch where that is faster for such arguments."""
+    run = torchs if torch_is_faster(op, (input, *args), options) else kernels
+    return run(op)(input, *args, **options)
 
 
 def kernels(op: str) -> Callable:
@@ -39,13 +36,18 @@ def kernels(op: str) -> Callable:
 
 
 def torchs(op: str) -> Callable:
-    function = getattr(F, op)
+    """torch's own functions for `functional.<op>`, one after the other."""
+    function = _conv2d_batch_norm if op == "conv2d_batch_norm" else getattr(F, op)
 
-    def run(*args, activation: str | None = None, **options):
-        y = function(*args, **options)
-        return y if activation is None else activations.activation(activations.canonical(activation)).apply(y)
+    def run(*args, residual: Tensor | None = None, activation: str | None = None, **options):
+        text = None if activation is None else activations.canonical(activation)
+        return finish(function(*args, **options), residual, text)
 
     return run
+
+
+def _conv2d_batch_norm(input, weight, bias, mean, var, gamma, beta, training, momentum, eps, *window):
+    return F.batch_norm(F.conv2d(input, weight, bias, *window), mean, var, gamma, beta, training, momentum, eps)
 
 
 def forget() -> None:
@@ -58,8 +60,11 @@ def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
     # A compiler that traces the call takes torch's operators anyway, and could not look into the store.
     if torch.compiler.is_compiling() or type(args[0]) is not Tensor or args[0].layout is not torch.strided:
         return False
+    if op in _MOMENTUM:  # no call takes longer for it, but it may change with every call
+        args = (*args[: _MOMENTUM[op]], 0.1, *args[_MOMENTUM[op] + 1 :])
+    engine = engines.engine_for(args[0].device)
     signature = (
-        engines.engine_for(args[0].device),
+        engine,
         torch.is_grad_enabled(),
         _autocast(args[0]),
         op,
@@ -82,9 +87,10 @@ def _signature(value: object) -> object:
 
 def _stored(op: str, args: tuple, options: dict) -> bool:
     engine = engines.engine_for(args[0].device)
-    if engine is None:
-        return False
     values = [*args, *options.values()]
+    # Integers are indices, and other values of those could not be made up for a measurement.
+    if engine is None or any(isinstance(v, Tensor) and not v.is_floating_point() for v in values):
+        return False
     key = {
         "op": op,
         "target": engine.target(args[0].device),
@@ -96,7 +102,8 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
     found = autotune.lookup(key)
     if found is None and key["backward"]:  # not tuned for training, but perhaps for inference
         arguments = list(map(_without_gradient, key["arguments"]))
-        found = autotune.lookup(key | {"backward": False, "arguments": arguments})
+        given = {name: _without_gradient(value) for name, value in key["options"].items()}
+        found = autotune.lookup(key | {"backward": False, "arguments": arguments, "options": given})
     return found == TORCH
 
 

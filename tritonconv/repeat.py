@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import choice, engines
+from . import calls, choice, engines
 from .launch import conv as launch
 from .launch.common import precision_of
 from .launch.norm import Norm
@@ -84,11 +84,10 @@ def _bound(conv, norm, activation, x, residual) -> Callable[[Tensor, Tensor | No
     geometry = geometry_of(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     if isinstance(geometry, str) or x.dim() != 4 or weight.is_inference():  # such a weight has no version counter
         return None
-    if norm is None and residual is None:
-        call = (x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups), {"activation": activation}
-        if choice.torch_is_faster("conv2d", *call):
-            (_, *rest), options = call
-            return lambda x, residual: choice.torchs("conv2d")(x, *rest, **options)
+    op, (_, *others), options = calls.convolution(conv, norm, x, residual, activation)
+    if choice.torch_is_faster(op, (x, *others), options):
+        theirs = choice.torchs(op)
+        return lambda x, residual: theirs(x, *others, residual=residual, activation=activation)
     channels_last = is_channels_last(x) or is_channels_last(weight)
     if residual is not None and not fits(residual, geometry.output, x, channels_last):
         return None

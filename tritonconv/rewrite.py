@@ -5,7 +5,7 @@ from itertools import accumulate
 import torch.nn.functional as F
 from torch import fx, nn
 
-from . import blocks, choice, functional, swap
+from . import blocks, choice, swap
 from .blocks import ActivatedBlock, ConvBlock, PoolBlock
 from .patterns import Match
 from .trace import Trace
@@ -64,8 +64,7 @@ def _retarget_pool(graph: fx.Graph, match: Match) -> None:
     (call,) = match.nodes
     if call.target in (F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices):
         call.kwargs = {**call.kwargs, "return_indices": True}
-    chosen = match.block.pattern == "max_pool2d"  # between kernel and torch; other poolings run their kernel
-    call.target = choice.max_pool2d if chosen else getattr(functional, match.block.pattern)
+    call.target, call.args = choice.faster, (match.block.pattern, *call.args)
 
 
 _REWRITES = {ConvBlock: _fuse_conv, ActivatedBlock: _fuse_activated, PoolBlock: _retarget_pool}

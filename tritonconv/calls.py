@@ -1,0 +1,31 @@
+"""What a block of convolution calls: the name of a function of `functional`, its arguments, its options."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+Call = tuple[str, tuple, dict]
+
+
+def convolution(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d | None, input: Tensor, residual: Tensor | None, activation: str | None
+) -> Call:
+    """activation(norm(conv(input)) + residual). In training it counts the batch."""
+    window = conv.stride, conv.padding, conv.dilation, conv.groups
+    options = {"residual": residual, "activation": activation}
+    if norm is None:
+        return "conv2d", (input, conv.weight, conv.bias, *window), options
+    return "conv2d_batch_norm", (input, conv.weight, conv.bias, *statistics(norm), *window), options
+
+
+def statistics(norm: nn.BatchNorm2d) -> tuple:
+    """What `norm` hands to `batch_norm` after the input; counts the batch, as its forward does."""
+    momentum = norm.momentum or 0.0
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # cumulative moving average
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    training = norm.training or (norm.running_mean is None and norm.running_var is None)
+    tracked = not norm.training or norm.track_running_stats
+    running = (norm.running_mean, norm.running_var) if tracked else (None, None)
+    return *running, norm.weight, norm.bias, training, momentum, norm.eps
