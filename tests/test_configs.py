@@ -1,13 +1,16 @@
 """Every tile config of every search space computes the same exact sums; the choice of one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import ConvCase, PoolCase, integers
 
 from tritonconv import configs, launch
-from tritonconv.configs import TileConfig
-from tritonconv.geometry import adaptive_geometry
+from tritonconv.configs import TileConfig, cpu, gemm
+from tritonconv.cpu.target import describe as machine
+from tritonconv.geometry import ConvGeometry, adaptive_geometry
 
 TARGETS = ("interpreter", "cpu", "sm_90", "gfx942")
 # Wide enough that blocks differ, with tails in every dimension; taps of different residue classes.
@@ -116,3 +119,52 @@ def test_spaces_hold_powers_of_two_that_a_dot_takes(op, target):
                 assert block >= smallest
                 assert block & (block - 1) == 0
             assert config.SPLIT == 1 or case.geometry.gemm(op)[2] > config.SPLIT * config.BK
+
+
+X86 = "x86_64-linux"
+MACHINES = {
+    "AVX-512": machine(X86, "znver4", "+avx,+avx2,+avx512f,+avx512vl"),
+    "AVX2": machine(X86, "haswell", "+avx,+avx2"),
+    "NEON": machine("aarch64-linux", "neoverse-n1", "+neon"),
+}
+
+
+@pytest.fixture(params=MACHINES)
+def host(request, monkeypatch):
+    monkeypatch.setattr(cpu, "host", lambda: MACHINES[request.param])
+    return MACHINES[request.param]
+
+
+def cycles(tile: TileConfig, geometry: ConvGeometry, op: str = "fprop") -> float:
+    return gemm.cpu_cycles(tile, op, geometry, 4)
+
+
+def test_a_cpu_tile_pays_for_the_rows_that_there_are(host):
+    """Beyond the last row a register tile is skipped, so a tile much too high costs nothing more."""
+    geometry = ConvGeometry(1, 64, 7, 7, 16, 3, 3)  # 25 rows
+    assert cycles(TileConfig(32, 16, 64), geometry) == cycles(TileConfig(256, 16, 64), geometry)
+    taller = ConvGeometry(1, 64, 8, 7, 16, 3, 3)
+    assert cycles(TileConfig(256, 16, 64), geometry) <= cycles(TileConfig(256, 16, 64), taller)
+
+
+def test_a_cpu_tile_that_register_tiles_do_not_divide_costs_more_a_row(host):
+    """Its last, low register tile waits for the latency of its sums."""
+    rows, _ = host.dot_tile(1)
+    geometry = ConvGeometry(1, 256, 66, 66, host.lanes(4), 3, 3)  # 4096 rows
+    whole, ragged = (cycles(TileConfig(BM, host.lanes(4), 64), geometry) for BM in (2 * rows, 2 * rows + 1))
+    assert ragged > 1.05 * whole
+
+
+def test_no_cpu_tile_makes_a_loop_of_one_turn():
+    pointwise = ConvGeometry(1, 64, 56, 56, 256, 1, 1)
+    for op, reduction in (("fprop", 64), ("dgrad", 256)):
+        assert all(reduction >= 2 * tile.BK for tile in configs.space(op, pointwise, torch.float32, "cpu"))
+
+
+def test_idle_threads_cost(host, monkeypatch):
+    geometry, tile = ConvGeometry(1, 64, 56, 56, 64, 3, 3), TileConfig(64, 64, 32)  # nine programs, one a tap
+    costs = []
+    for threads in (2, 9):
+        monkeypatch.setitem(cpu.MACHINES, "cpu", replace(cpu.MACHINES["cpu"], programs=threads))
+        costs.append(cycles(tile, geometry, "wgrad"))
+    assert costs[0] == 5 * costs[1]

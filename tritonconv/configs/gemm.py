@@ -9,6 +9,8 @@ import torch
 from triton import cdiv, next_power_of_2
 
 from ..geometry import ConvGeometry
+from .cpu import cycles as cpu_cycles
+from .cpu import residue_classes
 from .tile import MACHINES, Machine, TileConfig, kind_of
 
 _GPU_TILES_16BIT = (
@@ -35,21 +37,23 @@ _GPU_TILES_64BIT = (
     TileConfig(32, 32, 16, num_warps=4, num_stages=2),
     TileConfig(32, 16, 16, num_warps=4, num_stages=2),
 )
+_CPU_TILES = tuple(TileConfig(*tile, BK=64) for tile in itertools.product((256, 128, 64, 32), (64, 32, 16)))
 _GPU_TILES = {2: _GPU_TILES_16BIT, 4: _GPU_TILES_32BIT, 8: _GPU_TILES_64BIT}
 _TILES = {
     "cuda": _GPU_TILES,
     # Two stages are one buffer of shared memory, of which AMD has little; the next tiles wait in registers.
     "hip": {size: tuple(replace(tile, num_stages=2) for tile in tiles) for size, tiles in _GPU_TILES.items()},
-    "cpu": dict.fromkeys(
-        (2, 4, 8), tuple(TileConfig(*tile) for tile in itertools.product((64, 128), (16, 64), (64, 128, 256, 32)))
-    ),
+    "cpu": dict.fromkeys((2, 4, 8), _CPU_TILES),
     "interpreter": dict.fromkeys((2, 4, 8), (TileConfig(4096, 256, 512), TileConfig(64, 16, 16))),
 }
 
 
 def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     kind = kind_of(target)
-    fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in _TILES[kind][dtype.itemsize])
+    listed = _TILES[kind][dtype.itemsize]
+    if kind == "cpu" and op == "wgrad":  # which copies BK pixels of both operands at a time
+        listed += tuple(replace(tile, BK=32) for tile in listed)
+    fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in listed)
     # Tables list large tiles first: of those that became equal in extent, the last has the warps meant for it.
     tiles = {(tile.BM, tile.BN, tile.BK): tile for tile in fitted}.values()
     return tuple(sorted(tiles, key=lambda tile: cost(tile, op, geometry, dtype, target)))
@@ -63,14 +67,9 @@ def cost(tile: TileConfig, op: str, geometry: ConvGeometry, dtype: torch.dtype, 
     return _cost(tile, op, geometry, MACHINES[kind])
 
 
-def _classes(op: str, geometry: ConvGeometry) -> int:
-    """The GEMMs of dgrad: one for each residue class of the stride, which share the taps."""
-    return geometry.stride[0] * geometry.stride[1] if op == "dgrad" else 1
-
-
 def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
     M, N, _ = geometry.gemm(op)
-    copies = geometry.taps * tile.SPLIT if op == "wgrad" else _classes(op, geometry)
+    copies = geometry.taps * tile.SPLIT if op == "wgrad" else residue_classes(op, geometry)
     return cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
 
 
@@ -80,6 +79,8 @@ def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) ->
     channels = sizes[:2] if op == "wgrad" else sizes[2:]  # that lie side by side in what is loaded
     BK = min(tile.BK, machine.ragged_BK) if any(size % 8 for size in channels) else tile.BK
     M, N, K = (max(next_power_of_2(size), machine.smallest) for size in sizes)
+    if machine.loops and op != "wgrad" and geometry.taps == 1 and machine.smallest < K:
+        K //= 2
     tile = replace(tile, BM=min(tile.BM, M), BN=min(tile.BN, N), BK=min(BK, K))
     if op == "wgrad":
         wanted = 2 * machine.programs // _programs(tile, op, geometry)
@@ -90,38 +91,7 @@ def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) ->
 def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> float:
     """Multiply-adds of a program, padding included, times how many programs run one after the other."""
     _, _, K = geometry.gemm(op)
-    taps = geometry.taps / _classes(op, geometry)
+    taps = geometry.taps / residue_classes(op, geometry)
     steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
     step = tile.BK * (tile.BM * tile.BN + machine.load * (tile.BM + tile.BN))
     return cdiv(_programs(tile, op, geometry), machine.programs) * (machine.start + steps * step)
-
-
-# What the CPU target's code costs on two AVX2 cores, in cycles: a register tile of 6 rows × 2 vectors takes 6 a turn.
-_ROWS, _TURN, _TURN_STARTS, _TILE_STARTS, _PROGRAM_STARTS, _PIXEL = 6, 6, 20, 60, 1500, 40
-_L1 = 32 << 10
-
-
-def cpu_cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> float:
-    """Cycles of all programs, those that run beside each other counted once.
-
-    Full-width fprop and dgrad keep a register tile over the whole reduction and read both operands where they lie;
-    wgrad, and half types, bring both operands' tiles into scratch memory first.
-    """
-    M, N, K = geometry.gemm(op)
-    taps = geometry.taps / _classes(op, geometry)
-    lanes = 32 // max(itemsize, 4)
-    register_tiles = cdiv(min(tile.BM, M), _ROWS) * cdiv(tile.BN, 2 * lanes)
-    if op != "wgrad" and itemsize >= 4:
-        # A turn starts with its tap's row pointers; a pointwise convolution has them all along.
-        starts = _TURN_STARTS if geometry.taps > 1 else 0
-        turns = taps * cdiv(K, tile.BK) * (starts + tile.BK * _TURN)
-        # Columns of a wide panel lie far apart: beyond the first cache they push each other out.
-        if 2 * lanes < tile.BN and taps * K * tile.BN * itemsize > _L1:
-            turns *= 1.3
-        program = register_tiles * (_TILE_STARTS + turns)
-    else:
-        steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
-        fill = 1.5 * tile.BK * (tile.BM + tile.BN) / lanes + 2 * _PIXEL * (tile.BK if op == "wgrad" else tile.BM)
-        program = steps * (fill + register_tiles * (_TURN_STARTS + tile.BK * _TURN))
-    machine = MACHINES["cpu"]
-    return cdiv(_programs(tile, op, geometry), machine.programs) * (_PROGRAM_STARTS + program)

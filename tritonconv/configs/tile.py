@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class TileConfig:
@@ -28,7 +30,8 @@ class Machine:
 
     `programs` run at a time; starting one costs as much as `start` multiply-adds, loading an element of an operand as
     much as `load`. `smallest` is the least extent of a dot, `ragged_BK` the greatest where channels do not fill vectors
-    of 16 bytes: their elements are loaded one by one, each through a pointer of its own.
+    of 16 bytes: their elements are loaded one by one, each through a pointer of its own. `loops`: whether a reduction
+    should take two turns at least, since a loop of one is dissolved into code that the CPU target does worse on.
     """
 
     programs: int
@@ -36,12 +39,13 @@ class Machine:
     load: int
     smallest: int
     ragged_BK: int
+    loops: bool = False
 
 
 MACHINES = {
     "cuda": Machine(programs=132, start=100_000, load=16, smallest=16, ragged_BK=16),
     "hip": Machine(programs=304, start=100_000, load=16, smallest=16, ragged_BK=16),
-    "cpu": Machine(programs=8, start=10_000, load=1, smallest=1, ragged_BK=1 << 10),
+    "cpu": Machine(torch.get_num_threads(), start=10_000, load=1, smallest=1, ragged_BK=1 << 10, loops=True),
     "interpreter": Machine(programs=1, start=1_000_000, load=1, smallest=1, ragged_BK=1 << 10),
 }
 _GPUS = {"sm_": "cuda", "gfx": "hip"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import llvmlite.binding as llvm
 
@@ -47,3 +49,24 @@ def describe(triple: str, cpu: str, features: str) -> Target:
 def host() -> Target:
     features = llvm.get_host_cpu_features().flatten()
     return describe(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Bytes of the data caches: those of a core's first and second level, and all of the last."""
+
+    first: int
+    second: int
+    last: int
+
+
+@cache
+def caches() -> Caches:
+    """The host's, as Linux tells; elsewhere what is common."""
+    sizes = {1: 32 << 10, 2: 512 << 10, 3: 16 << 20}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        with contextlib.suppress(OSError, ValueError):
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+            if kind != "Instruction":
+                sizes[int(level)] = int(size.removesuffix("K")) << 10
+    return Caches(sizes[1], sizes[2], sizes[max(sizes)])

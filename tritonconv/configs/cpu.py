@@ -1,0 +1,109 @@
+"""What a GEMM's tile is predicted to cost on the CPU target, in cycles of one core.
+
+The code of fprop and dgrad holds a register tile of `rows` × `vectors` accumulators (`cpu.target`) over the whole
+reduction, reading both operands where they lie. A step of the reduction takes the longest of
+
+- rows · vectors multiply-adds of vectors, two of 32 bytes a cycle,
+- the loads of its vectors and the broadcasts of its rows, likewise,
+- the latency of one multiply-add, which the next one to the same accumulator waits for.
+
+A tile of BM rows is cut into register tiles; the last of them has fewer rows and may be bound by latency, and those
+beyond the last row of the problem are skipped: both are tail loss that depends on BM. wgrad, and half types, first copy
+both operands' tiles into scratch memory, of which a first-level cache holds only so much. Programs are shared out among
+the threads, so that the last turn may leave some idle. Bytes from beyond the caches are the same for every tile, near
+enough: weights and pixels are read about once.
+
+The constants were measured on two Zen 4 cores; `python -m benchmarks predictor` says how well they do.
+"""
+
+from __future__ import annotations
+
+from triton import cdiv
+
+from ..cpu.target import Target, caches, host
+from ..geometry import ConvGeometry
+from .tile import MACHINES, TileConfig
+
+_LATENCY = 4
+# Of a program; of a register tile; of a turn of the loop over taps and channel blocks, with its row pointers.
+_PROGRAM_STARTS, _TILE_STARTS, _TURN_STARTS = 1500, 60, 20
+_DISSOLVED = 1.4  # a loop of one turn is none, and its product is not the kind that stays in registers
+_FAR = 1.3  # columns of a panel wider than the register tile lie far apart, and push each other out of the cache
+# Into scratch memory: a vector copied, a pixel found, and what all takes longer when scratch outgrows the cache.
+_COPY, _PIXEL, _SPILT = 1.5, 20, 1.15
+_SUM = 0.5  # an element of a split's partial sums, added up
+
+
+def cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> float:
+    """Cycles of all programs, those that run beside each other counted once."""
+    size = max(itemsize, 4)  # half types are multiplied in float32
+    in_registers = op != "wgrad" and itemsize >= 4
+    program = (_streamed if in_registers else _copied)(tile, op, geometry, size)
+    M, N, _ = geometry.gemm(op)
+    copies = geometry.taps * tile.SPLIT if op == "wgrad" else residue_classes(op, geometry)
+    programs = cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
+    threads = MACHINES["cpu"].programs
+    sums = _SUM * tile.SPLIT * geometry.parameters / threads if tile.SPLIT > 1 else 0
+    return cdiv(programs, threads) * (_PROGRAM_STARTS + program) + sums
+
+
+def residue_classes(op: str, geometry: ConvGeometry) -> int:
+    """The GEMMs of dgrad: one for each residue class of the stride, which share the taps."""
+    return geometry.stride[0] * geometry.stride[1] if op == "dgrad" else 1
+
+
+def _register_tile(tile: TileConfig, size: int, machine: Target) -> tuple[int, int, int]:
+    """(rows, vectors, how many such lie side by side in the tile's BN columns)."""
+    across = cdiv(tile.BN, machine.lanes(size))
+    rows, vectors = machine.dot_tile(across)
+    return rows, vectors, cdiv(across, vectors)
+
+
+def _step(rows: int, vectors: int, machine: Target) -> float:
+    halves = machine.vector_bytes / 32
+    return max(rows * vectors * halves / 2, (vectors * halves + rows) / 2, _LATENCY)
+
+
+def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> float:
+    """A program's mean cycles where operands are read in place."""
+    machine = host()
+    M, _, K = geometry.gemm(op)
+    rows, vectors, across = _register_tile(tile, size, machine)
+    taps = geometry.taps / residue_classes(op, geometry)
+    turns = taps * cdiv(K, tile.BK)
+    # A turn starts with its tap's row pointers; a pointwise convolution has them all along.
+    starts = _TILE_STARTS + (turns * _TURN_STARTS if geometry.taps > 1 else 0)
+    full, rest = divmod(tile.BM, rows)
+    last = M % tile.BM or tile.BM  # rows of the last tile
+    cost = 0.0
+    for height, at, count in ((rows, 0, full), (rest, full * rows, 1)):
+        if height:
+            live = min(count, max(0, cdiv(last - at, height)))
+            whole = cdiv(M, tile.BM) - 1
+            cost += (whole * count + live) * (starts + taps * K * _step(height, vectors, machine))
+    cost *= across / cdiv(M, tile.BM)
+    if turns == 1 and geometry.taps == 1:
+        cost *= _DISSOLVED
+    if across > 1 and taps * K * tile.BN * size > caches().first:
+        cost *= _FAR
+    return cost
+
+
+def _copied(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> float:
+    """A program's cycles where operands pass through scratch memory, as do the sums."""
+    machine = host()
+    _, _, K = geometry.gemm(op)
+    rows, vectors, across = _register_tile(tile, size, machine)
+    taps = geometry.taps / residue_classes(op, geometry)
+    turns = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
+    multiply = 0.0
+    full, rest = divmod(tile.BM, rows)
+    for height, count in ((rows, full), (rest, 1)):
+        if height:
+            sums = height * vectors * machine.vector_bytes / 16  # read and written
+            multiply += count * across * (_TURN_STARTS + tile.BK * _step(height, vectors, machine) + sums)
+    if size * (tile.BK * (tile.BM + tile.BN) + tile.BM * tile.BN) > caches().first:
+        multiply *= _SPILT
+    pixels = 2 * tile.BK if op == "wgrad" else tile.BM
+    copy = _COPY * tile.BK * (tile.BM + tile.BN) / machine.lanes(size) + _PIXEL * pixels
+    return turns * (multiply + copy)
