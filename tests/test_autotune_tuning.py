@@ -2,8 +2,10 @@
 
 import copy
 import io
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,8 @@ from torch import nn
 import autotune
 import tritonconv
 from autotune import store
-from tritonconv import choice, configs, engines, functional, launch, repeat, tuning
+from tritonconv import choice, configs, engines, functional, launch, measuring, repeat, tuning
+from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
 
 SIZE = (1, 2, 6, 6)
 
@@ -114,35 +117,50 @@ def test_a_model_that_is_not_patched_and_a_bad_budget_are_refused():
 def test_a_key_of_another_target_is_refused():
     key = tuning.problems(network(), torch.randn(SIZE))[0] | {"target": "sm_90"}
     with pytest.raises(ValueError, match="cannot measure for 'sm_90' on cpu"):
-        tuning.problem_of(key, torch.device("cpu"))
+        measuring.problem_of(key, torch.device("cpu"))
 
 
 def test_an_unknown_target_is_refused():
-    geometry = tuning.ConvGeometry(1, 2, 3, 3, 4, 1, 1)
+    geometry = ConvGeometry(1, 2, 3, 3, 4, 1, 1)
     with pytest.raises(ValueError, match="target must be .*; got 'sm90'"):
         configs.space("fprop", geometry, torch.float32, "sm90")
 
 
-OPERATORS = ("fprop", "dgrad", "wgrad", "max_pool", "max_pool_backward")
+CONV = ConvGeometry(2, 3, 7, 8, 5, 3, 2, (1, 2), ((1, 1), (0, 0)))
+SQUARE = ConvGeometry(2, 3, 7, 8, 5, 3, 3, (1, 1), ((1, 1), (0, 0)))
+DEPTHWISE = ConvGeometry(2, 4, 7, 8, 8, 3, 3, (2, 1), ((1, 1), (1, 1)), groups=4)
+POOL = PoolGeometry(2, 5, 7, 8, 3, 2, (2, 2), (1, 0))
+GEOMETRIES = {
+    **dict.fromkeys(("fprop", "dgrad", "wgrad"), [CONV]),
+    "winograd": [SQUARE],
+    **dict.fromkeys(("depthwise_fprop", "depthwise_dgrad", "depthwise_wgrad"), [DEPTHWISE]),
+    **dict.fromkeys(("max_pool", "max_pool_backward", "avg_pool_backward"), [POOL, AdaptiveGeometry(2, 5, 7, 8, 3, 3)]),
+    "avg_pool": [POOL, AdaptiveGeometry(2, 5, 7, 8, 3, 3)],
+    "global_avg_pool": [PoolGeometry(2, 5, 7, 8, 7, 8, (7, 8))],
+}
 
 
-@pytest.mark.parametrize("op", OPERATORS)
+def test_every_operator_that_can_be_tuned_is_tested():
+    assert GEOMETRIES.keys() == measuring.OPERATORS.keys()
+
+
+@pytest.mark.parametrize("op", GEOMETRIES)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_each_candidate_is_checked(op, dtype, monkeypatch):
+def test_each_candidate_is_checked(op, dtype):
     """Every one that is right passes, and none that has one pixel wrong."""
-    model = tritonconv.patch(nn.Sequential(nn.Conv2d(3, 5, (3, 2), (1, 2), padding=(1, 0)), nn.MaxPool2d(2)).to(dtype))
-    keys = tuning.problems(model, torch.randn(2, 3, 7, 8, dtype=dtype, requires_grad=True))
-    (key,) = (key for key in keys if key["op"] == op)
-    problem = tuning.problem_of(key, torch.device("cpu"))
-    problem.prepare(problem.candidates)
-    for candidate in problem.candidates:
-        result = problem.run(candidate)()
-        assert problem.check(result) is None
-        first = result[0] if isinstance(result, tuple) else result
-        first.select(0, -1).select(0, -1)[-1, -1] += 9
-        assert "its result is wrong by" in problem.check(result)
-        first.fill_(float("nan"))
-        assert "its result is wrong by nan" in problem.check(result)
+    dtype = torch.float32 if op == "winograd" else dtype
+    for geometry in GEOMETRIES[op]:
+        key = {"op": op, "dtype": str(dtype).removeprefix("torch."), "target": "cpu", **asdict(geometry)}
+        problem = measuring.problem_of(json.loads(json.dumps(key)), torch.device("cpu"))
+        problem.prepare(problem.candidates)
+        for candidate in problem.candidates:
+            result = problem.run(candidate)()
+            assert problem.check(result) is None
+            first = result[0] if isinstance(result, tuple) else result
+            first.select(0, -1).select(0, -1)[-1, -1] += 9
+            assert "its result is wrong by" in problem.check(result)
+            first.fill_(float("nan"))
+            assert "its result is wrong by nan" in problem.check(result)
 
 
 def test_asymmetric_padding_can_be_tuned():

@@ -12,7 +12,7 @@ from torch import nn
 import autotune
 import tritonconv
 from autotune import store
-from tritonconv import choice, engines, tuning
+from tritonconv import choice, engines, measuring, tuning
 
 SIZE = (2, 4, 7, 6)
 
@@ -129,7 +129,7 @@ def test_every_kind_of_site_can_be_measured(dtype, training, device):
         for key in tuning.problems(model, x):
             if "arguments" not in key:
                 continue
-            problem = tuning.problem_of(key, x.device)
+            problem = measuring.problem_of(key, x.device)
             for candidate in problem.candidates:
                 assert problem.check(problem.run(candidate)()) is None, (key, candidate)
 

@@ -117,16 +117,23 @@ def use(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listing(device: torch.device) -> Iterator[list[Typed]]:
+def listing(device: torch.device, target: str | None = None) -> Iterator[list[Typed]]:
     """Within this context no kernel runs on tensors of `device`: what would be launched is listed, with the dtypes of
-    its tensors, for an engine's `compile`."""
+    its tensors, for an engine's `compile`. With a `target` it is what would be launched there."""
     typed: list[Typed] = []
 
     def bind(launch: Launch) -> Callable[..., None]:
         return lambda *tensors: typed.append((launch, tuple([None if t is None else t.dtype for t in tensors])))
 
-    with _pin(replace(engine_for(device), bind=bind)):
+    engine = engine_for(device)
+    named = engine.target if target is None else lambda device: target
+    with _pin(replace(engine, name="listing", bind=bind, target=named)):
         yield typed
+
+
+def is_listing() -> bool:
+    """Whether results hold nothing, because no kernel runs."""
+    return _pinned is not None and _pinned.name == "listing"
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.weak import WeakIdKeyDictionary
 
+from . import engines
 from .geometry import ConvGeometry
 
 # From [groups, Kg, Cg, R, S] to [groups, R, S, reduced channels, columns].
@@ -76,6 +77,8 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: b
     of `_TRANSFORMS` hold 36 transformed taps in place of 3 × 3.
     `keep`: whether the pack may serve again, which that of a weight in training cannot.
     """
+    if engines.is_listing():  # nobody reads it
+        return weight.detach()
     if not keep or weight.is_inference():  # an inference tensor has no version counter
         return _pack(weight, geometry, layout, BN)
     snapshot, packs = _kept.get(weight, (None, None))

@@ -54,10 +54,11 @@ def forget() -> None:
 
 
 def precision_of(x: Tensor) -> str:
+    if x.dtype is not torch.float32:
+        return "ieee"
     # The flag is cuDNN's: AMD GPUs, of which few know TF32, convolve in true float32.
-    cudnn = x.is_cuda and torch.version.hip is None
-    tf32 = cudnn and x.dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
+    cudnn = engines.engine_for(x.device).target(x.device).startswith("sm_")
+    return "tf32" if cudnn and torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 def nhwc(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from .. import engines
 from ..geometry import AdaptiveGeometry
 from ..launch import pool as launch
 from .pool import Geometry, adaptive_geometry_of, geometry_of, images, like_input, unpool_sizes_of
@@ -100,6 +101,8 @@ def max_unpool2d(input, indices, kernel_size, stride, padding, output_size) -> T
 
 
 def _are_inside(indices: Tensor, pixels: int) -> bool:
+    if engines.is_listing():
+        return True
     least, greatest = indices.aminmax()
     inside = (least >= 0) & (greatest < pixels)
     if indices.device.type == "cpu":
