@@ -71,6 +71,8 @@ def _refusal(module: nn.Module) -> str:
         return f"{type(module).__name__} is a subclass and may compute something else"
     if "forward" in vars(module):
         return "the instance has a forward of its own"
+    if getattr(module, "qconfig", None) is not None:
+        return "it is prepared for quantization"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode is {module.padding_mode!r}; only 'zeros' is supported"
     return ""

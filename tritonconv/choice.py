@@ -17,7 +17,7 @@ import autotune
 from . import engines, functional
 from .ops import activations
 from .ops.conv import finish
-from .ops.support import is_channels_last
+from .ops.support import is_channels_last, unsupported_call
 
 TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
 _MOMENTUM = {"batch_norm": 6, "conv2d_batch_norm": 8}  # its place among the arguments
@@ -57,8 +57,8 @@ def forget() -> None:
 
 def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
     """Whether tuning found so."""
-    # A compiler that traces the call takes torch's operators anyway, and could not look into the store.
-    if torch.compiler.is_compiling() or type(args[0]) is not Tensor or args[0].layout is not torch.strided:
+    # Where no kernel runs it is torch's function anyway.
+    if unsupported_call(args[0]) is not None or args[0].layout is not torch.strided:
         return False
     if op in _MOMENTUM:  # no call takes longer for it, but it may change with every call
         args = (*args[: _MOMENTUM[op]], 0.1, *args[_MOMENTUM[op] + 1 :])

@@ -6,6 +6,7 @@ lives and stays as it was.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import NamedTuple
 
@@ -36,20 +37,18 @@ _FILTER = torch.kron(_taps_at_points(), _taps_at_points())
 _TRANSFORMS = {"winograd_fprop": ("fprop", _FILTER), "winograd_dgrad": ("dgrad", _FILTER.flip(1))}
 
 
-# NumPy, quick at looking at a few numbers, knows no bfloat16: it is shown the bits.
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 class Snapshot(NamedTuple):
     """What tells that a weight is as it was.
 
     Its version counter misses writes through `weight.data`, by which hand-written optimizers and moving averages of
     weights change all elements; `probe` is a view of some of them and `seen` what it held. On a GPU, where a look at
-    them would wait for the kernels that run, both are None.
+    them would wait for the kernels that run, both are None. The view does not keep the memory, of which FSDP must be
+    able to let go, so it may be read only while the weight still has this address and shape.
     """
 
     version: int
     address: int
+    shape: torch.Size
     probe: np.ndarray | None
     seen: bytes | None
 
@@ -58,11 +57,15 @@ class Snapshot(NamedTuple):
         probe = None
         if weight.device.type == "cpu":
             some = weight.detach()[:: 1 + weight.shape[0] // 16][(slice(None), *(0,) * (weight.dim() - 1))]
-            probe = some.view(_BITS[weight.dtype.itemsize]).numpy()
-        return Snapshot(weight._version, weight.data_ptr(), probe, None if probe is None else probe.tobytes())
+            size, stride = some.itemsize, some.stride(0) * some.itemsize
+            memory = (ctypes.c_char * ((len(some) - 1) * stride + size)).from_address(some.data_ptr())
+            probe = np.ndarray(len(some), f"i{size}", memory, strides=(stride,))  # NumPy is quick at few numbers
+        seen = None if probe is None else probe.tobytes()
+        return Snapshot(weight._version, weight.data_ptr(), weight.shape, probe, seen)
 
     def shows(self, weight: Tensor) -> bool:
-        unchanged = self.version == weight._version and self.address == weight.data_ptr()
+        there = self.address == weight.data_ptr() and self.shape == weight.shape
+        unchanged = there and self.version == weight._version
         return unchanged and (self.probe is None or self.probe.tobytes() == self.seen)
 
 

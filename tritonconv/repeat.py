@@ -44,7 +44,10 @@ def inference(
     """activation(norm(conv(x)) + residual), or None if it takes the long way. `activation` is canonical."""
     if torch.is_grad_enabled() or unsupported_call(x) is not None or torch.is_autocast_enabled(x.device.type):
         return None
-    state, parameters = conv.__dict__, [*conv._parameters.values()]
+    state, own = conv.__dict__, conv._parameters
+    if own.get("weight") is None or "bias" not in own:  # parametrized or pruned: it is computed at every call
+        return None
+    parameters = [own["weight"], own["bias"]]
     settings = activation, state["stride"], state["padding"], state["dilation"], state["groups"]
     settings += engines.engine_for(x.device), precision_of(x)
     if norm is not None:

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import tritonconv
@@ -34,6 +35,56 @@ class Calls(nn.Module):
 
     def forward(self, x):
         return self.function(self, x)
+
+
+class Net(nn.Module):
+    """One block of each kind: with norm, with a residual too, pooling, a bare convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.pool, self.head = nn.MaxPool2d(2), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.pool(F.relu(self.norm(self.conv(x)) + x))
+        return self.head(x).mean((2, 3))
+
+
+NET_SITES = {
+    "stem.0": "fused conv2d+batch_norm+relu",
+    "conv": "fused conv2d+batch_norm+add+relu",
+    "pool": "swapped max_pool2d",
+    "head": "swapped conv2d",
+}
+
+
+def twins(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
+    """A patched `Net` and the same unpatched."""
+    torch.manual_seed(0)
+    plain = Net().to(dtype)
+    return tritonconv.patch(copy.deepcopy(plain)), plain
+
+
+def sample(seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, forward=None, first=0) -> list:
+    """The losses of three steps on the samples from `first`, and the parameters and buffers that they lead to."""
+    optimizer, losses = optimizer or sgd(model), []
+    for seed in range(first, first + 3):
+        optimizer.zero_grad()
+        loss = F.cross_entropy((forward or model)(sample(seed)), torch.tensor([0, 2]))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return [*losses, *(value.clone() for value in model.state_dict().values())]
 
 
 def statuses(model: nn.Module) -> dict[str, str]:
