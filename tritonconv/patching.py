@@ -19,9 +19,10 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import torch
 from torch import nn
 
-from . import swap, trial
+from . import memory, swap, trial
 from .blocks import intercepted
 from .capture import EXCLUDED, Accept, Capture, capture
 from .reporting import Report, Site
@@ -34,6 +35,7 @@ _WRAPPERS = {
     "DataParallel": "DataParallel",
     "DistributedDataParallel": "DistributedDataParallel",
     "FullyShardedDataParallel": "FullyShardedDataParallel",
+    "FSDPModule": "fully_shard",
 }
 
 
@@ -44,7 +46,8 @@ def patch(
     include: str | Iterable[str] = "*",
     exclude: str | Iterable[str] = (),
     filter_fn: Accept | None = None,
-    when: Literal["always", "faster"] = "always",
+    when: Literal["faster", "always"] | None = None,
+    memory_format: torch.memory_format = torch.preserve_format,
     strict: bool = False,
 ) -> nn.Module:
     """Makes `model` run its convolutions, convolution+ReLU and pooling on fused Triton kernels, and returns it.
@@ -59,7 +62,10 @@ def patch(
         `include` and none of `exclude`.
     filter_fn: `filter_fn(fqn, module) -> bool`; False leaves the site alone.
     when: "faster" leaves a site to torch if it is not faster on the sample: each is timed, in inference, for a few
-        seconds in all, beside what it takes to compile.
+        seconds in all, beside what it takes to compile. "always" takes every site that has a kernel. By default
+        "faster" with a sample, and "always" without one, on which nothing could be timed.
+    memory_format: `torch.channels_last` converts weights that are in NCHW memory now, and the model's inputs of four
+        dimensions at every call; so the outputs have the strides that an unpatched model in this format gives.
     strict: raise `ValueError` with all the reasons, and leave `model` unpatched, if any site that was not excluded
         cannot be patched or there is no site at all. Otherwise a model without any patched site is warned about.
 
@@ -67,10 +73,12 @@ def patch(
     sample.
     """
     _check(model)
-    if when not in ("always", "faster"):
-        raise ValueError(f"patch: when must be 'always' or 'faster', got {when!r}")
+    if when not in ("faster", "always", None):
+        raise ValueError(f"patch: when must be 'faster' or 'always', got {when!r}")
     if when == "faster" and sample is None:
         raise ValueError("patch: when='faster' needs a sample to time the sites on")
+    if memory_format not in (torch.preserve_format, torch.channels_last):
+        raise ValueError(f"patch: memory_format must be preserve_format or channels_last of torch, got {memory_format}")
     unpatch(model)
     accept = _acceptance(include, exclude, filter_fn)
     found = capture(model, accept)
@@ -78,15 +86,18 @@ def patch(
     if sample is not None:
         with trial.inference(model):
             expected = trial.call(model, sample)
-    if when == "faster":
-        found = _faster(model, found, accept, trial.speeds(model, found, sample))
-    _install(model, found)
-    if sample is not None:
-        try:
+    converted = frozenset()
+    try:
+        if memory_format is torch.channels_last:
+            converted, sample = memory.arrange(model, memory_format), memory.arranged(sample, memory_format)
+        if sample is not None and when != "always":
+            found = _faster(model, found, accept, trial.speeds(model, found, sample))
+        _install(model, found, memory_format, converted)
+        if sample is not None:
             trial.compare(model, sample, expected, found.sites)
-        except BaseException:
-            unpatch(model)
-            raise
+    except BaseException:
+        memory.put_back(unpatch(model), converted)
+        raise
     return model
 
 
@@ -108,7 +119,7 @@ def _faster(model: nn.Module, found: Capture, accept: Accept, speeds: dict[str, 
     return replace(found, sites=list(map(explained, found.sites)))
 
 
-def _install(model: nn.Module, found: Capture) -> None:
+def _install(model: nn.Module, found: Capture, memory_format: torch.memory_format, converted: frozenset[str]) -> None:
     report = Report(type(model).__name__, tuple(found.sites))
     rewritten = {
         module: forwards
@@ -120,12 +131,15 @@ def _install(model: nn.Module, found: Capture) -> None:
         swap.install(module, swap.Plan())
     for module, forwards in rewritten.items():
         swap.install(module, swap.Plan(tuple(rewrite(module, *forward) for forward in forwards)))
-    swap.install(model, replace(swap.plan_of(model), report=report))
+    root = replace(swap.plan_of(model), report=report, memory_format=memory_format, converted=converted)
+    swap.install(model, root)
 
 
 def unpatch(model: nn.Module) -> nn.Module:
     """Makes `model`, and every module in it, exactly what it was before `patch`, and returns it."""
     for module in model.modules():
+        if (plan := swap.plan_of(module)) is not None:
+            memory.put_back(module, plan.converted)
         swap.remove(module)
     return model
 
@@ -148,6 +162,8 @@ def put_back(model: nn.Module) -> Iterator[None]:
         for module, plan in before.items():
             if plan is not None:
                 swap.install(module, plan)
+                if plan.converted:
+                    memory.arrange(module, plan.memory_format)
 
 
 def report(model: nn.Module) -> Report:

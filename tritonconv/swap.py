@@ -13,8 +13,10 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from . import memory
 from .blocks import LEAVES
 from .reporting import Report
 
@@ -51,10 +53,13 @@ class Forward:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a patched instance carries: its rewritten forwards, and the report if it is the model given to `patch`."""
+    """What a patched instance carries: its rewritten forwards; if it is the model given to `patch`, the report, and the
+    memory format that its inputs are given, where the user chose one, with the names of the weights that got it."""
 
     forwards: tuple[Forward, ...] = ()
     report: Report | None = None
+    memory_format: torch.memory_format = torch.preserve_format
+    converted: frozenset[str] = frozenset()
 
 
 def children(module: nn.Module) -> tuple[tuple[str, type], ...]:
@@ -130,8 +135,11 @@ def _leaf_forward(original: type[nn.Module]) -> Callable:
 
     @functools.wraps(original.forward)
     def forward(self, input, *options, **named):
-        run = leaf if _PLAN in self.__dict__ else original.forward
-        return run(self, input, *options, **named)
+        if (plan := plan_of(self)) is None:
+            return original.forward(self, input, *options, **named)
+        if plan.memory_format is not torch.preserve_format:
+            input = memory.arranged(input, plan.memory_format)
+        return leaf(self, input, *options, **named)
 
     return forward
 
@@ -140,6 +148,8 @@ def _planned_forward(original: type[nn.Module]) -> Callable:
     @functools.wraps(original.forward)
     def forward(self, *args, **kwargs):
         if (plan := plan_of(self)) is not None:
+            if plan.memory_format is not torch.preserve_format:
+                args, kwargs = memory.arranged((args, kwargs), plan.memory_format)
             for candidate in plan.forwards:
                 if candidate.holds(self, (*args, *kwargs.values())):
                     return candidate.run(self, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""`patch` with a sample: the results are compared, and with when="faster" the sites are timed."""
+"""`patch` with a sample: the sites are timed, unless when="always", and the results are compared."""
 
 import copy
 
@@ -70,9 +70,11 @@ def test_a_sample_changes_neither_statistics_nor_modes_nor_random_numbers():
     assert_as_before(model.eval())
 
 
-def test_what_is_faster_is_patched_and_the_rest_says_why(ratios):
+@pytest.mark.parametrize("options", [{}, {"when": "faster"}])
+def test_what_is_faster_is_patched_and_the_rest_says_why(options, ratios):
+    """The default with a sample."""
     ratios[:] = [2.0, 0.931, 1.5]
-    model = tritonconv.patch(Mixed(), torch.randn(SIZE), when="faster")
+    model = tritonconv.patch(Mixed(), torch.randn(SIZE), **options)
     assert statuses(model) == {
         "conv": "fused conv2d+batch_norm+add+relu",
         "max_pool2d": "left max_pool2d",
@@ -123,7 +125,7 @@ def test_a_wrong_kernel_is_named_and_undone(monkeypatch):
     right = functional.max_pool2d
     monkeypatch.setattr(functional, "max_pool2d", lambda *args, **kwargs: 1.5 * right(*args, **kwargs))
     with pytest.raises(RuntimeError, match=r"Sequential differs on the sample by .* alone, (1|2\.2) \(max_pool2d\)"):
-        tritonconv.patch(model, torch.randn(SIZE))
+        tritonconv.patch(model, torch.randn(SIZE), when="always")
     assert swap.plan_of(model) is None
     assert type(model) is nn.Sequential
 
@@ -132,12 +134,12 @@ def test_a_wrong_kernel_is_named_and_undone(monkeypatch):
 def test_what_is_not_finite_in_both_is_no_difference(value):
     x = torch.randn(SIZE)
     x[0, 0, 2, 2] = value
-    tritonconv.patch(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), x)
+    tritonconv.patch(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()), x, when="always")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_rounding_is_no_difference(dtype):
-    tritonconv.patch(vgg_like().to(dtype), torch.randn(SIZE, dtype=dtype))
+    tritonconv.patch(vgg_like().to(dtype), torch.randn(SIZE, dtype=dtype), when="always")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,8 @@ def test_rounding_is_no_difference(dtype):
         ({"sample": torch.ones(SIZE, device="meta")}, "the sample is on meta, Sequential on cpu; both must be on one"),
         ({"sample": []}, "the sample holds no tensor; it is of type list"),
         ({"when": "faster"}, "when='faster' needs a sample"),
-        ({"when": "often"}, "when must be 'always' or 'faster', got 'often'"),
+        ({"when": "often"}, "when must be 'faster' or 'always', got 'often'"),
+        ({"memory_format": torch.channels_last_3d}, "memory_format must be preserve_format or channels_last of torch"),
     ],
 )
 def test_bad_use_gets_one_sentence_and_no_patch(options, message):
