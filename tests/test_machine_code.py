@@ -28,10 +28,11 @@ GEOMETRIES = {
 OPS = ("fprop", "dgrad", "wgrad")
 # What tl.dot becomes: mma, wgmma, tcgen05.mma, mfma.
 INSTRUCTION = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA", "gfx942": "v_mfma"}
-# A reciprocal, from which compilers make a division, and a load from global memory: all, and of 16 bytes a thread into
-# shared memory at once or, where AMD has no such instruction, into registers.
+# A reciprocal, from which compilers make a division, and a load from global memory: all, and of a box or 16 bytes a
+# thread into shared memory at once or, where AMD has no such instruction, into registers.
 DIVISION = r"MUFU\.RCP|v_rcp"
-LOAD, WIDE_LOAD = r"LDG(\.|STS)|(buffer|global)_load", r"LDGSTS.*\.128|(buffer|global)_load_dwordx4"
+LOAD = r"LDG(\.|STS)|UTMALDG|(buffer|global)_load"
+WIDE_LOAD = r"LDGSTS.*\.128|UTMALDG|(buffer|global)_load_dwordx4"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,18 @@ def test_a_wide_layers_loop_has_the_targets_own_matrix_instruction_and_wide_load
     assert matching(loop, WIDE_LOAD) == matching(loop, LOAD) > 0
 
 
+@pytest.mark.parametrize("target", ("sm_90", "sm_100"))
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+@pytest.mark.parametrize(("geometry", "boxes"), (("first 3x3", 2), ("1x1", 2), ("stride 2", 1)))
+def test_operands_come_as_boxes(geometry, boxes, op, target):
+    made, dtypes = Case(op, geometry, f16).launch(target)
+    assert len(made.boxes) == boxes
+    code = compile_launch(made, dtypes, target)
+    copies, others = (matching(code.code, pattern) for pattern in ("UTMALDG", "LDGSTS"))
+    assert copies
+    assert (others == 0) == (boxes == 2)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", [Case(op, "3x3", f16) for op in OPS] + STRIDED, ids=str)
 def test_no_loop_divides(case, target):
@@ -141,6 +154,10 @@ def test_other_kernels_fit_the_target(dtype, target):
         (launch.pool.avg_pool_backward_launch(target, geometry, dtype, "padded"), (dtype, dtype)),
         (launch.pool.global_avg_pool_launch(target, image, dtype), (dtype, dtype)),
         (launch.common.sum_splits_launch(target, 4, 36864), (f32, dtype)),
+        (
+            launch.split.finish_launch(target, NormGeometry(49, 512), dtype, 16, "relu", 1e-5),
+            (f32, dtype, dtype, *(f32,) * 4, dtype, f32),
+        ),
     ):
         check(compile_launch(made, dtypes, target), target)
 

@@ -7,20 +7,40 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import interpreter
 from .cpu import engine as native
 
 
+@dataclass(frozen=True)
+class Box:
+    """How a kernel takes a tensor through a descriptor: as one of this shape, row-major, in boxes of `block`."""
+
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+
+    def descriptor(self, tensor: Tensor) -> TensorDescriptor:
+        if tensor.data_ptr() % 16:  # the accelerator's rule, which a view need not keep
+            tensor = tensor.clone()
+        strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        return TensorDescriptor(tensor, list(self.shape), strides, list(self.block))
+
+
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """kernel[grid](*tensors, *sizes, **constexprs): kernels take tensors first, then sizes, then constexprs."""
+    """kernel[grid](*tensors, *sizes, **constexprs): kernels take tensors first, then sizes, then constexprs.
+
+    `boxes`: which of the tensors, by position, the kernel takes through descriptors.
+    """
 
     kernel: JITFunction
     grid: tuple[int, int, int]
@@ -28,6 +48,11 @@ class Launch:
     constexprs: Mapping[str, Any]
     num_warps: int
     num_stages: int
+    boxes: Mapping[int, Box] = field(default_factory=dict)
+
+    def operands(self, tensors: Sequence[Tensor | None]) -> list[Tensor | TensorDescriptor | None]:
+        """What the kernel is given for its tensors."""
+        return [self.boxes[at].descriptor(t) if at in self.boxes else t for at, t in enumerate(tensors)]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -57,7 +82,8 @@ class Engine:
 def _bind_triton(launch: Launch) -> Callable[..., None]:
     def run(*tensors):
         with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
-            launch.kernel[launch.grid](*tensors, *launch.sizes, **launch.constexprs, **launch.options)
+            operands = launch.operands(tensors)
+            launch.kernel[launch.grid](*operands, *launch.sizes, **launch.constexprs, **launch.options)
 
     return run
 
@@ -71,7 +97,7 @@ def _triton_target(device: torch.device) -> str:
 
 def _bind_interpreter(launch: Launch) -> Callable[..., None]:
     def run(*tensors):
-        interpreter.run(launch.kernel, launch.grid, *tensors, *launch.sizes, **launch.constexprs)
+        interpreter.run(launch.kernel, launch.grid, *launch.operands(tensors), *launch.sizes, **launch.constexprs)
 
     return run
 

@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import MockTensor, create_function_from_signature
 
+from .assembly import Assembly
 from .engines import Launch
 
 
@@ -85,12 +86,14 @@ def compile_launch(launch: Launch, dtypes: Sequence[torch.dtype | None], target:
         text = compiled.asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1])
     occupancy = _occupancy(compiled.metadata, registers, machine)
-    return MachineCode(registers, compiled.metadata.shared, occupancy, *_count(text), text)
+    assembly = Assembly(text)
+    loop = assembly.main_loop(MATRIX.match)
+    return MachineCode(registers, compiled.metadata.shared, occupancy, assembly.count(), loop, text)
 
 
 def _compile(launch: Launch, dtypes: Sequence[torch.dtype | None], gpu: GPUTarget) -> CompiledKernel:
     kernel, backend = launch.kernel, make_backend(gpu)
-    tensors = (None if dtype is None else MockTensor(dtype) for dtype in dtypes)
+    tensors = launch.operands([None if dtype is None else MockTensor(dtype) for dtype in dtypes])
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     arguments, specialization, options = bind(*tensors, *launch.sizes, **launch.constexprs, **launch.options)
     options, signature, constexprs, attributes = kernel._pack_args(backend, options, arguments, specialization, options)
@@ -120,28 +123,3 @@ def _occupancy(metadata, registers: int, target: Target) -> int:
     if getattr(metadata, "tmem_size", None):
         limits.append(_TENSOR_MEMORY // metadata.tmem_size)
     return min(limits)
-
-
-# A line of assembly: SASS has an address in a comment, then maybe a predicate; both write labels as ".L…:".
-_LABEL = re.compile(r"(\.L\w+):")
-_INSTRUCTION = re.compile(r"\s+(?:/\*[0-9a-f]{4,}\*/\s+)?(?:@!?U?P\w+ )?([A-Z][\w.]*|[a-z]+_\w+)\b(.*)")
-_BRANCH = re.compile(r"BRA|s_c?branch")
-
-
-def _count(text: str) -> tuple[Counter[str], Counter[str]]:
-    """The instructions of the code and of its main loop: the longest innermost loop, of those with matrix instructions
-    where the code has any."""
-    mnemonics, labels, branches = [], {}, []
-    for line in text.splitlines():
-        if label := _LABEL.match(line):
-            labels[label[1]] = len(mnemonics)
-        elif instruction := _INSTRUCTION.match(line):
-            if _BRANCH.match(instruction[1]):
-                branches.append((len(mnemonics), re.search(r"\.L\w+", instruction[2])[0]))
-            mnemonics.append(instruction[1])
-    loops = [(labels[to], at + 1) for at, to in branches if labels[to] < at]
-    if any(map(MATRIX.match, mnemonics)):
-        loops = [(start, stop) for start, stop in loops if any(map(MATRIX.match, mnemonics[start:stop]))]
-    innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    start, stop = max(innermost, key=lambda loop: loop[1] - loop[0], default=(0, 0))
-    return Counter(mnemonics), Counter(mnemonics[start:stop])

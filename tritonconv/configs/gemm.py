@@ -9,6 +9,7 @@ import torch
 from triton import cdiv, next_power_of_2
 
 from ..geometry import ConvGeometry
+from .boxes import boxable, m_tiles
 from .cpu import cycles as cpu_cycles
 from .cpu import residue_classes
 from .tile import MACHINES, Machine, TileConfig, kind_of
@@ -39,6 +40,17 @@ _GPU_TILES_64BIT = (
 )
 _CPU_TILES = tuple(TileConfig(*tile, BK=64) for tile in itertools.product((256, 128, 64, 32), (64, 32, 16)))
 _GPU_TILES = {2: _GPU_TILES_16BIT, 4: _GPU_TILES_32BIT, 8: _GPU_TILES_64BIT}
+# Where operands come as boxes a turn costs much the same whatever is in it: the more products in one, the better.
+_BOXED_TILES = (
+    TileConfig(256, 128, 128, num_warps=8, num_stages=2, boxed=True),
+    TileConfig(128, 256, 64, num_warps=8, num_stages=3, boxed=True),
+    TileConfig(128, 128, 128, num_warps=4, num_stages=2, boxed=True),
+    TileConfig(256, 64, 64, num_warps=4, num_stages=3, boxed=True),
+    TileConfig(128, 64, 128, num_warps=4, num_stages=3, boxed=True),
+    TileConfig(64, 128, 128, num_warps=4, num_stages=3, boxed=True),
+    TileConfig(64, 64, 128, num_warps=4, num_stages=4, boxed=True),
+    TileConfig(64, 32, 128, num_warps=4, num_stages=4, boxed=True),
+)
 _TILES = {
     "cuda": _GPU_TILES,
     # Two stages are one buffer of shared memory, of which AMD has little; the next tiles wait in registers.
@@ -53,10 +65,14 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
     listed = _TILES[kind][dtype.itemsize]
     if kind == "cpu" and op == "wgrad":  # which copies BK pixels of both operands at a time
         listed += tuple(replace(tile, BK=32) for tile in listed)
+    if boxable(op, geometry, dtype, target):
+        listed = _BOXED_TILES + listed
     fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in listed)
     # Tables list large tiles first: of those that became equal in extent, the last has the warps meant for it.
-    tiles = {(tile.BM, tile.BN, tile.BK): tile for tile in fitted}.values()
-    return tuple(sorted(tiles, key=lambda tile: cost(tile, op, geometry, dtype, target)))
+    tiles = {(tile.BM, tile.BN, tile.BK, tile.boxed): tile for tile in fitted}.values()
+    if op != "wgrad" and kind in ("cuda", "hip"):  # CPUs have few enough cores for every output
+        tiles = dict.fromkeys(split for tile in tiles for split in (tile, _split(tile, op, geometry, MACHINES[kind])))
+    return tuple(sorted(tiles, key=lambda tile: (cost(tile, op, geometry, dtype, target), not tile.boxed)))
 
 
 def cost(tile: TileConfig, op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> float:
@@ -68,30 +84,46 @@ def cost(tile: TileConfig, op: str, geometry: ConvGeometry, dtype: torch.dtype, 
 
 
 def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
-    M, N, _ = geometry.gemm(op)
-    copies = geometry.taps * tile.SPLIT if op == "wgrad" else residue_classes(op, geometry)
-    return cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
+    _, N, _ = geometry.gemm(op)
+    copies = geometry.taps if op == "wgrad" else residue_classes(op, geometry)
+    return m_tiles(tile, op, geometry) * cdiv(N, tile.BN) * geometry.groups * copies * tile.SPLIT
+
+
+def _steps(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
+    """Turns of a program's loop, its part of a split reduction."""
+    _, _, K = geometry.gemm(op)
+    turns = cdiv(K, tile.BK) if op == "wgrad" else geometry.taps * cdiv(K, tile.BK) // residue_classes(op, geometry)
+    return cdiv(turns, tile.SPLIT)
+
+
+def _split(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> TileConfig:
+    """`tile` with the splits that fill the machine, of at least four turns each."""
+    fill = 2 if op == "wgrad" else 1
+    wanted = fill * machine.programs // _programs(tile, op, geometry)
+    return replace(tile, SPLIT=max(1, min(wanted, _steps(tile, op, geometry) // 4)))
 
 
 def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> TileConfig:
-    """`tile`, no larger than the problem and with the splits that fill the machine."""
+    """`tile`, no larger than the problem."""
     sizes = geometry.gemm(op)
     channels = sizes[:2] if op == "wgrad" else sizes[2:]  # that lie side by side in what is loaded
     BK = min(tile.BK, machine.ragged_BK) if any(size % 8 for size in channels) else tile.BK
     M, N, K = (max(next_power_of_2(size), machine.smallest) for size in sizes)
     if machine.loops and op != "wgrad" and geometry.taps == 1 and machine.smallest < K:
         K //= 2
+    if tile.boxed:  # whole blocks only
+        BK = min(BK, sizes[2] & -sizes[2])
     tile = replace(tile, BM=min(tile.BM, M), BN=min(tile.BN, N), BK=min(BK, K))
-    if op == "wgrad":
-        wanted = 2 * machine.programs // _programs(tile, op, geometry)
-        tile = replace(tile, SPLIT=max(1, min(wanted, K // (4 * tile.BK))))
-    return tile
+    return _split(tile, op, geometry, machine) if op == "wgrad" else tile
 
 
 def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> float:
-    """Multiply-adds of a program, padding included, times how many programs run one after the other."""
-    _, _, K = geometry.gemm(op)
-    taps = geometry.taps / residue_classes(op, geometry)
-    steps = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
-    step = tile.BK * (tile.BM * tile.BN + machine.load * (tile.BM + tile.BN))
-    return cdiv(_programs(tile, op, geometry), machine.programs) * (machine.start + steps * step)
+    """Multiply-adds of a program, padding included, times how many programs run one after the other; and what adding
+    the splits up takes."""
+    step = machine.turn + tile.BK * (tile.BM * tile.BN + machine.load * (tile.BM + tile.BN))
+    waves = cdiv(_programs(tile, op, geometry), machine.programs)
+    cost = waves * (machine.start + _steps(tile, op, geometry) * step)
+    if tile.SPLIT > 1:
+        sums = _programs(tile, op, geometry) * tile.BM * tile.BN
+        cost += machine.launch + machine.load * cdiv(sums, machine.programs)
+    return cost

@@ -12,7 +12,8 @@ class TileConfig:
     """A tile of BM × BN outputs, computed BK of the reduction at a time; powers of two.
 
     GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is
-    in cache. SPLIT: parts that the reduction of wgrad is cut into. Pooling takes BM rows of BK pixels of BN channels.
+    in cache. SPLIT: parts that the reduction is cut into. `boxed`: operands come as boxes, through tensor descriptors,
+    where they can. Pooling takes BM rows of BK pixels of BN channels.
     """
 
     BM: int
@@ -22,20 +23,24 @@ class TileConfig:
     SPLIT: int = 1
     num_warps: int = 1
     num_stages: int = 1
+    boxed: bool = False
 
 
 @dataclass(frozen=True)
 class Machine:
     """What a prediction knows of a kind of target.
 
-    `programs` run at a time; starting one costs as much as `start` multiply-adds, loading an element of an operand as
-    much as `load`. `smallest` is the least extent of a dot, `ragged_BK` the greatest where channels do not fill vectors
-    of 16 bytes: their elements are loaded one by one, each through a pointer of its own. `loops`: whether a reduction
-    should take two turns at least, since a loop of one is dissolved into code that the CPU target does worse on.
+    `programs` run at a time; starting one costs as much as `start` multiply-adds, a further kernel as `launch`, a turn
+    of a program's loop as `turn`, loading an element of an operand as `load`. `smallest` is the least extent of a dot,
+    `ragged_BK` the greatest where channels do not fill vectors of 16 bytes: their elements are loaded one by one, each
+    through a pointer of its own. `loops`: whether a reduction should take two turns at least, since a loop of one is
+    dissolved into code that the CPU target does worse on.
     """
 
     programs: int
     start: int
+    launch: int
+    turn: int
     load: int
     smallest: int
     ragged_BK: int
@@ -43,10 +48,10 @@ class Machine:
 
 
 MACHINES = {
-    "cuda": Machine(programs=132, start=100_000, load=16, smallest=16, ragged_BK=16),
-    "hip": Machine(programs=304, start=100_000, load=16, smallest=16, ragged_BK=16),
-    "cpu": Machine(torch.get_num_threads(), start=10_000, load=1, smallest=1, ragged_BK=1 << 10, loops=True),
-    "interpreter": Machine(programs=1, start=1_000_000, load=1, smallest=1, ragged_BK=1 << 10),
+    "cuda": Machine(programs=132, start=100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16),
+    "hip": Machine(programs=304, start=100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16),
+    "cpu": Machine(torch.get_num_threads(), 10_000, 0, 0, load=1, smallest=1, ragged_BK=1 << 10, loops=True),
+    "interpreter": Machine(programs=1, start=1_000_000, launch=0, turn=0, load=1, smallest=1, ragged_BK=1 << 10),
 }
 _GPUS = {"sm_": "cuda", "gfx": "hip"}
 

@@ -17,6 +17,7 @@ from triton.runtime.jit import JITFunction
 
 from . import build, cache, debug
 from .compiler import CPUBackend, cpu_target
+from .launcher import runtime_arguments
 from .runtime import Kernel
 
 _POINTER = {
@@ -62,6 +63,8 @@ def request(launch, dtypes: tuple[torch.dtype | None, ...], checked: bool = Fals
     """The request for a launch on tensors of `dtypes`, None where the kernel is given none."""
     names = launch.kernel.arg_names
     types = ["constexpr" if t is None else _POINTER[t] for t in dtypes] + [_integer(size) for size in launch.sizes]
+    for at, box in launch.boxes.items():
+        types[at] = f"tensordesc<{types[at][1:]}{list(box.block)}>"
     signature = dict(zip(names, types, strict=False)) | dict.fromkeys(launch.constexprs, "constexpr")
     absent = {name: None for name, t in zip(names, dtypes, strict=False) if t is None}
     return Request(launch.kernel, signature, absent | dict(launch.constexprs), checked)
@@ -119,7 +122,17 @@ def bind(launch):
     def run(*tensors):
         kernel_of(tensors)(grid, [t.data_ptr() for t in tensors if t is not None] + list(sizes))
 
-    def run_checked(*tensors):
-        debug.launch(kernel_of(tensors), grid, [t for t in tensors if t is not None] + list(sizes))
+    def arguments(operands, pointer) -> list:
+        """What the machine code takes, descriptors taken apart."""
+        given = [operand for operand in operands if operand is not None]
+        kinds = ["*" if isinstance(operand, torch.Tensor) else "tensordesc" for operand in given]
+        return [*runtime_arguments(kinds, given, pointer), *sizes]
 
-    return run_checked if checked else run
+    def run_boxed(*tensors):
+        operands = launch.operands(tensors)  # which own their memory until the kernel is through
+        kernel_of(tensors)(grid, arguments(operands, torch.Tensor.data_ptr))
+
+    def run_checked(*tensors):
+        debug.launch(kernel_of(tensors), grid, arguments(launch.operands(tensors), lambda tensor: tensor))
+
+    return run_checked if checked else run_boxed if launch.boxes else run

@@ -45,9 +45,9 @@ class Launcher:
         if enter is not None:
             enter(launch_metadata)
         if self.metadata.debug:
-            debug.launch(self.kernel, (x, y, z), list(_runtime(self.kinds, args, lambda argument: argument)))
+            debug.launch(self.kernel, (x, y, z), list(runtime_arguments(self.kinds, args, lambda argument: argument)))
         else:
-            self.kernel((x, y, z), list(_runtime(self.kinds, args, address_of)))
+            self.kernel((x, y, z), list(runtime_arguments(self.kinds, args, address_of)))
         if leave is not None:
             leave(launch_metadata)
 
@@ -60,7 +60,7 @@ class Launcher:
             return compile_source(self.source, backend, backend.parse_options(self.metadata._asdict()))
 
 
-def _runtime(kinds, args, pointer):
+def runtime_arguments(kinds, args, pointer):
     """What the machine code takes, of arguments of these kinds ("*fp32", "i32", "constexpr" …): for a pointer,
     `pointer(argument)`.
     """
@@ -68,7 +68,7 @@ def _runtime(kinds, args, pointer):
         if kind == "constexpr":
             continue
         if isinstance(kind, tuple):
-            yield from _runtime(kind, arg, pointer)
+            yield from runtime_arguments(kind, arg, pointer)
         elif kind[0] == "*":
             yield pointer(arg)
         elif kind.startswith("tensordesc"):  # travels as its parts, with the flags that this Triton's descriptors have

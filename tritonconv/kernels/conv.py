@@ -9,9 +9,9 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .activations import activate
+from .boxes import box_of_tile, boxed_gemm, tiles_of
 from .common import advance, inside, pointwise, tap_step, taps_of, unravel
-from .norm import affine, normalized, store_moments
+from .epilogue import finish, store_rows
 
 
 @triton.jit
@@ -20,30 +20,37 @@ def implicit_gemm(
     b_ptr, b_tap, B_STEP_H: tl.constexpr, B_STEP_W: tl.constexpr,
     taps_h, taps_w, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    split=0, SPLIT: tl.constexpr = 1, BOXED: tl.constexpr = False,
 ):  # fmt: skip
     """[BM, BN] sums over taps (r, s) and channels c of image[h + r·STEP_H, w + s·STEP_W, c] × panel[tap, c, n].
 
     `a_ptr` [BM] points at channel 0 of pixel (h, w) of each row's H × W image, PIXEL elements a pixel; pixels outside
     the image and rows not `in_range` count as zero. `b_ptr` is the panel [·, C, BN] of one output tile, whose tap for
-    (r, s) is b_tap + r·B_STEP_H + s·B_STEP_W.
+    (r, s) is b_tap + r·B_STEP_H + s·B_STEP_W. Of SPLIT equal parts of the reduction it is the sum over the one `split`.
+    If BOXED, `b_ptr` describes all panels as rows of BN elements, in boxes of BK, and b_tap counts from the first one.
     """
     C_BLOCKS: tl.constexpr = (C + BK - 1) // BK
     o_c = tl.arange(0, BK)
     p_a = a_ptr[:, None] + o_c[None, :]
-    p_b = b_ptr + o_c[:, None] * BN + tl.arange(0, BN)[None, :]
+    if not BOXED:
+        p_b = b_ptr + o_c[:, None] * BN + tl.arange(0, BN)[None, :]
     acc = tl.zeros((BM, BN), ACC)
     # One flat loop over (tap, channel block), which compilers pipeline; nested loops they do not.
-    for i in range(0, taps_h * taps_w * C_BLOCKS):
+    turns = taps_h * taps_w * C_BLOCKS
+    share = tl.cdiv(turns, SPLIT)
+    first = split * share if SPLIT > 1 else 0
+    for i in range(first, tl.minimum(first + share, turns) if SPLIT > 1 else turns):
         tap = i // C_BLOCKS
         c = (i % C_BLOCKS) * BK
         r = tap // taps_w
         s = tap % taps_w
         m_row = in_range & inside(h + r * STEP_H, w + s * STEP_W, H, W)
         o_a = (r * STEP_H * W + s * STEP_W).to(tl.int64) * PIXEL + c
-        o_b = ((b_tap + r * B_STEP_H + s * B_STEP_W) * C + c) * BN
+        b_row = (b_tap + r * B_STEP_H + s * B_STEP_W) * C + c
+        o_b = b_row * BN
         if C % BK == 0:
             a = tl.load(p_a + o_a, mask=m_row[:, None], other=0.0)  # [BM, BK]
-            b = tl.load(p_b + o_b)  # [BK, BN]
+            b = b_ptr.load([b_row, 0]) if BOXED else tl.load(p_b + o_b)  # [BK, BN]
         else:
             # Both are masked: beyond C lie the next pixel and the next tap, and their inf or NaN times zero is NaN.
             m_c = o_c < C - c
@@ -54,69 +61,70 @@ def implicit_gemm(
 
 
 @triton.jit
-def store_rows(out_ptr, row, in_range, acc, n, N: tl.constexpr, BN: tl.constexpr):
-    """Store acc [BM, BN] at rows `out_ptr + row` [BM], columns n [BN] of N."""
-    mask = in_range[:, None]
-    if N % BN != 0:
-        mask = mask & (n < N)[None, :]
-    tl.store(out_ptr + row[:, None] + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def conv_fprop(
     x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, N, H, W, P, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, PIXEL: tl.constexpr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, SPLIT: tl.constexpr,
+    BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
     """y[n, p, q, k] = activation(norm(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k]) + residual).
 
-    norm(z) = (z − mean) / √(var + EPS) · gamma + beta, per channel; left out where `mean_ptr` is None.
-    `moments_ptr`, where it is not None, gets the partial statistics [2, tiles of N·P·Q, GROUPS·K] of what is stored.
-    Grid: (tiles of N·P·Q × tiles of K, groups). `w_ptr`: panels [GROUPS, tiles of K, R·S·C, BN].
+    The rest of it is `finish`'s. If the sums are split in parts, `y_ptr` gets the parts, [SPLIT, N·P·Q, GROUPS·K], and
+    `conv_finish` does the rest.
+    Grid: (tiles of N·P·Q × tiles of K, groups, SPLIT). `w_ptr`: panels [GROUPS, tiles of K, R·S·C, BN]. If BOXED it is
+    a descriptor, and if there are BOX_N × BOX_H × BOX_W = BM then so is `x_ptr`, and tiles are boxes of the output.
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
     K_TILES: tl.constexpr = (K + BN - 1) // BN
     M = N * P * Q
     pid = tl.program_id(0)
     group = tl.program_id(1).to(tl.int64)
-    tile_m, tile_n = tl.swizzle2d(pid // K_TILES, pid % K_TILES, tl.cdiv(M, BM), K_TILES, GROUP_M)
+    m_tiles = tiles_of(N, P, Q, BM, BOX_N, BOX_H, BOX_W)
+    tile_m, tile_n = tl.swizzle2d(pid // K_TILES, pid % K_TILES, m_tiles, K_TILES, GROUP_M)
+    panel = group * K_TILES + tile_n
 
-    m = tile_m * BM + tl.arange(0, BM)
-    # A plain matrix product: output pixel m is input pixel m.
-    if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
-        pixel, h, w = m, 0, 0
+    if BOX_N:
+        n, p, q, m, in_range = box_of_tile(tile_m, N, P, Q, BOX_N, BOX_H, BOX_W)
+        acc = boxed_gemm(
+            x_ptr, n, p - PAD_H, q - PAD_W, group * C, BOX_N, BOX_H, BOX_W,
+            w_ptr, panel * (R * S), S, 1,
+            R, S, DIL_H, DIL_W,
+            C, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT,
+        )  # fmt: skip
     else:
-        n, p, q = unravel(m, P, Q)
-        h = p * STRIDE_H - PAD_H
-        w = q * STRIDE_W - PAD_W
-        pixel = (n * H + h) * W + w
-    acc = implicit_gemm(
-        x_ptr + group * C + pixel.to(tl.int64) * PIXEL, h, w, m < M, H, W, PIXEL,
-        w_ptr + (group * K_TILES + tile_n) * (R * S * C * BN), 0, S, 1,
-        R, S, DIL_H, DIL_W,
-        C, BM, BN, BK, ACC, PRECISION,
-    )  # fmt: skip
+        m = tile_m * BM + tl.arange(0, BM)
+        in_range = m < M
+        # A plain matrix product: output pixel m is input pixel m.
+        if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
+            pixel, h, w = m, 0, 0
+        else:
+            n, p, q = unravel(m, P, Q)
+            h = p * STRIDE_H - PAD_H
+            w = q * STRIDE_W - PAD_W
+            pixel = (n * H + h) * W + w
+        if BOXED:
+            panels, tap = w_ptr, (panel * (R * S)).to(tl.int32)
+        else:
+            panels, tap = w_ptr + panel * (R * S * C * BN), 0
+        acc = implicit_gemm(
+            x_ptr + group * C + pixel.to(tl.int64) * PIXEL, h, w, in_range, H, W, PIXEL,
+            panels, tap, S, 1,
+            R, S, DIL_H, DIL_W,
+            C, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED,
+        )  # fmt: skip
 
     k = tile_n * BN + tl.arange(0, BN)
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + group * K + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
-    if mean_ptr is not None:
-        acc, _ = normalized(acc, mean_ptr + group * K, var_ptr + group * K, k, K, EPS)
-        acc = affine(acc, gamma_ptr, beta_ptr, group * K, k, K)
-    row = m.to(tl.int64) * (GROUPS * K)
-    if residual_ptr is not None:
-        mask = (m < M)[:, None] & (k < K)[None, :]
-        p_residual = residual_ptr + group * K + row[:, None] + k[None, :]
-        acc += tl.load(p_residual, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    acc = activate(acc, ACTIVATION)
-    store_rows(y_ptr + group * K, row, m < M, acc, k, K, BN)
-    if moments_ptr is not None:
-        stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
-        count = tl.minimum(M - tile_m * BM, BM)
-        store_moments(moments_ptr, tile_m, tl.cdiv(M, BM), stored, m < M, count, group * K + k, k < K, GROUPS * K)
+    if SPLIT > 1:
+        p_partial = y_ptr + tl.program_id(2).to(tl.int64) * M * (GROUPS * K) + group * K
+        store_rows(p_partial, m.to(tl.int64) * (GROUPS * K), in_range, acc, k, K, BN)
+    else:
+        finish(
+            acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr,
+            m, in_range, tile_m, m_tiles, group * K, k, K, GROUPS * K, EPS, ACTIVATION, BN,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -125,16 +133,20 @@ def conv_dgrad(
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, SPLIT: tl.constexpr,
+    BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
     """dx[n, h, w, c] = activation(bias[c] + Σ dy[n, p, q, k] w[r, s, k, c]), summed where p·stride + r·dilation =
     h + pad, and so for (q, s) and w. With bias and activation it is transposed convolution of dy.
 
     Which taps take part depends only on (h, w) modulo the stride, so each residue class is a GEMM of its own, without a
     wasted product. A class that no tap reaches still writes: zeros, through the epilogue.
-    Grid: (tiles of a class's pixels × tiles of C × classes, groups). `w_ptr`: panels [GROUPS, tiles of C, R·S·K, BN].
+    If the sums are split in parts, `dx_ptr` gets the parts, [SPLIT, N·H·W, GROUPS·C], and `conv_finish` does the rest.
+    BOXED and BOX_N, BOX_H, BOX_W, which need stride 1, are as in `conv_fprop`.
+    Grid: (tiles of a class's pixels × tiles of C × classes, groups, SPLIT). `w_ptr`: panels [GROUPS, tiles of C,
+    R·S·K, BN].
     """
-    ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = tl.float64 if dx_ptr.dtype.element_ty == tl.float64 else tl.float32
     C_TILES: tl.constexpr = (C + BN - 1) // BN
     TAP_H: tl.constexpr = tap_step(STRIDE_H, DIL_H)
     TAP_W: tl.constexpr = tap_step(STRIDE_W, DIL_W)
@@ -143,37 +155,56 @@ def conv_dgrad(
     group = tl.program_id(1).to(tl.int64)
     h0 = tl.program_id(0) // STRIDE_W % STRIDE_H
     w0 = tl.program_id(0) % STRIDE_W
-    m_tiles = tl.cdiv(N * tl.cdiv(H, STRIDE_H) * tl.cdiv(W, STRIDE_W), BM)  # of the largest class
+    # Of the largest class.
+    m_tiles = tiles_of(N, tl.cdiv(H, STRIDE_H), tl.cdiv(W, STRIDE_W), BM, BOX_N, BOX_H, BOX_W)
     tile_m, tile_n = tl.swizzle2d(pid // C_TILES, pid % C_TILES, m_tiles, C_TILES, GROUP_M)
+    panel = group * C_TILES + tile_n
 
-    # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W).
-    class_h = (H - h0 + STRIDE_H - 1) // STRIDE_H
-    class_w = (W - w0 + STRIDE_W - 1) // STRIDE_W
-    m = tile_m * BM + tl.arange(0, BM)
-    in_range = m < N * class_h * class_w
-    r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
-    s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)
-    if pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
-        dy_pixel, dx_pixel, p, q = m, m, 0, 0
+    if BOX_N:
+        n, h, w, dx_pixel, in_range = box_of_tile(tile_m, N, H, W, BOX_N, BOX_H, BOX_W)
+        acc = boxed_gemm(
+            dy_ptr, n, h + PAD_H, w + PAD_W, group * K, BOX_N, BOX_H, BOX_W,
+            w_ptr, panel * (R * S), S, 1,
+            R, S, -DIL_H, -DIL_W,
+            K, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT,
+        )  # fmt: skip
     else:
-        n, i, j = unravel(m, class_h, class_w)
-        p = i + (h0 + PAD_H - r * DIL_H) // STRIDE_H  # exact: the class's taps are congruent
-        q = j + (w0 + PAD_W - s * DIL_W) // STRIDE_W
-        dy_pixel = (n * P + p) * Q + q
-        # At stride 1 the one class holds all pixels.
-        dx_pixel = m if STRIDE_H * STRIDE_W == 1 else (n * H + h0 + i * STRIDE_H) * W + w0 + j * STRIDE_W
-    acc = implicit_gemm(
-        dy_ptr + group * K + dy_pixel.to(tl.int64) * (GROUPS * K), p, q, in_range, P, Q, GROUPS * K,
-        w_ptr + (group * C_TILES + tile_n) * (R * S * K * BN), r * S + s, TAP_H * S, TAP_W,
-        taps_h, taps_w, -(TAP_H * DIL_H // STRIDE_H), -(TAP_W * DIL_W // STRIDE_W),
-        K, BM, BN, BK, ACC, PRECISION,
-    )  # fmt: skip
+        # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W).
+        class_h = (H - h0 + STRIDE_H - 1) // STRIDE_H
+        class_w = (W - w0 + STRIDE_W - 1) // STRIDE_W
+        m = tile_m * BM + tl.arange(0, BM)
+        in_range = m < N * class_h * class_w
+        r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
+        s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)
+        if pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
+            dy_pixel, dx_pixel, p, q = m, m, 0, 0
+        else:
+            n, i, j = unravel(m, class_h, class_w)
+            p = i + (h0 + PAD_H - r * DIL_H) // STRIDE_H  # exact: the class's taps are congruent
+            q = j + (w0 + PAD_W - s * DIL_W) // STRIDE_W
+            dy_pixel = (n * P + p) * Q + q
+            # At stride 1 the one class holds all pixels.
+            dx_pixel = m if STRIDE_H * STRIDE_W == 1 else (n * H + h0 + i * STRIDE_H) * W + w0 + j * STRIDE_W
+        if BOXED:
+            panels, tap = w_ptr, (panel * (R * S)).to(tl.int32)
+        else:
+            panels, tap = w_ptr + panel * (R * S * K * BN), 0
+        acc = implicit_gemm(
+            dy_ptr + group * K + dy_pixel.to(tl.int64) * (GROUPS * K), p, q, in_range, P, Q, GROUPS * K,
+            panels, tap + r * S + s, TAP_H * S, TAP_W,
+            taps_h, taps_w, -(TAP_H * DIL_H // STRIDE_H), -(TAP_W * DIL_W // STRIDE_W),
+            K, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED,
+        )  # fmt: skip
 
     c = tile_n * BN + tl.arange(0, BN)
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + group * C + c, mask=c < C, other=0.0).to(ACC)[None, :]  # [BN]
-    acc = activate(acc, ACTIVATION)
-    store_rows(dx_ptr + group * C, dx_pixel.to(tl.int64) * (GROUPS * C), in_range, acc, c, C, BN)
+    if SPLIT > 1:
+        p_partial = dx_ptr + tl.program_id(2).to(tl.int64) * N * H * W * (GROUPS * C) + group * C
+        store_rows(p_partial, dx_pixel.to(tl.int64) * (GROUPS * C), in_range, acc, c, C, BN)
+    else:
+        finish(
+            acc, bias_ptr, dx_ptr, None, None, None, None, None, None,
+            dx_pixel, in_range, 0, 0, group * C, c, C, GROUPS * C, 0.0, ACTIVATION, BN,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -6,6 +6,6 @@ bound kernel. Activations are [N, C, H, W] tensors of any strides, and results a
 kernels see them.
 """
 
-from . import common, conv, depthwise, norm, pool, winograd
+from . import common, conv, depthwise, norm, pool, split, winograd
 
-__all__ = ["common", "conv", "depthwise", "norm", "pool", "winograd"]
+__all__ = ["common", "conv", "depthwise", "norm", "pool", "split", "winograd"]

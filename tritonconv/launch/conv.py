@@ -11,11 +11,11 @@ from torch.nn.functional import pad
 from triton import cdiv
 
 from .. import configs, engines, packing
-from ..configs import TileConfig
-from ..engines import Launch
-from ..geometry import ConvGeometry
+from ..configs import TileConfig, boxes
+from ..engines import Box, Launch
+from ..geometry import ConvGeometry, NormGeometry
 from ..kernels import conv
-from . import depthwise, winograd
+from . import depthwise, split, winograd
 from .common import (
     accumulator_of,
     config_of,
@@ -42,6 +42,26 @@ def _conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig)
         "BN": config.BN,
         "BK": config.BK,
     }
+
+
+def _gemm_constexprs(op: str, geometry: ConvGeometry, config: TileConfig) -> dict:
+    """What fprop and dgrad take beside `_conv_constexprs`."""
+    box = dict(zip(("BOX_N", "BOX_H", "BOX_W"), boxes.box(config, op, geometry), strict=True))
+    return {"GROUP_M": config.GROUP_M, "SPLIT": config.SPLIT, "BOXED": config.boxed, **box}
+
+
+def _described(op: str, geometry: ConvGeometry, config: TileConfig) -> dict[int, Box]:
+    """How x or dy, the first tensor of a launch, and the panels, the second, are described."""
+    if not config.boxed:
+        return {}
+    _, columns, reduced = geometry.gemm(op)
+    rows = geometry.groups * cdiv(columns, config.BN) * geometry.taps * reduced
+    described = {1: Box((rows, config.BN), (config.BK, config.BN))}
+    if boxes.box(config, op, geometry)[0]:
+        N, H, W, P, Q = sizes(geometry)
+        image = (N, H, W) if op == "fprop" else (N, P, Q)
+        described[0] = Box((*image, geometry.groups * reduced), (*boxes.box(config, op, geometry), config.BK))
+    return described
 
 
 def overlaps(geometry: ConvGeometry) -> bool:
@@ -73,30 +93,32 @@ def fprop_launch(
     target: str, geometry: ConvGeometry, dtype, precision, activation, config=None, eps: float = 0.0, pixel: int = 0
 ) -> Launch:
     """Tensors: x, panels "fprop", bias, y, then mean, var, gamma, beta of a norm, residual, moments. All but x, panels
-    and y may be None."""
+    and y may be None. Of several splits only x, panels and [splits, elements of y] parts are given."""
     config = config or config_of("fprop", geometry, dtype, target)
-    M, N, _ = geometry.gemm("fprop")
-    grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, 1
-    constexprs = _conv_constexprs(geometry, precision, config) | {
-        "GROUP_M": config.GROUP_M,
+    if config.boxed:
+        geometry = boxes.in_a_row(geometry)
+    grid = boxes.m_tiles(config, "fprop", geometry) * cdiv(geometry.Kg, config.BN), geometry.groups, config.SPLIT
+    constexprs = _conv_constexprs(geometry, precision, config) | _gemm_constexprs("fprop", geometry, config) | {
         "PIXEL": pixel or geometry.C,
         "EPS": eps,
         "ACTIVATION": activation,
     }
-    return Launch(conv.conv_fprop, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
+    described = _described("fprop", geometry, config)
+    return Launch(conv.conv_fprop, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages, described)
 
 
 def dgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, activation, config=None) -> Launch:
-    """Tensors: dy, panels "dgrad", bias or None, dx."""
+    """Tensors: dy, panels "dgrad", bias or None, dx; of several splits dy, panels, None, [splits, elements of dx]."""
     config = config or config_of("dgrad", geometry, dtype, target)
-    M, N, _ = geometry.gemm("dgrad")
-    classes = geometry.stride[0] * geometry.stride[1]
-    grid = cdiv(M, config.BM) * cdiv(N, config.BN) * classes, geometry.groups, 1
-    constexprs = _conv_constexprs(geometry, precision, config) | {
-        "GROUP_M": config.GROUP_M,
+    if config.boxed:
+        geometry = boxes.in_a_row(geometry)
+    tiles = boxes.m_tiles(config, "dgrad", geometry) * cdiv(geometry.Cg, config.BN)
+    grid = tiles * geometry.stride[0] * geometry.stride[1], geometry.groups, config.SPLIT
+    constexprs = _conv_constexprs(geometry, precision, config) | _gemm_constexprs("dgrad", geometry, config) | {
         "ACTIVATION": activation,
     }
-    return Launch(conv.conv_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
+    described = _described("dgrad", geometry, config)
+    return Launch(conv.conv_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages, described)
 
 
 def wgrad_launch(
@@ -144,13 +166,15 @@ def bind_fprop(
 
 def _bind_gemm(
     x, weight, bias, geometry, activation=None, keep_pack=True, config=None, norm=None
-) -> tuple[Launch, Callable[..., Tensor]]:
-    """The implicit GEMM of `bind_fprop`, whose function takes room for statistics too."""
+) -> tuple[int | None, Callable[..., Tensor]]:
+    """The implicit GEMM of `bind_fprop`, whose function takes room for statistics too, and of how many pixels each."""
     eps = 0.0 if norm is None else norm.eps
     overlap = overlaps(geometry)
     problem = overlapping(geometry) if overlap else geometry
     made = problem, x.dtype, precision_of(x), activation, config, eps, geometry.C
     launch, run = prepare(x.device, fprop_launch, *made)
+    pixels = NormGeometry(geometry.N * geometry.P * geometry.Q, geometry.K)
+    rows, run = split.bind(x, launch, run, pixels, activation, eps)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
     statistics = (None,) * 4 if norm is None else norm.tensors
@@ -161,7 +185,7 @@ def _bind_gemm(
         run(x, panels, bias, y, *statistics, None if residual is None else nhwc(residual), moments)
         return y
 
-    return launch, fprop
+    return rows, fprop
 
 
 def fprop(x: Tensor, weight: Tensor, bias: Tensor | None, *problem, residual: Tensor | None = None, **options):
@@ -184,8 +208,11 @@ def fprop_with_moments(
     if _by_winograd("fprop", x, geometry, keep_pack, config):
         y = winograd.bind_fprop(x, weight, bias, geometry, None, keep_pack)(x)
         return y, moments(y)
-    launch, run = _bind_gemm(x, weight, bias, geometry, None, keep_pack, config)
-    partial = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, launch.constexprs["BM"])
+    rows, run = _bind_gemm(x, weight, bias, geometry, None, keep_pack, config)
+    if rows is None:
+        y = run(x)
+        return y, moments(y)
+    partial = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, rows)
     return run(x, None, partial.partial), partial
 
 
@@ -206,6 +233,7 @@ def dgrad(
         if _by_winograd("dgrad", dy, geometry, keep_pack, config):
             return winograd.dgrad(dy, weight, geometry, keep_pack)
     launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config)
+    _, run = split.bind(dy, launch, run, NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C), activation)
     dx = empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
     panels = packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"], keep_pack)
     run(nhwc(dy), panels, None if bias is None else bias.contiguous(), dx)

@@ -1,0 +1,69 @@
+"""What happens to a convolution's sums before they are stored: bias, batch norm, residual, activation, statistics."""
+
+import triton
+import triton.language as tl
+
+from .activations import activate
+from .norm import affine, normalized, store_moments
+
+
+@triton.jit
+def store_rows(out_ptr, row, in_range, acc, n, N: tl.constexpr, BN: tl.constexpr):
+    """Store acc [BM, BN] at rows `out_ptr + row` [BM], columns n [BN] of N."""
+    mask = in_range[:, None]
+    if N % BN != 0:
+        mask = mask & (n < N)[None, :]
+    tl.store(out_ptr + row[:, None] + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def finish(
+    acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr,
+    m, in_range, tile, tiles, first, k, K: tl.constexpr, CHANNELS: tl.constexpr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """y[m, first + k] = activation(norm(acc + bias[first + k]) + residual[m, first + k]), of acc [BM, BN], k < K.
+
+    y and the residual have rows of CHANNELS elements; m [BM] are those of one tile, as far as they are `in_range`.
+    norm(z) = (z − mean) / √(var + EPS) · gamma + beta, per channel; left out where `mean_ptr` is None.
+    `moments_ptr`, where it is not None, gets the partial statistics [2, tiles, CHANNELS] of what is stored.
+    """
+    ACC: tl.constexpr = acc.dtype
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + first + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+    if mean_ptr is not None:
+        acc, _ = normalized(acc, mean_ptr + first, var_ptr + first, k, K, EPS)
+        acc = affine(acc, gamma_ptr, beta_ptr, first, k, K)
+    row = m.to(tl.int64) * CHANNELS
+    if residual_ptr is not None:
+        mask = in_range[:, None] & (k < K)[None, :]
+        acc += tl.load(residual_ptr + first + row[:, None] + k[None, :], mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    acc = activate(acc, ACTIVATION)
+    store_rows(y_ptr + first, row, in_range, acc, k, K, BN)
+    if moments_ptr is not None:
+        stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
+        count = tl.sum(in_range.to(tl.int32), 0)
+        store_moments(moments_ptr, tile, tiles, stored, in_range, count, first + k, k < K, CHANNELS)
+
+
+@triton.jit
+def conv_finish(
+    partial_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, M, SPLIT,
+    K: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """`finish` of acc = Σ partial[split], summed in the order of the splits; `partial_ptr` [SPLIT, M, K].
+
+    Grid: (tiles of M, tiles of K).
+    """
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    k = tl.program_id(1) * BN + tl.arange(0, BN)
+    mask = (m < M)[:, None] & (k < K)[None, :]
+    p_partial = partial_ptr + m.to(tl.int64)[:, None] * K + k[None, :]
+    acc = tl.load(p_partial, mask=mask, other=0.0)  # [BM, BN]
+    for _ in range(1, SPLIT):
+        p_partial += M.to(tl.int64) * K
+        acc += tl.load(p_partial, mask=mask, other=0.0)  # [BM, BN]
+    finish(
+        acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr,
+        m, m < M, tl.program_id(0), tl.num_programs(0), 0, k, K, K, EPS, ACTIVATION, BN,
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+"""fprop and dgrad with a split reduction, so that a small output keeps a large machine busy: parts, then their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from triton import cdiv
+
+from ..engines import Launch
+from ..geometry import NormGeometry
+from ..kernels import epilogue
+from .common import accumulator_of, config_of, prepare
+
+_OPTIONAL = 6  # mean, var, gamma, beta, residual, moments
+
+
+def finish_launch(target: str, geometry: NormGeometry, dtype, splits: int, activation, eps: float) -> Launch:
+    """Tensors: partial [splits, M, C], bias, y [M, C], then mean, var, gamma, beta of a norm, residual, moments. All
+    but partial and y may be None."""
+    config = config_of("norm", geometry, dtype, target)
+    grid = cdiv(geometry.M, config.BM), cdiv(geometry.C, config.BN), 1
+    constexprs = {"K": geometry.C, "EPS": eps, "ACTIVATION": activation, "BM": config.BM, "BN": config.BN}
+    return Launch(epilogue.conv_finish, grid, (geometry.M, splits), constexprs, config.num_warps, 1)
+
+
+def bind(
+    like: Tensor,
+    launch: Launch,
+    run: Callable[..., None],
+    geometry: NormGeometry,
+    activation: str | None,
+    eps: float = 0.0,
+) -> tuple[int | None, Callable[..., None]]:
+    """How many rows of the output share a partial statistic (None where they do not lie side by side), and a function
+    of the tensors that `launch` takes unsplit.
+
+    `run` runs the launch. The output is M × C elements of the dtype of `like`."""
+    splits = launch.grid[2]
+    if splits == 1:
+        return None if launch.constexprs["BOX_N"] else launch.constexprs["BM"], run
+    finish, run_finish = prepare(like.device, finish_launch, geometry, like.dtype, splits, activation, eps)
+    shape, dtype, device = (splits, geometry.M, geometry.C), accumulator_of(like), like.device
+
+    def run_both(x: Tensor, panels: Tensor, bias: Tensor | None, y: Tensor, *rest: Tensor | None) -> None:
+        partial = torch.empty(shape, dtype=dtype, device=device)
+        run(x, panels, None, partial, *(None,) * len(rest))
+        run_finish(partial, bias, y, *rest, *(None,) * (_OPTIONAL - len(rest)))
+
+    return finish.constexprs["BM"], run_both
