@@ -19,6 +19,7 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 
+# Measures everything, in over an hour (docs/benchmarks.md), and writes it into documentation, pictures and report.
 bench: $(VENV)/compared
 	$(PY) -m benchmarks $(ARGS)
 

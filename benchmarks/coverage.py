@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,8 @@ from torch.utils._pytree import tree_leaves
 
 import tritonconv
 
-from .comparison import WIDTH
-from .measure import provenance, reason, save
+from .comparison import OURS, WIDTH, Row, figure, keep
+from .measure import reason
 from .zoo import NETWORKS
 
 STEPS = 2
@@ -162,12 +163,13 @@ def table_of(rows: Sequence[dict]) -> Table:
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks coverage", description=__doc__)
-    parser.add_argument("--only", metavar="GLOB", nargs="+", default=["*"], help="networks; nothing is stored then")
-    only = parser.parse_args(arguments).only
+    parser.add_argument("--only", metavar="GLOB", nargs="+", help="networks; stored only by --out then")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="store there, and not in results/coverage.json")
+    options = parser.parse_args(arguments)
     console, rows, skipped = Console(width=WIDTH), [], []
     warnings.simplefilter("ignore")  # the networks' own
     for name, *candidate in candidates():
-        if any(fnmatchcase(name, glob) for glob in only):
+        if any(fnmatchcase(name, glob) for glob in options.only or ("*",)):
             row = measure(name, *candidate)
             if row is None:
                 skipped.append(name)
@@ -178,8 +180,9 @@ def main(arguments: Sequence[str] = ()) -> None:
     failed = [row["network"] for row in rows if row["failed"]]
     versions = {name: module.__version__ for name in LIBRARIES if (module := optional(name))}
     console.print(f"{len(rows)} networks, {len(failed)} failed; {len(skipped)} skipped: {', '.join(skipped)}")
-    console.print({k: v for k, v in (provenance() | versions).items() if k != "commit"})
-    if only == ["*"]:
-        console.print(f"stored in {save('coverage', rows, **versions, skipped=skipped)}")
+    left = (
+        Row("left to torch", row["network"], "sites", {OURS: figure([row.get("left", 0)])}, facts=row) for row in rows
+    )
+    keep("coverage", left, options, console, libraries=versions, skipped=skipped)
     if failed:
         raise SystemExit(f"coverage: {', '.join(failed)} failed")

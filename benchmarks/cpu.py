@@ -5,24 +5,21 @@ A row is refused if its result is wrong. `ratio` is torch's median time over our
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from triton import cdiv, next_power_of_2
 
 from tritonconv import cpu, launch
 from tritonconv.geometry import ConvGeometry
-from tritonconv.timing import interleaved
 
 from . import programs
-from .measure import provenance, save
+from .comparison import OURS, compare, parser, publish
+from .comparison import Row as Figures
 
 # C, size, K, R, stride, padding: layers of ResNet-18/50 and VGG-16, batch 1
 CONVOLUTIONS = (
@@ -139,29 +136,19 @@ def check(row: Row) -> None:
         )
 
 
+def measure(row: Row, seconds: float) -> Figures:
+    check(row)
+    peers = {OURS: lambda: row.ours, "torch": lambda: row.theirs}
+    return compare(row.group, row.name, peers, seconds, {"work": row.work, "unit": row.unit})
+
+
+def rate(row: Figures) -> str:
+    return f"{1e3 * row.facts['work'] / row.figures[OURS][1]:.1f} {row.facts['unit']}/s"
+
+
 @torch.no_grad()
 def main(arguments: Sequence[str] = ()) -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks cpu", description=__doc__).parse_args(arguments)
+    options = parser("cpu", __doc__, seconds=1.0).parse_args(arguments)
     cpu.register()
     torch.manual_seed(0)
-    console, measured = Console(), []
-    table = Table("fp32", "ours", "torch", "ratio", title="CPU target against torch")
-    group = None
-    for row in rows():
-        check(row)
-        ours, theirs = interleaved((row.ours, row.theirs))
-        rate = {"ours": row.work / ours, "torch": row.work / theirs}
-        measured.append(
-            {"group": row.group, "name": row.name, "ms": ours * 1e3, "torch_ms": theirs * 1e3, "ratio": theirs / ours}
-        )
-        if row.group != group:
-            table.add_section()
-            group = row.group
-        unit = f"{row.unit}/s"
-        table.add_row(f"{row.group} {row.name}", *(f"{r:.1f} {unit}" for r in rate.values()), f"{theirs / ours:.2f}")
-    convolutions = [r["ratio"] for r in measured if str(r["group"]).startswith("conv")]
-    console.print(table)
-    mean = math.prod(convolutions) ** (1 / len(convolutions))
-    console.print(f"convolution layers: geometric mean {mean:.2f}, least {min(convolutions):.2f}")
-    console.print({k: v for k, v in provenance().items() if k != "commit"})
-    console.print(f"stored in {save('cpu', measured)}")
+    publish("cpu", "CPU target, fp32", [measure(row, options.seconds) for row in rows()], options, {"rate": rate})

@@ -1,22 +1,31 @@
-"""What a stored figure must say of where it comes from."""
+"""Where figures are measured, and what a stored figure says of where it comes from."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-import llvmlite
 import torch
-import triton
 
 RESULTS = Path(__file__).parent / "results"
+SCHEMA = 1
+# What all benchmarks run on.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PACKAGES = ("torch", "triton", "llvmlite", "onnxruntime", "openvino", "onnx")
+
+_begin = time.monotonic()
 
 
 def processor() -> str:
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name(DEVICE)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -24,20 +33,43 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent.parent).stdout.strip()
+
+
 def provenance() -> dict[str, object]:
-    """Machine, versions, date and commit of a run."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    """Machine, versions, commit and date of a run. A commit with a "+" had changes that are not committed."""
+    changed = _git("status", "--porcelain", "--", "tritonconv", "autotune", "benchmarks/*.py")
     return {
-        "machine": processor(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "llvmlite": llvmlite.__version__,
-        "commit": commit.stdout.strip() or None,
+        "machine": {
+            "processor": processor(),
+            "device": DEVICE.type,
+            "threads": torch.get_num_threads(),
+            "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def about(stored: Mapping[str, object]) -> str:
+    """One line on where stored figures come from."""
+    machine = stored["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
+    return (
+        f"{machine['processor']}, {machine['threads']} threads, {machine['memory_gib']} GiB, {machine['system']}; "
+        f"{versions}; commit {stored['commit']}, {stored['date'][:16].replace('T', ' ')} UTC"
+    )
 
 
 def reason(error: Exception) -> str:
@@ -46,9 +78,27 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:160]
 
 
-def save(name: str, rows: Sequence[Mapping[str, object]], **more: object) -> Path:
-    """Writes `results/NAME.json`: the rows and where they come from, of which `more` says more."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**provenance(), **more, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
+def result(benchmark: str, rows: Sequence[Mapping[str, object]], **more: object) -> dict[str, object]:
+    """All that is stored of a run: `more`, its rows and where they come from."""
+    origin = {"schema": SCHEMA, "benchmark": benchmark, **provenance(), "seconds": round(time.monotonic() - _begin)}
+    return {**origin, **more, "rows": list(rows)}
+
+
+def save(benchmark: str, rows: Sequence[Mapping[str, object]], path: Path | None = None, **more: object) -> Path:
+    """Writes the result of a run to `path`, which is `results/BENCHMARK.json` unless given."""
+    path = path or RESULTS / f"{benchmark}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result(benchmark, rows, **more), indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def load(path: Path) -> dict[str, object]:
+    """A stored result. Raises ValueError if it is none, or of another schema."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        schema = stored["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a benchmark's result ({type(error).__name__})") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{path} has schema {schema}; this version reads schema {SCHEMA}")
+    return stored

@@ -2,7 +2,7 @@
 
 Kept: bytes of the tensors that autograd saves between forward and backward, parameters not counted. Peak: how far the
 process grows beyond what it holds before a step (model, gradients, the optimizer's state), as the system counts it.
-Each peer has a process of its own.
+Total: the peak, and what the process held before. Each peer has a process of its own.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from .comparison import WIDTH, Options
-from .measure import provenance, save
+from .comparison import Row, figure, parser, publish
+from .measure import DEVICE
 from .training import PEERS, step_of
 from .zoo import NETWORKS
 
 EAGER = tuple(peer for peer in PEERS if peer != "torch.compile")  # whose graphs keep what no hook sees
+WHAT = {"kept": "kept for backward", "peak": "peak", "total": "total"}
 
 
 def resident(what: str) -> int:
@@ -32,9 +31,24 @@ def resident(what: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
+def grown(step) -> tuple[int, int]:
+    """Bytes held before a step, and at most within."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return before, torch.cuda.max_memory_allocated()
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    step()
+    return before, resident("VmHWM")
+
+
 def child(name: str, batch: int, peer: str) -> None:
-    """Prints the bytes kept, and the peak, as JSON."""
-    step, parameters = step_of(peer, NETWORKS[name].build(), torch.randn(batch, *NETWORKS[name].input))
+    """Prints the bytes kept, the peak and the total, as JSON."""
+    x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE)
+    step, parameters = step_of(peer, NETWORKS[name].build().to(DEVICE), x)
     weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept = {}
 
@@ -46,35 +60,26 @@ def child(name: str, batch: int, peer: str) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()  # also compiles
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-    step()
-    json.dump({"kept": sum(kept.values()), "peak": resident("VmHWM") - before}, sys.stdout)
+    before, highest = grown(step)
+    json.dump({"kept": sum(kept.values()), "peak": highest - before, "total": highest}, sys.stdout)
 
 
-def measure(name: str, batch: int) -> dict[str, object]:
-    row: dict[str, object] = {"network": name, "batch": batch}
+def measure(name: str, batch: int) -> Iterator[Row]:
     # Blocks of 64 KiB and more then go back to the system when they are freed, and do not count on.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    found = {}
     for peer in EAGER:
         command = [sys.executable, "-c", f"from {__spec__.name} import child; child({name!r}, {batch}, {peer!r})"]
         run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-        row[peer] = json.loads(run.stdout)
-    return row
+        found[peer] = json.loads(run.stdout)
+    for what, group in WHAT.items():
+        figures = {peer: figure([of[what] / 2**20]) for peer, of in found.items()}
+        yield Row(f"{group}, batch {batch}", name, "MiB", figures, facts={"batch": batch, "what": what})
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    options = Options.parse("memory", arguments, __doc__, batches=(8,))
-    rows = [measure(name, batch) for batch in options.batches for name in options.names]
-    table = Table("network", "batch", title="training step, fp32: MiB kept for backward, and peak")
-    for what in ("kept", "peak"):
-        for peer in EAGER:
-            table.add_column(f"{what}\n{peer}".replace(" ", "\n"), justify="right")
-    for row in rows:
-        cells = (f"{row[peer][what] / 2**20:.1f}" for what in ("kept", "peak") for peer in EAGER)
-        table.add_row(row["network"], str(row["batch"]), *cells)
-    console = Console(width=WIDTH)
-    console.print(table)
-    console.print({k: v for k, v in provenance().items() if k != "commit"})
-    if not options.partial:
-        console.print(f"stored in {save('memory', rows)}")
+    options = parser("memory", __doc__, NETWORKS, batches=(8,)).parse_args(arguments)
+    names = options.only or NETWORKS
+    rows = [row for batch in options.batch for name in names for row in measure(name, batch)]
+    rows.sort(key=lambda row: (row.facts["batch"], tuple(WHAT).index(row.facts["what"])))
+    publish("memory", "training step, fp32", rows, options)

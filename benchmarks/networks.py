@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import chart
-from .comparison import Options, Row, compare, publish
-from .peers import PEERS, Run, versions
+from .comparison import Row, compare, parser, publish
+from .measure import DEVICE
+from .peers import PEERS, Run
 from .zoo import NETWORKS
 
 # Of the largest output. Rounding to float32 stays below; to a smaller type it would not: one to TF32 is off by 5e-4.
@@ -32,17 +32,17 @@ def checked(peer: Callable[..., Run], model: nn.Module, x: Tensor, directory: Pa
 
 
 def measure(name: str, batch: int, seconds: float) -> Row:
-    model = NETWORKS[name].build().eval()
-    x = torch.randn(batch, *NETWORKS[name].input)
+    model = NETWORKS[name].build().eval().to(DEVICE)
+    x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE)
     with tempfile.TemporaryDirectory() as directory:
         problem = model, x, Path(directory), model(x)
-        return compare(name, batch, {peer: partial(checked, make, *problem) for peer, make in PEERS.items()}, seconds)
+        peers = {peer: partial(checked, make, *problem) for peer, make in PEERS.items()}
+        return compare(f"batch {batch}", name, peers, seconds, {"batch": batch})
 
 
 @torch.no_grad()
 def main(arguments: Sequence[str] = ()) -> None:
-    options = Options.parse("networks", arguments, __doc__, batches=(1, 8))
-    rows = [measure(name, batch, options.seconds) for batch in options.batches for name in options.names]
-    publish("networks", "inference, fp32: median ms", rows, options, **versions())
-    if not options.partial:
-        chart.main()
+    options = parser("networks", __doc__, NETWORKS, seconds=3.0, batches=(1, 8)).parse_args(arguments)
+    names = options.only or NETWORKS
+    rows = [measure(name, batch, options.seconds) for batch in options.batch for name in names]
+    publish("networks", "inference, fp32", rows, options)

@@ -19,7 +19,7 @@ from torch import Tensor
 from tritonconv import engines, functional
 from tritonconv.engines import Engine
 
-from .measure import provenance
+from .measure import about, provenance
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "operators.md"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -39,9 +39,7 @@ class Operator:
 def _both(name: str, function: str, shapes, *args, **options) -> Operator:
     """The function of this name in both libraries, called alike."""
     ours, torchs = (getattr(library, function) for library in (functional, F))
-    return Operator(
-        name, lambda *t: ours(*t, *args, **options), lambda *t: torchs(*t, *args, **options), tuple(shapes)
-    )
+    return Operator(name, lambda *t: ours(*t, *args, **options), lambda *t: torchs(*t, *args, **options), tuple(shapes))
 
 
 def _activated(name: str, torchs: Callable[[Tensor], Tensor], **options) -> Operator:
@@ -159,12 +157,11 @@ def main(arguments: Sequence[str] = ()) -> None:
     heading = ["operator", *(f"{engine} {str(dtype)[6:]}" for engine, dtype in columns)]
     lines = [heading, ["---"] * len(heading), *([name, *(row[c] for c in columns)] for name, row in rows.items())]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    about = ", ".join(f"{key} {value}" for key, value in provenance().items() if key != "commit")
     DOCUMENT.write_text(
         "# Operators\n\n"
         "f: forward, b: backward, d: double backward agree with torch in float64 to a few roundings of the dtype;\n"
         "–: they do not. Written by `python -m benchmarks operators`; the tests run the same cells.\n\n"
-        f"{table}\n\n{about}\n",
+        f"{table}\n\n{about(provenance())}\n",
         encoding="utf-8",
     )
     Console().print(f"{len(rows)} operators, written to {DOCUMENT}")

@@ -7,16 +7,19 @@ that is not installed, or cannot run the model, raises whatever it raises.
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import tritonconv
 
+from .measure import DEVICE
+
 Run = Callable[[], Tensor]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # of ONNX Runtime
 
 
 def channels_last(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
@@ -71,13 +74,27 @@ def onnxruntime(model: nn.Module, x: Tensor, directory: Path) -> Run:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = ort.InferenceSession(_onnx(model, x, directory), options, providers=["CPUExecutionProvider"])
-    feed = {"x": x.numpy()}
-    return lambda: torch.from_numpy(session.run(None, feed)[0])
+    session = ort.InferenceSession(_onnx(model, x, directory), options, providers=[PROVIDERS[DEVICE.type]])
+    if PROVIDERS[DEVICE.type] not in session.get_providers():
+        raise RuntimeError(f"this ONNX Runtime has no {PROVIDERS[DEVICE.type]}")
+    binding = session.io_binding()  # arrays stay on the device that they are on
+    place = DEVICE.type, DEVICE.index or 0
+    binding.bind_input("x", *place, np.float32, x.shape, x.data_ptr())
+    y = torch.empty_like(model(x))
+    binding.bind_output(session.get_outputs()[0].name, *place, np.float32, y.shape, y.data_ptr())
+
+    def run() -> Tensor:
+        session.run_with_iobinding(binding)
+        return y
+
+    return run
 
 
 def openvino(model: nn.Module, x: Tensor, directory: Path) -> Run:
     import openvino as ov
+
+    if DEVICE.type != "cpu":
+        raise RuntimeError(f"OpenVINO does not run on {DEVICE.type}")
 
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -98,14 +115,3 @@ PEERS: dict[str, Callable[[nn.Module, Tensor, Path], Run]] = {
     "ONNX Runtime": onnxruntime,
     "OpenVINO": openvino,
 }
-
-
-def versions() -> dict[str, str | None]:
-    """Of the peers that are installed beside torch."""
-    found = {}
-    for name in ("onnxruntime", "openvino", "onnx"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found

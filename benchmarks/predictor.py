@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ from autotune import files, pictures, quality, store
 from tritonconv import launch, tuning
 from tritonconv.geometry import ConvGeometry
 
+from .comparison import OURS, Row, figure, keep, parser
 from .cpu import CONVOLUTIONS
-from .measure import RESULTS, provenance, save
+from .measure import RESULTS
 
 
 def keys() -> list[dict]:
@@ -35,22 +35,24 @@ def keys() -> list[dict]:
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks predictor", description=__doc__).parse_args(arguments)
+    options = parser("predictor", __doc__).parse_args(arguments)
     console = Console()
     with tempfile.TemporaryDirectory() as folder, store.at(Path(folder)):
         tuning.tune_keys(keys(), torch.device("cpu"), exhaustive=True, console=console)
         entries = files.matching(())
         drawn = pictures.draw(entries, RESULTS)
-    rows = [
-        {
-            "problem": entry["key"],
-            "configs": len(trials := quality.measured_trials(entry)),
-            "best_ms": 1e3 * min(trial["seconds"] for trial in trials),
-            "predicted_over_best": quality.shortfall(trials),
-            "rank_correlation": quality.rank_correlation(trials),
-        }
-        for entry in entries
-    ]
     console.print(quality.table(entries))
-    console.print({k: v for k, v in provenance().items() if v is not None})
-    console.print(f"stored in {save('predictor', rows)}", *drawn)
+    keep("predictor", map(row_of, entries), options, console)
+    console.print(*drawn)
+
+
+def row_of(entry: dict) -> Row:
+    key, trials = entry["key"], quality.measured_trials(entry)
+    name = f"{key['R']}×{key['S']} {key['C']}→{key['K']} @ {key['H']}²"
+    facts = {
+        "problem": key,
+        "configs": len(trials),
+        "best_ms": 1e3 * min(trial["seconds"] for trial in trials),
+        "rank_correlation": quality.rank_correlation(trials),
+    }
+    return Row(key["op"], name, "× the best config's time", {OURS: figure([quality.shortfall(trials)])}, facts=facts)

@@ -68,3 +68,43 @@ def gelu(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + i, mask=i < size)  # [BLOCK]
     tl.store(y_ptr + i, x * 0.5 * (1 + tl.erf(x * 0.7071067811865476)), mask=i < size)
+
+
+@triton.jit
+def fma_chains(y_ptr, steps, BLOCK: tl.constexpr):
+    """8 · steps fused multiply-adds on each of BLOCK numbers that stay in registers. Grid: (programs)."""
+    i = tl.arange(0, BLOCK)
+    x = i.to(tl.float32)
+    for _ in range(steps):
+        for _ in tl.static_range(8):
+            x = x * 0.999 + 0.001
+    tl.store(y_ptr + tl.program_id(0) * BLOCK + i, x)
+
+
+@triton.jit
+def products(y_ptr, steps):
+    """8 · steps integer products, each of which waits for the one before. Grid: (programs)."""
+    x = tl.program_id(0) * 2 + 3
+    for _ in range(steps):
+        for _ in tl.static_range(8):
+            x = x * x
+    tl.store(y_ptr + tl.program_id(0), x)
+
+
+@triton.jit
+def read(x_ptr, y_ptr, steps, BLOCK: tl.constexpr):
+    """y[program] = Σ x over the program's steps · BLOCK numbers, lane by lane. Grid: (programs)."""
+    lane = tl.arange(0, BLOCK)
+    p_x = x_ptr + tl.program_id(0).to(tl.int64) * steps * BLOCK + lane
+    total = tl.zeros((BLOCK,), tl.float32)
+    for _ in range(steps):
+        total += tl.load(p_x)  # [BLOCK]
+        p_x += BLOCK
+    tl.store(y_ptr + tl.program_id(0) * BLOCK + lane, total)
+
+
+@triton.jit
+def copy(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    """y = x, of BLOCK numbers a program. Grid: (programs)."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + i, tl.load(x_ptr + i))  # [BLOCK]

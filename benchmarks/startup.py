@@ -1,132 +1,90 @@
-"""What a start costs on the CPU target: compiling each kernel, finding it on disk, launching it.
+"""What a start costs: import, patch and the first inference of one image, against torch.compile; and each kernel.
 
-Times are the measuring thread's CPU time, so that a busy machine counts for little. Two fresh processes load the same
-kernels: the first with an empty cache on disk, the second with what the first has left there.
+Every first call is in a process of its own; cold, nothing is in the caches on disk, warm, what cold has left there.
+Importing torch and making the network are not counted. The kernels' times are CPU times of one thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import nn
 
-from tritonconv import launch
-from tritonconv.cpu import engine
-from tritonconv.engines import Launch
-from tritonconv.geometry import ConvGeometry, NormGeometry, PoolGeometry
+from . import loading
+from .comparison import OURS, Row, figure, parser, publish
+from .measure import DEVICE
+from .zoo import NETWORKS
 
-from .measure import provenance, save
-
-f32 = torch.float32
-
-# C, size, K, R, stride, padding, groups: LeNet-5, ResNet-50, MobileNetV2
-CONVOLUTIONS = (
-    (1, 28, 6, 5, 1, 2, 1),
-    (6, 14, 16, 5, 1, 0, 1),
-    (3, 224, 64, 7, 2, 3, 1),
-    (64, 56, 64, 3, 1, 1, 1),
-    (64, 56, 256, 1, 1, 0, 1),
-    (128, 56, 128, 3, 2, 1, 1),
-    (512, 7, 512, 3, 1, 1, 1),
-    (96, 56, 96, 3, 1, 1, 96),
-)
-LAUNCHES = 1000
+USUAL = ("LeNet-5", "MobileNetV2", "ResNet-18", "ResNet-50")
+WARM = 3  # starts
+CACHES = "TRITONCONV_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 
 
-def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
-    """Names, launches and tensors' dtypes of the library's kernels, as these networks use them."""
-    for dtype in (f32, torch.bfloat16):
-        for C, H, K, R, stride, padding, groups in CONVOLUTIONS:
-            g = ConvGeometry(1, C, H, H, K, R, R, (stride,) * 2, ((padding,) * 2,) * 2, (1, 1), groups)
-            name = f"{R}×{R} {C}→{K} {str(dtype).removeprefix('torch.')}"
-            if launch.depthwise.takes(g):
-                made = launch.depthwise
-                yield f"fprop {name}", made.fprop_launch("cpu", g, dtype, "relu"), (dtype,) * 4 + (None,) * 5
-                yield f"dgrad {name}", made.dgrad_launch("cpu", g, dtype), (dtype,) * 3
-                yield f"wgrad {name}", made.wgrad_launch("cpu", g, dtype), (dtype, dtype, f32)
-                continue
-            yield f"fprop {name}", launch.conv.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4 + (None,) * 6
-            yield f"dgrad {name}", launch.conv.dgrad_launch("cpu", g, dtype, "ieee", None), (dtype, dtype, None, dtype)
-            yield f"wgrad {name}", launch.conv.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, f32)
-    g = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
-    made = launch.winograd.fprop_launch("cpu", g, f32, "ieee", "relu", threads=2)
-    yield "winograd 3×3 64→64", made, (f32,) * 4 + (None,) * 5 + (f32,)
-    norm = NormGeometry(56 * 56, 64)
-    yield "norm_moments", launch.norm.moments_launch("cpu", norm, f32), (f32,) * 2
-    yield "norm_apply", launch.norm.apply_launch("cpu", norm, f32, 1e-5, "relu"), (f32,) * 5 + (None, f32)
-    sums = launch.norm.backward_sums_launch("cpu", norm, f32, 1e-5, "relu")
-    yield "norm_backward_sums", sums, (f32,) * 6
-    yield "norm_backward", launch.norm.backward_launch("cpu", norm, f32, 1e-5, "relu"), (f32,) * 8 + (None,)
-    g = PoolGeometry(1, 64, 112, 112, 3, 3, (2, 2), (1, 1))
-    yield "max_pool 3×3", launch.pool.max_pool_launch("cpu", g, f32), (f32, f32, torch.int64)
-    dtypes = f32, torch.int64, f32
-    yield "max_pool_backward 3×3", launch.pool.max_pool_backward_launch("cpu", g, f32), dtypes
-    yield "sum_splits", launch.common.sum_splits_launch("cpu", 4, 36864), (f32, f32)
+def patched(model: nn.Module) -> Callable:
+    import tritonconv
+
+    return tritonconv.patch(model)
 
 
-def load_each() -> None:
-    """In a child process: prints the CPU milliseconds that each kernel took to become ready to run, as JSON."""
-    times = {}
-    first = launch.common.sum_splits_launch("cpu", 2, 10)
-    engine.load([engine.request(first, (torch.float16,) * 2)])  # and what is done only once
-    for name, start, dtypes in kernels():
-        before = time.thread_time()
-        engine.load([engine.request(start, dtypes)])
-        times[name] = 1e3 * (time.thread_time() - before)
-    json.dump(times, sys.stdout)
+PEERS = {OURS: patched, "torch.compile": torch.compile}
+# Run in a child without this package, whose import would import tritonconv.
+_IMPORT = "import time, torch; t = time.perf_counter(); import tritonconv; print(time.perf_counter() - t)"
 
 
-def _child(cache: str) -> dict[str, float]:
-    command = [sys.executable, "-c", f"from {__spec__.name} import load_each; load_each()"]
-    run = subprocess.run(command, env=os.environ | {"TRITONCONV_CACHE_DIR": cache}, stdout=subprocess.PIPE, check=True)
-    return json.loads(run.stdout)
+def child(name: str, peer: str) -> None:
+    """Prints the seconds that patching (or what stands for it) and the first and a later call take, as JSON."""
+    model = NETWORKS[name].build().eval().to(DEVICE, memory_format=torch.channels_last)
+    x = torch.randn(1, *NETWORKS[name].input, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    times = [time.perf_counter()]
+    with torch.no_grad():
+        run = PEERS[peer](model)
+        times.append(time.perf_counter())
+        for _ in range(2):
+            run(x)
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+    json.dump([after - before for before, after in zip(times, times[1:], strict=False)], sys.stdout)
 
 
-def launch_microseconds() -> float:
-    """CPU time of the library's launch of one small program, machine code included."""
-    g = ConvGeometry(1, 4, 1, 1, 4, 1, 1)
-    start = launch.conv.fprop_launch("cpu", g, f32, "ieee", "relu")
-    run = engine.bind(start)
-    x, panels, bias, y = torch.zeros(4), torch.zeros(4 * start.constexprs["BN"]), torch.zeros(4), torch.zeros(4)
-    tensors = x, panels, bias, y, *(None,) * 6
-    run(*tensors)
-    rounds = []
-    for _ in range(60):
-        before = time.thread_time()
-        for _ in range(LAUNCHES):
-            run(*tensors)
-        rounds.append((time.thread_time() - before) / LAUNCHES)
-    return 1e6 * min(rounds)
+def _run(code: str, cache: str) -> str:
+    environment = os.environ | dict.fromkeys(CACHES, cache)
+    return subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True).stdout
+
+
+def measure(name: str) -> Iterator[Row]:
+    """Patch and first call, cold and warm."""
+    cold, warm = {}, {}
+    for peer in PEERS:
+        code = f"from {__spec__.name} import child; child({name!r}, {peer!r})"
+        with tempfile.TemporaryDirectory() as cache:
+            cold[peer], *warm[peer] = (json.loads(_run(code, cache)) for _ in range(1 + WARM))
+    yield _row("first inference, cold", name, {peer: [times] for peer, times in cold.items()})
+    yield _row("first inference, warm", name, warm)
+
+
+def _row(group: str, name: str, runs: dict[str, list[list[float]]]) -> Row:
+    figures = {peer: figure([1e3 * (patch + first) for patch, first, _ in times]) for peer, times in runs.items()}
+    parts = {f"{peer}: patch": 1e3 * times[0][0] for peer, times in runs.items()}
+    return Row(group, name, "ms", figures, facts=parts)
+
+
+def imported() -> Row:
+    with tempfile.TemporaryDirectory() as cache:
+        _run(_IMPORT, cache)  # compiles to bytecode
+        times = [1e3 * float(_run(_IMPORT, cache)) for _ in range(WARM)]
+    return Row("import, torch being there", "tritonconv", "ms", {OURS: figure(times)})
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks startup", description=__doc__).parse_args(arguments)
-    with tempfile.TemporaryDirectory() as cache:
-        cold, warm = _child(cache), _child(cache)
-    rows = [{"kernel": name, "cold_ms": cold[name], "warm_ms": warm[name]} for name in cold]
-    summary = {
-        "kernels": len(rows),
-        "cold_ms": {"median": statistics.median(cold.values()), "max": max(cold.values())},
-        "warm_ms": {"median": statistics.median(warm.values()), "max": max(warm.values())},
-        "launch_us": launch_microseconds(),
-    }
-    table = Table("kernel", "compile, ms", "from disk, ms", title="CPU target: start-up, CPU time of one thread")
-    for name in sorted(cold, key=cold.get):
-        table.add_row(name, f"{cold[name]:.0f}", f"{warm[name]:.1f}")
-    for how in ("median", "max"):
-        table.add_row(how, f"{summary['cold_ms'][how]:.0f}", f"{summary['warm_ms'][how]:.1f}", style="bold")
-    console = Console()
-    console.print(table)
-    console.print(f"launch of one small program: {summary['launch_us']:.1f} µs")
-    console.print({k: v for k, v in provenance().items() if v is not None})
-    console.print(f"stored in {save('startup', [summary, *rows])}")
+    options = parser("startup", __doc__, NETWORKS).parse_args(arguments)
+    rows = [row for name in options.only or USUAL for row in measure(name)]
+    rows = [imported(), *sorted(rows, key=lambda row: row.group)]
+    publish("startup", "start", rows + list(loading.measure()), options)

@@ -17,7 +17,8 @@ from torch._inductor import config as inductor
 
 import tritonconv
 
-from .comparison import OURS, Options, Row, compare, publish
+from .comparison import OURS, Row, compare, parser, publish
+from .measure import DEVICE
 from .peers import channels_last
 from .zoo import NETWORKS
 
@@ -70,14 +71,16 @@ def checked(peer: str, model: nn.Module, x: Tensor, want: Tensor) -> Callable[[]
 
 
 def measure(name: str, batch: int, seconds: float) -> Row:
-    model = NETWORKS[name].build()
-    x = torch.randn(batch, *NETWORKS[name].input)
+    model = NETWORKS[name].build().to(DEVICE)
+    x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE)
     want = gradient(*step_of("torch NCHW", model, x))
-    return compare(name, batch, {peer: partial(checked, peer, model, x, want) for peer in PEERS}, seconds)
+    peers = {peer: partial(checked, peer, model, x, want) for peer in PEERS}
+    return compare(f"batch {batch}", name, peers, seconds, {"batch": batch})
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    options = Options.parse("training", arguments, __doc__, batches=(8,))
+    options = parser("training", __doc__, NETWORKS, seconds=3.0, batches=(8,)).parse_args(arguments)
+    names = options.only or NETWORKS
     with inductor.patch(fallback_random=True):  # torch.compile then drops out what torch does
-        rows = [measure(name, batch, options.seconds) for batch in options.batches for name in options.names]
-    publish("training", "training step, fp32: median ms", rows, options)
+        rows = [measure(name, batch, options.seconds) for batch in options.batch for name in names]
+    publish("training", "training step, fp32", rows, options)

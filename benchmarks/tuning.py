@@ -6,7 +6,6 @@ operators of the first. The untuned and the tuned model each run in turns with t
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import tempfile
@@ -21,17 +20,18 @@ from rich.table import Table
 import tritonconv
 from autotune import store
 from tritonconv import choice, tuning
-from tritonconv.timing import interleaved
+from tritonconv.timing import turns
 
-from .measure import provenance, save
+from .comparison import OURS, Row, figure, keep, parser
+from .measure import DEVICE
 from .zoo import NETWORKS
 
 FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
 
 
-def row(name: str, console: Console) -> dict[str, object]:
-    plain = NETWORKS["ResNet-50"].build().eval().to(memory_format=FORMATS[name])
-    x = torch.randn(1, 3, 224, 224).to(memory_format=FORMATS[name])
+def row(name: str, console: Console) -> Row:
+    plain = NETWORKS["ResNet-50"].build().eval().to(DEVICE, memory_format=FORMATS[name])
+    x = torch.randn(1, 3, 224, 224, device=DEVICE).to(memory_format=FORMATS[name])
     model = tritonconv.patch(copy.deepcopy(plain))
     start = time.perf_counter()
     tuned = tritonconv.tune(model, x, console=console)
@@ -51,28 +51,28 @@ def row(name: str, console: Console) -> dict[str, object]:
 
     with tempfile.TemporaryDirectory() as nothing:
         tuning.forget()
-        untuned = interleaved((lambda: plain(x), run(model, Path(nothing))))
+        untuned = _milliseconds(lambda: plain(x), run(model, Path(nothing)))
         tuning.forget()
-        best = interleaved((lambda: plain(x), run(model, found)))
+        best = _milliseconds(lambda: plain(x), run(model, found))
     calls = [outcome.config for outcome in tuned.outcomes if "arguments" in outcome.key]
-    return {
-        "format": name,
+    facts = {
         "problems": len(tuned.outcomes),
         "calls": len(calls),
         "left_to_torch": calls.count(choice.TORCH),
         "tune_s": middle - start,
         "stored_s": again,
-        "torch_ms": 1e3 * best[0],
-        "untuned_ms": 1e3 * untuned[1],
-        "untuned_over_torch": untuned[1] / untuned[0],
-        "tuned_ms": 1e3 * best[1],
-        "tuned_over_torch": best[1] / best[0],
+        "untuned_over_torch": untuned[1][1] / untuned[0][1],
     }
+    return Row("ResNet-50, one image", name, "ms", {OURS: best[1], "torch": best[0]}, facts=facts)
+
+
+def _milliseconds(*runs) -> list[tuple[float, float, float]]:
+    return [figure([1e3 * s for s in mine]) for mine in turns(runs, device=DEVICE)]
 
 
 @torch.no_grad()
 def main(arguments: Sequence[str] = ()) -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks tuning", description=__doc__).parse_args(arguments)
+    options = parser("tuning", __doc__).parse_args(arguments)
     console, rows = Console(), []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITONCONV_CACHE_DIR"] = folder
@@ -82,9 +82,8 @@ def main(arguments: Sequence[str] = ()) -> None:
     headings = "problems", "tuning, s", "again, s", "torch, ms", "untuned ÷ torch", "tuned ÷ torch"
     table = Table("ResNet-50, one image", *headings)
     for r in rows:
-        figures = f"{r['tune_s']:.0f}", f"{r['stored_s']:.1f}", f"{r['torch_ms']:.1f}"
-        ratios = f"{r['untuned_over_torch']:.2f}", f"{r['tuned_over_torch']:.2f}"
-        table.add_row(r["format"], str(r["problems"]), *figures, *ratios)
+        figures = f"{r.facts['tune_s']:.0f}", f"{r.facts['stored_s']:.1f}", f"{r.figures['torch'][1]:.1f}"
+        ratios = f"{r.facts['untuned_over_torch']:.2f}", f"{1 / r.ratio:.2f}"
+        table.add_row(r.name, str(r.facts["problems"]), *figures, *ratios)
     console.print(table)
-    console.print({k: v for k, v in provenance().items() if v is not None})
-    console.print(f"stored in {save('tuning', rows)}")
+    keep("tuning", rows, options, console)

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import platform
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from . import engines
 from .cpu import cache, target
 from .reporting import Printable
 from .sample import call, inference
-from .timing import interleaved
+from .timing import turns
 
 SECONDS = 3.0  # that `bench` measures
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
@@ -60,7 +61,8 @@ def bench(model: nn.Module, sample: tuple[Tensor, ...]) -> Printable:
     """Times the inference of a model, original and patched, in turns for some seconds."""
     ours = tritonconv.patch(copy.deepcopy(model), sample)
     with inference(model), inference(ours):
-        theirs, patched = interleaved((lambda: call(model, sample), lambda: call(ours, sample)), SECONDS)
+        runs = (lambda: call(model, sample)), (lambda: call(ours, sample))
+        theirs, patched = map(statistics.median, turns(runs, SECONDS, device=sample[0].device))
     times = {"torch_ms": 1e3 * theirs, "tritonconv_ms": 1e3 * patched, "torch_divided_by_tritonconv": theirs / patched}
     return Facts(f"{type(model).__name__}, medians", times | {"threads": torch.get_num_threads()})
 

@@ -45,7 +45,8 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     a = torch.ones(size, size, dtype=dtype, device=device)
     source = torch.ones(elements, dtype=dtype, device=device)
     target = torch.empty_like(source)
-    product, copy = map(min, turns((lambda: a @ a, lambda: target.copy_(source)), seconds=0.0, rounds=9, warm=1))
+    runs = (lambda: a @ a), (lambda: target.copy_(source))
+    product, copy = map(min, turns(runs, seconds=0.0, warm=1, device=device))
     return Ceilings(2 * size**3 / product, 2 * elements * dtype.itemsize / copy)
 
 

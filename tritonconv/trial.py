@@ -40,7 +40,8 @@ class Piece:
     def times(self, device: torch.device) -> list[list[float]]:
         """Seconds that torch took, and that we took, in some turns."""
         inputs = [torch.randn_like(x, device=device) for x in self.inputs]
-        return turns((lambda: self.theirs(*inputs), lambda: self.ours(*inputs)), seconds=0.02, rounds=5)
+        runs = (lambda: self.theirs(*inputs)), (lambda: self.ours(*inputs))
+        return turns(runs, seconds=0.02, rounds=5, device=device)
 
 
 def speeds(model: nn.Module, found: Capture, sample: object) -> dict[str, float]:
@@ -51,7 +52,7 @@ def speeds(model: nn.Module, found: Capture, sample: object) -> dict[str, float]
     device = tensors_of(sample)[0].device
     ratios, spent = {}, 0.0
     with inference(model):
-        for fqn, piece in _shown(_pieces(model, found, sample).items()):
+        for fqn, piece in _shown(pieces_of(model, found, sample).items()):
             if spent > SECONDS:
                 break
             theirs, ours = piece.times(device)
@@ -73,7 +74,7 @@ def _shown(items: Collection) -> Iterator:
             progress.update(task, advance=1, refresh=progress.live.is_started)
 
 
-def _pieces(model: nn.Module, found: Capture, sample: object) -> dict[str, Piece]:
+def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Piece]:
     """The sites that are to be patched and that an inference of `sample` reaches."""
     pieces: dict[str, Piece] = {}
     names = {module: fqn for fqn, module in model.named_modules()}

@@ -115,7 +115,7 @@ def test_every_site_is_timed_really(device):
     found = capture(model, lambda fqn, module: True)
     speeds = trial.speeds(model, found, torch.randn(SIZE, device=device))
     assert speeds.keys() == MIXED
-    pieces = trial._pieces(model, found, torch.randn(SIZE, device=device))
+    pieces = trial.pieces_of(model, found, torch.randn(SIZE, device=device))
     assert {fqn: len(piece.inputs) for fqn, piece in pieces.items()} == {"conv": 2, "max_pool2d": 1, "child.conv": 1}
     assert all(ratio > 0 for ratio in speeds.values())
 
