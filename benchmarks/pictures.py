@@ -10,7 +10,8 @@ import matplotlib
 import numpy as np
 
 from . import ceilings
-from .comparison import OURS, rows_of
+from .comparison import OURS, geometric_mean, rows_of
+from .kernels import WINOGRAD
 from .measure import RESULTS, load
 from .tables import BARS
 
@@ -34,6 +35,8 @@ KINDS = {
     "1-D": ("#7f7f7f", "*"),
 }
 LINES = {OURS: (BLUE, "o", "-"), "torch NCHW": (ORANGE, "s", "--"), "torch channels_last": (GREEN, "^", ":")}
+GREY = "#6e7781"
+NOTE = {"textcoords": "offset points", "fontsize": 8.5, "color": GREY}
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -42,6 +45,7 @@ STYLE = {
     "axes.labelcolor": INK,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
+    "axes.titlesize": 11,
     "axes.axisbelow": True,
     "text.color": INK,
     "xtick.color": INK,
@@ -57,19 +61,23 @@ def speedups(stored: dict) -> Figure:
     rows = rows_of(stored)
     groups = list(dict.fromkeys(row.group for row in rows))
     bars = {label: peers for label, peers in BARS.items() if any(row.over(peers) for row in rows)}
-    figure, panels = plt.subplots(len(groups), 1, figsize=(11, 0.9 + 3.2 * len(groups)), squeeze=False)
+    figure, panels = plt.subplots(len(groups), 1, figsize=(12.5, 0.9 + 3.2 * len(groups)), squeeze=False)
     for group, axes in zip(groups, panels[:, 0], strict=True):
         members = [row for row in rows if row.group == group]
         width = 0.84 / len(bars)
         for place, (label, peers) in enumerate(bars.items()):
-            heights = [(row.over(peers) or 1) - 1 for row in members]
-            at = np.arange(len(members)) + (place - (len(bars) - 1) / 2) * width
+            ratios = [row.over(peers) for row in members]
+            heights = [(ratio or 1) - 1 for ratio in (*ratios, geometric_mean(ratios))]
+            at = np.arange(len(heights)) + (place - (len(bars) - 1) / 2) * width
+            at[-1] += 0.3  # the mean stands apart
             axes.bar(at, heights, 0.92 * width, bottom=1, label=label, color=COLOURS[label])
         axes.axhline(1, color=INK, linewidth=1)
         axes.set_title(group)
         axes.set_ylabel("their time ÷ ours")
         _ratios(axes, [row.over(peers) for row in members for peers in bars.values()])
-        axes.set_xticks(range(len(members)), [row.name.replace(" ", "\n", 1) for row in members], fontsize=8.5)
+        names = [*(_broken(row.name) for row in members), "geometric\nmean"]
+        axes.set_xticks([*range(len(members)), len(members) + 0.3], names, fontsize=8.5)
+        axes.axvline(len(members) - 0.35, color="#d0d7de", linewidth=1, zorder=0)
         axes.tick_params(axis="x", length=0)
         axes.margins(x=0.01)
         axes.grid(axis="y")
@@ -77,6 +85,11 @@ def speedups(stored: dict) -> Figure:
     figure.legend(*legend, ncols=len(bars), loc="upper left", bbox_to_anchor=(0.05, 1))
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
     return figure
+
+
+def _broken(name: str) -> str:
+    """Into lines that fit beside their neighbours."""
+    return name.replace(" ", "\n") if len(name) < 12 or " " in name else name.replace("-", "-\n")
 
 
 def _ratios(axes: Axes, ratios: Sequence[float | None]) -> None:
@@ -94,42 +107,50 @@ def roofline(stored: dict) -> Figure:
     """Each block's rate over its intensity, under the ceilings of cores, caches and memory."""
     limit = ceilings.of_json(stored["ceilings"])
     rows = [row for row in rows_of(stored) if row.group == "forward" and OURS in row.figures and row.facts["flops"]]
+    points = [
+        (row, row.facts["flops"] / row.facts["bytes"], row.facts["flops"] / row.figures[OURS][1] / 1e6) for row in rows
+    ]
+    x = np.geomspace(min(x for _, x, _ in points) / 1.5, max(x for _, x, _ in points) * 1.6, 200)
     figure, axes = plt.subplots(figsize=(11, 6.4))
-    intensities = [row.facts["flops"] / row.facts["bytes"] for row in rows]
-    x = np.geomspace(min(intensities) / 1.5, max(intensities) * 1.6, 200)
-    for size, rate in limit.bandwidth.items():
-        axes.plot(x, np.minimum(x * rate, limit.flops) / 1e9, color="#8c959f", linewidth=1)
-        corner = limit.flops / rate
-        place = max(min(corner * 0.55, corner - 0.1), x[0])
-        _note(axes, f"{rate / 1e9:.0f} GB/s on {size // ceilings.MIB} MiB", (place, place * rate / 1e9))
-    _note(axes, f"{limit.flops / 1e9:.0f} GFLOP/s: multiply-adds in registers", (x[-1], limit.flops / 1e9))
     for kind, (colour, marker) in KINDS.items():
-        for winograd in (False, True):
+        for algorithm, face in {kind: colour, f"{kind}, Winograd": "none"}.items():
             mine = [
-                (intensity, row.facts["flops"] / row.figures[OURS][1] / 1e6)
-                for row, intensity in zip(rows, intensities, strict=True)
-                if row.facts["kind"] == kind and (row.facts["algorithm"] == "Winograd") == winograd
+                (x, y)
+                for row, x, y in points
+                if row.facts["kind"] == kind and (row.facts["algorithm"] == "Winograd") == (algorithm != kind)
             ]
             if mine:
-                face = "none" if winograd else colour
-                label = f"{kind}, Winograd" if winograd else kind
-                look = {"marker": marker, "facecolors": face, "edgecolors": colour, "alpha": 0.85, "label": label}
-                axes.scatter(*zip(*mine, strict=True), 34, **look)
+                look = {"marker": marker, "facecolors": face, "edgecolors": colour, "label": algorithm}
+                axes.scatter(*zip(*mine, strict=True), 34, alpha=0.8, **look)
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="GFLOP/s", xlim=(x[0], x[-1]))
-    axes.set_ylim(bottom=0.5, top=limit.flops / 1e9 * 6)
+    axes.set_ylim(min(y for _, _, y in points) / 2, WINOGRAD * limit.flops / 1e9 * 1.8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
     axes.grid()
     axes.legend(loc="lower right", ncols=2, fontsize=9)
-    axes.set_title("Inference of one image: every block of the networks; hollow marks do fewer multiplications")
+    axes.set_title("Inference of one image, block by block, under the machine's ceilings")
     figure.tight_layout()
+    _ceilings(axes, limit, x)
     return figure
 
 
-def _note(axes: Axes, text: str, place: tuple[float, float]) -> None:
-    """Above a ceiling, left of `place`."""
-    axes.annotate(text, place, (-5, 4), textcoords="offset points", ha="right", fontsize=8.5, color="#57606a")
+def _ceilings(axes: Axes, limit: ceilings.Ceilings, x: np.ndarray) -> None:
+    """Lines, each with its name along it; those of memories that are passed by a larger one's are not drawn."""
+    sizes: dict[float, int] = {}
+    for size in limit.bandwidth:
+        sizes[limit.bytes_per_second(size)] = size
+    for rate, size in sizes.items():
+        axes.plot(x, np.minimum(x * rate, limit.flops) / 1e9, color=GREY, linewidth=1)
+        start = max(x[0], axes.get_ylim()[0] * 1e9 / rate) * 1.15
+        ends = axes.transData.transform([(start, start * rate / 1e9), (2 * start, 2 * start * rate / 1e9)])
+        angle = float(np.degrees(np.arctan2(*(ends[1] - ends[0])[::-1])))
+        text = f"{rate / 1e9:.0f} GB/s up to {size // ceilings.MIB} MiB"
+        axes.annotate(text, (start, start * rate / 1e9), (-3, 4), rotation=angle, rotation_mode="anchor", **NOTE)
+    axes.plot(x, np.full_like(x, WINOGRAD * limit.flops / 1e9), "--", color=GREY, linewidth=1)
+    for times, text in {1: "multiply-adds in registers", WINOGRAD: "a quarter of the products: Winograd's"}.items():
+        peak = times * limit.flops / 1e9
+        axes.annotate(f"{peak:.0f} GFLOP/s: {text}", (x[-1], peak), (-4, 4), ha="right", **NOTE)
 
 
 def scaling(stored: dict) -> Figure:

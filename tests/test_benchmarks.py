@@ -1,7 +1,5 @@
 """What the benchmarks launch are the library's kernels as they are now; no time is judged here."""
 
-import time
-
 import pytest
 import torch
 
@@ -36,15 +34,23 @@ def test_functions_take_turns():
     assert calls == ["a", "b"] * 5 and [len(mine) for mine in times] == [3, 3]
 
 
-def test_a_short_function_is_called_often_in_its_turn_and_a_long_one_once():
-    calls = []
+def test_a_short_function_is_called_often_in_its_turn_and_a_long_one_once(monkeypatch):
+    calls, took = [], {"short": 0.003, "long": 0.02}
 
-    def function(name, seconds):
+    def seconds(function, count, device):
+        name = [function() for _ in range(count)][0]
+        calls.append((name, count))
+        return took[name]
+
+    def function(name):
         calls.append(name)
-        time.sleep(seconds)
+        return name
 
-    timing.turns((lambda: function("short", 0), lambda: function("long", 0.02)), 0, rounds=2, warm=1, least=0.01)
-    assert calls.count("long") == 3 and calls.count("short") > 2 * 3
+    monkeypatch.setattr(timing, "_seconds", seconds)
+    functions = (lambda: function("short")), (lambda: function("long"))
+    times = timing.turns(functions, 0, rounds=1, warm=1, least=0.01)
+    warmed, turn = ["short", ("short", 1), "long", ("long", 1)], ["short"] * (3 + 3) + [("short", 3), "long", ("long", 1)]
+    assert calls == warmed + turn and times == [[0.003], [0.02]]
 
 
 def test_a_gpu_is_timed_by_its_own_events(monkeypatch):

@@ -32,9 +32,8 @@ def turns(
         called once.
     device: where the functions work. A GPU's own clock times what runs there.
     """
-    for _ in range(warm):
-        spent = [_seconds(function, 1, device) for function in functions]
-    calls = [int(least / once) for once in spent]
+    warmed = [[_seconds(function, 1, device) for function in functions] for _ in range(warm)]
+    calls = [int(least / min(once)) for once in zip(*warmed, strict=True)]
     times: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
     while len(times[0]) < rounds or time.perf_counter() < end:
