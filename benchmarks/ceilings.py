@@ -28,11 +28,12 @@ _BLOCKS = (64, 128, 256, 1024)  # lanes: too few leave the units waiting, too ma
 
 @dataclass(frozen=True)
 class Ceilings:
-    """flops: FLOP/s. bandwidth: byte/s by bytes at work, ascending. ghz: a core's clock, None on GPUs."""
+    """flops: FLOP/s. bandwidth: byte/s by bytes at work, ascending. ghz: the clock of each thread, None on GPUs."""
 
     flops: float
     bandwidth: dict[int, float]
     ghz: float | None
+    threads: int
 
     def bytes_per_second(self, size: int) -> float:
         """Of what works on `size` bytes: the best rate measured on as many or more."""
@@ -46,7 +47,7 @@ class Ceilings:
         rates = ", ".join(f"{rate / 1e9:.0f} GB/s on {size // MIB} MiB" for size, rate in self.bandwidth.items())
         text = f"{self.flops / 1e9:.0f} GFLOP/s, {rates}"
         if self.ghz:
-            per_cycle = self.flops / self.ghz / 1e9 / torch.get_num_threads()
+            per_cycle = self.flops / self.ghz / 1e9 / self.threads
             text += f"; {self.ghz:.2f} GHz, so {per_cycle:.1f} FLOPs per cycle and thread"
         return text
 
@@ -55,7 +56,7 @@ class Ceilings:
 
 
 def of_json(stored: dict) -> Ceilings:
-    return Ceilings(stored["flops"], {int(size): rate for size, rate in stored["bandwidth"].items()}, stored["ghz"])
+    return Ceilings(**stored | {"bandwidth": {int(size): rate for size, rate in stored["bandwidth"].items()}})
 
 
 def _bound(kernel: JITFunction, programs_: int, *sizes: int, **constexprs: int) -> Callable[..., None]:
@@ -117,4 +118,4 @@ def _ghz() -> float | None:
 
 def measure() -> Ceilings:
     """Takes about two seconds."""
-    return Ceilings(_flops(), {size: _bandwidth(size) for size in SIZES}, _ghz())
+    return Ceilings(_flops(), {size: _bandwidth(size) for size in SIZES}, _ghz(), torch.get_num_threads())

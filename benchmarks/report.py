@@ -14,7 +14,7 @@ from string import Template
 from . import ceilings, pictures
 from .comparison import geometric_mean, rows_of
 from .measure import RESULTS, about, load
-from .tables import TABLES, Table, kernel_loading, of_layers, ratio
+from .tables import TABLES, Table, kernel_loading, medians, of_layers, ratio
 
 PAGE = Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
 
@@ -52,7 +52,13 @@ SECTIONS = (
         ("roofline",),
         of_layers,
     ),
-    Section("scaling", "How it scales", "A 3×3 convolution with batch norm and ReLU; 64 channels, 56².", ("scaling",)),
+    Section(
+        "scaling",
+        "How it scales",
+        "A 3×3 convolution with batch norm and ReLU; 64 channels, 56²; bands are the middle half of what was measured.",
+        ("scaling",),
+        medians,
+    ),
     Section("cpu", "Triton programs on the CPU target", "Programs that are not ours, and plain layers, against torch."),
     Section("memory", "Memory of a training step", "In MiB; the ratio is the best other peer's over ours."),
     Section("startup", "Starting", "Patch and first inference of one image, each in a process of its own."),
@@ -95,7 +101,7 @@ def section_html(section: Section, folder: Path) -> str:
         return ""
     parts = [f'<section id="{section.benchmark}"><h2>{section.title}</h2>', f"<p>{html.escape(section.text)}</p>"]
     parts += [_picture(name, folder) for name in section.pictures]
-    parts += [table.html() for table in TABLES[section.benchmark](found)]
+    parts += [table.html() for table in TABLES.get(section.benchmark, lambda stored: [])(found)]
     if "ceilings" in found:
         parts.append(f"<p>Ceilings: {html.escape(str(ceilings.of_json(found['ceilings'])))}.</p>")
     if section.benchmark == "startup":

@@ -21,7 +21,7 @@ def stored(*rows, benchmark="networks", **more):
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """A folder of results of two layers and two networks, in place of what is stored."""
-    limit = ceilings.Ceilings(2e11, {ceilings.MIB: 1e11, 8 * ceilings.MIB: 8e10, 512 * ceilings.MIB: 2e10}, 3.5)
+    limit = ceilings.Ceilings(2e11, {ceilings.MIB: 1e11, 8 * ceilings.MIB: 8e10, 512 * ceilings.MIB: 2e10}, 3.5, 2)
     block = {"networks": ["net"], "flops": 2_000_000, "bytes": 100_000, "least_ms": 0.5}
     layers = (
         row((1, 1, 1), group="forward", name="3×3", kind="3×3", algorithm="Winograd", **block),
@@ -143,7 +143,7 @@ def test_the_report_has_every_row_and_marks_the_slower_ones(results):
 
 
 def test_shares_are_of_the_ceilings():
-    limit = ceilings.Ceilings(1e11, {ceilings.MIB: 1e11, 8 * ceilings.MIB: 5e10, 512 * ceilings.MIB: 1e10}, None)
+    limit = ceilings.Ceilings(1e11, {ceilings.MIB: 1e11, 8 * ceilings.MIB: 5e10, 512 * ceilings.MIB: 1e10}, None, 2)
     assert limit.bytes_per_second(1) == 1e11 and limit.bytes_per_second(2 * ceilings.MIB) == 5e10
     assert limit.bytes_per_second(10**10) == 1e10
     assert limit.least(10**9, 1000) == pytest.approx(0.01) and limit.least(1, 10**9) == pytest.approx(0.1)
