@@ -97,8 +97,9 @@ def compare(
     seconds: float,
     facts: Mapping[str, object] | None = None,
     least: float = LEAST,
+    rounds: int = 5,
 ) -> Row:
-    """Times, in milliseconds, what the values of `peers` return. A peer that raises is left out."""
+    """Times, in milliseconds, what the values of `peers` return, having run it. A peer that raises is left out."""
     torch._dynamo.reset()  # a network's graphs are of no use to the next
     runs, left_out = {}, {}
     for peer, prepare in peers.items():
@@ -109,7 +110,7 @@ def compare(
     gc.collect()
     gc.disable()  # what a collection takes would fall to whoever's turn it is
     try:
-        times = turns(tuple(runs.values()), seconds, rounds=5, settle=SETTLE, least=least, device=DEVICE)
+        times = turns(tuple(runs.values()), seconds, rounds, warm=1, settle=SETTLE, least=least, device=DEVICE)
     finally:
         gc.enable()
     figures = {peer: figure([1e3 * s for s in mine]) for peer, mine in zip(runs, times, strict=True)}

@@ -8,17 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .measure import RESULTS, about, load
-from .tables import TABLES, kernel_loading
+from .tables import TABLES, kernel_loading, minutes
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+MORE = {
+    "loading": lambda: kernel_loading(load(RESULTS / "startup.json")),
+    "minutes": lambda: minutes(map(load, sorted(RESULTS.glob("*.json")))).markdown(),
+}
+
 
 def figures(name: str) -> str:
-    """The tables of a benchmark, and where they come from; of "loading", a sentence. Raises KeyError for another."""
-    if name == "loading":
-        return kernel_loading(load(RESULTS / "startup.json"))
+    """The tables of a benchmark, and where they come from; or what `MORE` has. Raises KeyError for another name."""
+    if name in MORE:
+        return MORE[name]()
     stored = load(RESULTS / f"{name}.json")
     tables = "\n\n".join(table.markdown() for table in TABLES[name](stored))
     return f"{tables}\n\n<sub>{about(stored)}</sub>"

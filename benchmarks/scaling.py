@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from .comparison import OURS, Row, compare, parser, publish
 from .measure import DEVICE
+from .networks import checked
 from .peers import eager, eager_channels_last, ours
 from .zoo.layers import conv_bn
 
@@ -51,8 +53,8 @@ def threads(count: int | None) -> Iterator[None]:
 def measure(axis: str, value: int, block: Block, seconds: float) -> Row:
     model = nn.Sequential(*conv_bn(block.C, block.C)).eval().to(DEVICE)
     x = torch.randn(block.N, block.C, block.H, block.H, device=DEVICE)
-    peers: dict[str, Callable] = {peer: lambda make=make: make(model, x, None) for peer, make in PEERS.items()}
     with threads(block.threads):
+        peers = {peer: partial(checked, make, model, x, None, model(x)) for peer, make in PEERS.items()}
         facts = {"value": value, "flops": block.flops}
         return compare(axis, str(value), peers, seconds, facts, LEAST)
 

@@ -35,7 +35,7 @@ def patched(model: nn.Module) -> Callable:
 
 PEERS = {OURS: patched, "torch.compile": torch.compile}
 # Run in a child without this package, whose import would import tritonconv.
-_IMPORT = "import time, torch; t = time.perf_counter(); import tritonconv; print(time.perf_counter() - t)"
+_IMPORT = "import time, torch; t = time.perf_counter(); from tritonconv import patch; print(time.perf_counter() - t)"
 
 
 def child(name: str, peer: str) -> None:
@@ -80,7 +80,7 @@ def imported() -> Row:
     with tempfile.TemporaryDirectory() as cache:
         _run(_IMPORT, cache)  # compiles to bytecode
         times = [1e3 * float(_run(_IMPORT, cache)) for _ in range(WARM)]
-    return Row("import, torch being there", "tritonconv", "ms", {OURS: figure(times)})
+    return Row("import", "tritonconv.patch, beyond torch", "ms", {OURS: figure(times)})
 
 
 def main(arguments: Sequence[str] = ()) -> None:

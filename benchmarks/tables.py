@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .comparison import OURS, Row, geometric_mean, rows_of
@@ -153,6 +153,15 @@ def kernel_loading(stored: dict) -> str:
         f"A kernel compiles in {middle['compile a kernel']:.0f} ms (median of {count}), loads from disk in "
         f"{middle['load it from disk']:.1f} ms, and a launch costs {middle['launch']:.1f} µs of Python."
     )
+
+
+def minutes(stored: Iterable[dict]) -> Table:
+    """What each benchmark took, and when."""
+    lines = [
+        (f"`{one['benchmark']}`", number(one["seconds"] / 60), one["commit"], one["date"][:10])
+        for one in sorted(stored, key=lambda one: one["benchmark"])
+    ]
+    return Table("", ("as stored", "minutes", "commit", "date"), tuple(lines))
 
 
 # The tables of each benchmark.

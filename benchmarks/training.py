@@ -75,7 +75,7 @@ def measure(name: str, batch: int, seconds: float) -> Row:
     x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE)
     want = gradient(*step_of("torch NCHW", model, x))
     peers = {peer: partial(checked, peer, model, x, want) for peer in PEERS}
-    return compare(f"batch {batch}", name, peers, seconds, {"batch": batch})
+    return compare(f"batch {batch}", name, peers, seconds, {"batch": batch}, rounds=3)
 
 
 def main(arguments: Sequence[str] = ()) -> None:

@@ -55,6 +55,11 @@ def test_documents_take_their_figures_from_what_is_stored(results):
     assert readme.rendered(text) == text
 
 
+def test_documents_tell_what_each_benchmark_took(results):
+    text = readme.rendered("<!-- figures: minutes -->\n<!-- end -->")
+    assert [line.split(" | ")[0] for line in text.splitlines()[3:-1]] == ["| `kernels`", "| `networks`", "| `scaling`"]
+
+
 def test_results_of_another_schema_are_refused(tmp_path):
     path = tmp_path / "networks.json"
     path.write_text('{"schema": 99}')
