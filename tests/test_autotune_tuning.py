@@ -41,7 +41,7 @@ class Network(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(2, 4, 3, padding=1)
         self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.MaxPool2d(2, 1)  # whose windows overlap: no convolution takes it in
         self.norm = nn.BatchNorm2d(4)
         self.drop = nn.Dropout()
 
@@ -171,6 +171,16 @@ def test_asymmetric_padding_can_be_tuned():
     assert tuned.count("measured") == len(tuned.outcomes)
 
 
+def test_a_convolution_that_pools_can_be_tuned():
+    model = tritonconv.patch(nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2)))
+    tuned = quietly(model, torch.randn(1, 1, 9, 13))  # an output of 5 × 7, whose last row and column are in no window
+    calls = [o.key["options"] for o in tuned.outcomes if o.key["op"] == "conv2d"]
+    assert calls
+    assert all(options["activation"] == "relu" and [*options["max_pool"]] == [2, 2] for options in calls)
+    assert {"fprop", "wgrad", "max_pool"} <= set(ops(o.key for o in tuned.outcomes))
+    assert tuned.count("measured") == len(tuned.outcomes)
+
+
 @pytest.fixture
 def called(monkeypatch):
     """The public functions whose kernels are called."""
@@ -249,7 +259,7 @@ def test_bad_input_raises_torchs_own_error_and_lists_are_as_good_as_tuples():
         with pytest.raises(Exception) as want:  # noqa: B017
             tritonconv.unpatch(copy.deepcopy(model)).first(bad)
         assert (type(got.value), str(got.value)) == (type(want.value), str(want.value))
-    model.pool.kernel_size = [2, 2]
+    model.pool.kernel_size = model.pool.stride = [2, 2]
     x = integers(SIZE, torch.float32)
     assert torch.equal(model.pool(x), F.max_pool2d(x, 2))
 

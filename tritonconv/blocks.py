@@ -13,7 +13,9 @@ from torch.nn.modules import module as _module
 from . import calls, repeat
 from . import nn as modules
 from .choice import faster
+from .geometry import Pair
 from .ops import activations
+from .ops.support import pair
 
 # The activations that are modules, as text; a module is asked at every call, since its numbers may change.
 ACTIVATION_MODULES = {
@@ -36,9 +38,10 @@ def _name(activation: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class ConvBlock:
-    """Convolution, bias, batch norm, the addition of a residual, activation.
+    """Convolution, bias, batch norm, the addition of a residual, activation, max-pooling.
 
-    `activation` is its text; `activation_module` is None where the forward calls a function instead.
+    `activation` is its text; `activation_module` is None where the forward calls a function instead. Of `window` and
+    `pool_module` likewise one is None, or both without pooling. `pool_first`: whether the activation comes last.
     """
 
     conv: str
@@ -46,15 +49,27 @@ class ConvBlock:
     residual: bool = False
     activation: str | None = None
     activation_module: str | None = None
+    window: Pair | None = None
+    pool_module: str | None = None
+    pool_first: bool = False
+
+    @property
+    def pools(self) -> bool:
+        return self.window is not None or self.pool_module is not None
 
     @property
     def pattern(self) -> str:
-        parts = "conv2d", self.norm and "batch_norm", self.residual and "add", _name(self.activation)
+        last = self._ordered(_name(self.activation), self.pools and "max_pool2d")
+        parts = "conv2d", self.norm and "batch_norm", self.residual and "add", *last
         return "+".join(part for part in parts if part)
 
     @property
     def members(self) -> tuple[str, ...]:
-        return tuple(path for path in (self.conv, self.norm, self.activation_module) if path is not None)
+        paths = self.conv, self.norm, *self._ordered(self.activation_module, self.pool_module)
+        return tuple(path for path in paths if path is not None)
+
+    def _ordered(self, activation, pool) -> tuple:
+        return (pool, activation) if self.pool_first else (activation, pool)
 
 
 @dataclass(frozen=True)
@@ -159,6 +174,24 @@ def _pooling(function: str, *attributes: str) -> Callable[[nn.Module, Tensor], T
     return run
 
 
+def side_by_side(
+    kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+) -> Pair | None:
+    """The windows of a max-pooling that a convolution's kernel can do; None where it cannot: its windows lie side by
+    side, and what remains at the edges is in none."""
+    window = pair(kernel_size)
+    stride = window if stride in (None, [], ()) else pair(stride)
+    plain = stride == window and pair(padding) == (0, 0) and pair(dilation) == (1, 1)
+    return window if plain and ceil_mode is False and return_indices is False else None
+
+
+def window_of(pool: nn.MaxPool2d) -> Pair | None:
+    """`side_by_side`, of a module."""
+    return side_by_side(
+        pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices
+    )
+
+
 def _run(activation: nn.Module | str | None, value: Tensor) -> Tensor:
     if isinstance(activation, str):
         return activations.activation(activations.canonical(activation)).apply(value)
@@ -171,19 +204,30 @@ def conv_block(
     activation: nn.Module | str | None,
     input: Tensor,
     residual: Tensor | None = None,
+    pool: nn.MaxPool2d | Pair | None = None,
+    pool_first: bool = False,
 ) -> Tensor:
     """A fused `ConvBlock` of a rewritten forward. A hook needs the values in between, so they then run one by one."""
     text = activation_text(activation)
-    members = (module for module in (conv, norm, activation) if isinstance(module, nn.Module))
+    members = (module for module in (conv, norm, activation, pool) if isinstance(module, nn.Module))
+    window = window_of(pool) if isinstance(pool, nn.Module) else pool
     fusable = text != "" and conv.padding_mode == "zeros" and (residual is None or isinstance(residual, Tensor))
-    if not fusable or any(map(intercepted, members)) or (norm is not None and input.dim() != 4):
+    fusable = fusable and (pool is None or window is not None) and (norm is None or input.dim() == 4)
+    if not fusable or any(map(intercepted, members)):
         value = conv(input) if norm is None else norm(conv(input))
-        return _run(activation, value if residual is None else value + residual)
-    repeated = repeat.inference(conv, norm, text, input, residual)
+        value = value if residual is None else value + residual
+        return _run(activation, _pooled(pool, value)) if pool_first else _pooled(pool, _run(activation, value))
+    repeated = repeat.inference(conv, norm, text, input, residual, window)
     if repeated is not None:
         return repeated
-    op, arguments, options = calls.convolution(conv, norm, input, residual, text)
+    op, arguments, options = calls.convolution(conv, norm, input, residual, text, window)
     return faster(op, *arguments, **options)
+
+
+def _pooled(pool: nn.MaxPool2d | Pair | None, value: Tensor) -> Tensor:
+    if isinstance(pool, tuple):
+        return faster("max_pool2d", value, pool)
+    return value if pool is None else pool(value)
 
 
 def activated_block(module: nn.Module, activation: nn.Module | str, *args, **kwargs) -> Tensor:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .geometry import Pair
+
 Call = tuple[str, tuple, dict]
 
 
 def convolution(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d | None, input: Tensor, residual: Tensor | None, activation: str | None
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d | None,
+    input: Tensor,
+    residual: Tensor | None,
+    activation: str | None,
+    max_pool: Pair | None = None,
 ) -> Call:
-    """activation(norm(conv(input)) + residual). In training it counts the batch."""
+    """activation(norm(conv(input)) + residual), max-pooled in windows side by side. In training it counts the batch."""
     window = conv.stride, conv.padding, conv.dilation, conv.groups
     options = {"residual": residual, "activation": activation}
+    if max_pool is not None:
+        options["max_pool"] = max_pool
     if norm is None:
         return "conv2d", (input, conv.weight, conv.bias, *window), options
     return "conv2d_batch_norm", (input, conv.weight, conv.bias, *statistics(norm), *window), options

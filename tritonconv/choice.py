@@ -39,9 +39,10 @@ def torchs(op: str) -> Callable:
     """torch's own functions for `functional.<op>`, one after the other."""
     function = _conv2d_batch_norm if op == "conv2d_batch_norm" else getattr(F, op)
 
-    def run(*args, residual: Tensor | None = None, activation: str | None = None, **options):
+    def run(*args, residual: Tensor | None = None, activation: str | None = None, max_pool=None, **options):
         text = None if activation is None else activations.canonical(activation)
-        return finish(function(*args, **options), residual, text)
+        y = finish(function(*args, **options), residual, text)
+        return y if max_pool is None else F.max_pool2d(y, max_pool)
 
     return run
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .ops import avg_pool, conv, conv_transpose, max_pool, norm
+from .ops import avg_pool, conv, conv_pool, conv_transpose, norm
 from .ops import conv1d as one_dimensional
+from .ops import max_pool as maxima
 
 
 def conv2d(
@@ -25,14 +26,19 @@ def conv2d(
     *,
     residual: Tensor | None = None,
     activation: str | None = None,
+    max_pool: int | tuple[int, int] | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d`, followed by an addition and an activation in the same kernel.
+    """`torch.nn.functional.conv2d`, followed by an addition, an activation and max-pooling in the same kernel.
 
     input [N, C, H, W] or [C, H, W]; weight [K, C/groups, R, S]; bias [K]; residual [N, K, P, Q]; all float16, bfloat16,
     float32 or float64, under autocast in its dtype. Returns [N, K, P, Q] (or [K, P, Q]) in the memory format that torch
     would choose.
     activation: None, "relu", "relu6", "sigmoid", "tanh", "hardsigmoid", "silu", "hardswish", "gelu", "gelu_tanh",
     "leaky_relu" or "elu", the last two also with their number, "leaky_relu(0.2)"; another raises ValueError.
+    max_pool: the windows of `max_pool2d`, which lie side by side: P and Q are divided by them, rounded down. If the
+    activation never falls, and without a residual, the maximum is taken before it and what is not one never goes to
+    memory; in training a byte is kept of each maximum. Its place is chosen before the activation: of outputs that
+    differ, but whose activations round to the same, the greatest has the gradient, where in torch it is the first.
 
     Sums are kept in float32 (float64 for float64); TF32 products are used only where
     `torch.backends.cudnn.conv.fp32_precision` allows them. The result is the same, bit by bit, each time.
@@ -40,7 +46,8 @@ def conv2d(
     times as large, and where torch makes an output infinite or NaN, it may do so to the tile of 4 × 4 around it.
     Derivatives of every order are supported.
     """
-    return conv.conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation)
+    problem = input, weight, bias, stride, padding, dilation, groups, residual, activation
+    return conv.conv2d(*problem) if max_pool is None else conv_pool.conv2d_max_pool(*problem, max_pool)
 
 
 def conv1d(
@@ -96,17 +103,18 @@ def conv2d_batch_norm(
     *,
     residual: Tensor | None = None,
     activation: str | None = None,
+    max_pool: int | tuple[int, int] | None = None,
 ) -> Tensor:
     """activation(batch_norm(conv2d(input)) + residual): `torch.nn.functional.batch_norm` behind `conv2d` above.
 
     running_mean, running_var, gamma, beta [K], of the input's dtype, or float32 beside a half type.
     Without `training` all is one kernel if no gradient is asked for. In training the convolution leaves the statistics
     of its output beside it, merged without loss to cancellation (Chan, Golub and LeVeque 1983), and one more pass does
-    the rest; the running statistics are updated as torch does.
+    the rest, but for max-pooling; the running statistics are updated as torch does.
     """
     return norm.conv2d_batch_norm(
         input, weight, bias, stride, padding, dilation, groups,
-        running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation,
+        running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool,
     )  # fmt: skip
 
 
@@ -168,7 +176,7 @@ def max_pool2d(
     NaN wins, the first of equal maxima is the one chosen, and with `return_indices` its place h·W + w comes along as
     int64. The gradient is gathered in a fixed order: the same, bit by bit, each time.
     """
-    return max_pool.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return maxima.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def adaptive_max_pool2d(
@@ -178,7 +186,7 @@ def adaptive_max_pool2d(
 
     Otherwise as `max_pool2d`.
     """
-    return max_pool.adaptive_max_pool2d(input, output_size, return_indices)
+    return maxima.adaptive_max_pool2d(input, output_size, return_indices)
 
 
 def max_unpool2d(
@@ -194,7 +202,7 @@ def max_unpool2d(
     Where indices repeat, as those of overlapping windows may, one of their values stays, and which may vary; under
     `torch.use_deterministic_algorithms` torch refuses the call. The gradient reaches every one.
     """
-    return max_pool.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
+    return maxima.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
 
 
 def avg_pool2d(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 Pair = tuple[int, int]
@@ -106,6 +106,14 @@ class ConvGeometry:
     @property
     def taps(self) -> int:
         return self.R * self.S
+
+    def firsts(self, window: Pair) -> ConvGeometry:
+        """The convolution that computes the first output of each whole window of outputs, as they lie side by side."""
+        (top, bottom), (left, right) = self.padding
+        stride = self.stride[0] * window[0], self.stride[1] * window[1]
+        # The outputs that are in no window do not count.
+        bottom, right = bottom - self.stride[0] * (self.P % window[0]), right - self.stride[1] * (self.Q % window[1])
+        return replace(self, stride=stride, padding=((top, bottom), (left, right)))
 
     def gemm(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of the GEMM behind "fprop", "dgrad" or "wgrad", for one group.

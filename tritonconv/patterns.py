@@ -21,7 +21,10 @@ from .blocks import (
     PoolBlock,
     activation_text,
     intercepted,
+    side_by_side,
+    window_of,
 )
+from .ops.activations import is_monotone
 from .reporting import Status
 
 # How a graph calls them: functions, and methods by their name.
@@ -75,12 +78,13 @@ def matches(
     """The blocks of a traced forward of `module`. `leaves`: the children that may be swapped; `accept(node)`: why the
     call of a function may not, or ""."""
     taken: set[fx.Node] = set()
+    refused = {node for node in graph.nodes if _refused(module, node, leaves, accept)}
     for node in graph.nodes:
         if node in taken:
             continue
         if node.op == "call_module" and (child := module.get_submodule(node.target)) in leaves:
             kind, extensions = KINDS[type(child)]
-            match = _extend(module, Match(kind(node.target), (node,)), extensions, taken)
+            match = _extend(module, Match(kind(node.target), (node,)), extensions, taken | refused)
             if match.status == "swapped" and type(child) not in LEAVES:
                 continue
         elif node.op == "call_function" and node.target in _POOL_CALLS:
@@ -104,6 +108,19 @@ def _extend(module: nn.Module, match: Match, extensions: dict[str, Callable], ta
             return replace(match, reason=f"{what} not fused: a hook wants the value before it")
         match = longer[0]
     return match
+
+
+def _is_pooling(module: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(module.get_submodule(node.target)) is nn.MaxPool2d
+    return node.op == "call_function" and _POOL_CALLS.get(node.target) == "max_pool2d"
+
+
+def _refused(module: nn.Module, node: fx.Node, leaves: Container[nn.Module], accept: Callable) -> bool:
+    """Whether `node` is a max-pooling that is to be left alone."""
+    if not _is_pooling(module, node):
+        return False
+    return module.get_submodule(node.target) not in leaves if node.op == "call_module" else bool(accept(node))
 
 
 def _with_norm(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
@@ -133,12 +150,39 @@ def _with_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | 
     return _longer(match, user, activation=text, activation_module=user.target if user.op == "call_module" else None)
 
 
+def _with_pool(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    """Max-pooling, if the activation before it never falls, so that both orders give the same."""
+    if match.residual is not None or not (match.block.activation is None or is_monotone(match.block.activation)):
+        return None
+    if not _is_pooling(module, user) or user.target is F.max_pool2d_with_indices:
+        return None
+    if user.op == "call_module":
+        suits = window_of(module.get_submodule(user.target)) is not None
+        return _longer(match, user, pool_module=user.target) if suits else None
+    given = {name: value for name, value in user.kwargs.items() if name != "input"}
+    window = side_by_side(*user.args[1:], **given)
+    return None if window is None else _longer(match, user, window=window)
+
+
+def _with_late_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    text = _activation(module, user)
+    if text is None or not (match.block.pools and match.block.activation is None and is_monotone(text)):
+        return None
+    return _with_activation(module, replace(match, block=replace(match.block, pool_first=True)), user)
+
+
 def _longer(match: Match, node: fx.Node, **block) -> Match:
     return replace(match, block=replace(match.block, **block), nodes=(*match.nodes, node), status="fused")
 
 
 _ACTIVATION = {"activation": _with_activation}
-_EPILOGUE = {"batch norm": _with_norm, "addition": _with_residual, **_ACTIVATION}
+_EPILOGUE = {
+    "batch norm": _with_norm,
+    "addition": _with_residual,
+    **_ACTIVATION,
+    "max-pooling": _with_pool,
+    "activation of the maxima": _with_late_activation,
+}
 KINDS = {
     nn.Conv2d: (ConvBlock, _EPILOGUE),
     **{pool: (partial(PoolBlock, name), {}) for pool, name in POOLS.items()},

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from . import calls, choice, engines
+from .geometry import Pair
 from .launch import conv as launch
+from .launch import conv_pool
 from .launch.common import precision_of
 from .launch.norm import Norm
 from .ops.conv import geometry_of
+from .ops.conv_pool import takes
 from .ops.norm import unsupported
 from .ops.support import fits, is_channels_last, nchw, unsupported_call
 from .packing import Snapshot
@@ -39,9 +42,15 @@ _last: dict[int, tuple[weakref.ref, Call]] = {}
 
 
 def inference(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d | None, activation: str | None, x: Tensor, residual: Tensor | None = None
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d | None,
+    activation: str | None,
+    x: Tensor,
+    residual: Tensor | None = None,
+    window: Pair | None = None,
 ) -> Tensor | None:
-    """activation(norm(conv(x)) + residual), or None if it takes the long way. `activation` is canonical."""
+    """activation(norm(conv(x)) + residual), max-pooled if there is a window, or None if it takes the long way.
+    `activation` is canonical."""
     if torch.is_grad_enabled() or unsupported_call(x) is not None or torch.is_autocast_enabled(x.device.type):
         return None
     state, own = conv.__dict__, conv._parameters
@@ -49,7 +58,7 @@ def inference(
         return None
     parameters = [own["weight"], own["bias"]]
     settings = activation, state["stride"], state["padding"], state["dilation"], state["groups"]
-    settings += engines.engine_for(x.device), precision_of(x)
+    settings += engines.engine_for(x.device), precision_of(x), window
     if norm is not None:
         parameters += (*norm._parameters.values(), *norm._buffers.values())
         settings += norm.training, norm.eps, norm.momentum
@@ -58,7 +67,7 @@ def inference(
         operands += type(residual), residual.shape, residual.stride(), residual.dtype, residual.device
     _, last = _last.get(id(conv), (None, None))
     if last is None or last.settings != settings or last.operands != operands or not _as_seen(last, parameters):
-        run = None if norm is not None and norm.training else _bound(conv, norm, activation, x, residual)
+        run = None if norm is not None and norm.training else _bound(conv, norm, activation, x, residual, window)
         if run is None:
             return None
         last = Call(settings, operands, parameters, _look(parameters), Snapshot.of(conv.weight), run)
@@ -81,16 +90,17 @@ def _as_seen(last: Call, parameters: list[Tensor | None]) -> bool:
     return same and _look(parameters) == last.seen and last.snapshot.shows(parameters[0])
 
 
-def _bound(conv, norm, activation, x, residual) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+def _bound(conv, norm, activation, x, residual, window) -> Callable[[Tensor, Tensor | None], Tensor] | None:
     """The kernel for such a call, all but input and residual given; None where there is none."""
     weight, bias = conv.weight, conv.bias
     geometry = geometry_of(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     if isinstance(geometry, str) or x.dim() != 4 or weight.is_inference():  # such a weight has no version counter
         return None
-    op, (_, *others), options = calls.convolution(conv, norm, x, residual, activation)
+    op, (_, *others), options = calls.convolution(conv, norm, x, residual, activation, window)
     if choice.torch_is_faster(op, (x, *others), options):
         theirs = choice.torchs(op)
-        return lambda x, residual: theirs(x, *others, residual=residual, activation=activation)
+        del options["residual"]  # it comes with every call
+        return lambda x, residual: theirs(x, *others, residual=residual, **options)
     channels_last = is_channels_last(x) or is_channels_last(weight)
     if residual is not None and not fits(residual, geometry.output, x, channels_last):
         return None
@@ -102,5 +112,11 @@ def _bound(conv, norm, activation, x, residual) -> Callable[[Tensor, Tensor | No
     vectors = [t for t in (bias, *(given or ())[:4]) if t is not None]
     if not all(t.is_contiguous() for t in vectors):  # a kernel would get copies, which grow old
         return None
-    run = launch.bind_fprop(x, weight, bias, geometry, activation, norm=given)
+    if window is None:
+        run = launch.bind_fprop(x, weight, bias, geometry, activation, norm=given)
+    elif residual is None and takes(x, weight, geometry, window, activation):
+        pooled = conv_pool.bind_fprop(x, weight, bias, geometry, window, activation, norm=given)
+        run = lambda x, residual: pooled(x)  # noqa: E731
+    else:
+        return None
     return run if channels_last else lambda x, residual: nchw(run(x, residual))

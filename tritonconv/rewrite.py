@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from . import blocks, choice, swap
 from .blocks import ActivatedBlock, ConvBlock, PoolBlock
+from .geometry import Pair
 from .patterns import Match
 from .trace import Trace
 
@@ -38,7 +39,9 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
     residual = () if match.residual is None else (match.residual,)
     with graph.inserting_before(match.place):
         conv, norm = (path and graph.get_attr(path) for path in (block.conv, block.norm))
-        fused = graph.call_function(blocks.conv_block, (conv, norm, _activation(graph, block), input, *residual))
+        pooling = {"pool": _pool(graph, block), "pool_first": block.pool_first} if block.pools else {}
+        modules = conv, norm, _activation(graph, block)
+        fused = graph.call_function(blocks.conv_block, (*modules, input, *residual), pooling)
     _replace(graph, match, fused)
 
 
@@ -52,6 +55,10 @@ def _fuse_activated(graph: fx.Graph, match: Match) -> None:
 
 def _activation(graph: fx.Graph, block: ConvBlock | ActivatedBlock) -> fx.Node | str | None:
     return block.activation if block.activation_module is None else graph.get_attr(block.activation_module)
+
+
+def _pool(graph: fx.Graph, block: ConvBlock) -> fx.Node | Pair:
+    return block.window if block.pool_module is None else graph.get_attr(block.pool_module)
 
 
 def _replace(graph: fx.Graph, match: Match, fused: fx.Node) -> None:

@@ -22,14 +22,17 @@ def kernel_calls(monkeypatch):
 
     inference = repeat.inference
 
-    def repeated(conv, norm, activation, *operands):
-        result = inference(conv, norm, activation, *operands)
+    def convolution(activation, window):
+        return "+".join(part for part in ("conv2d", activation, window and "max_pool2d") if part)
+
+    def repeated(conv, norm, activation, x, residual=None, window=None):
+        result = inference(conv, norm, activation, x, residual, window)
         if result is not None:
-            calls.append(f"conv2d+{activation}" if activation else "conv2d")
+            calls.append(convolution(activation, window))
         return result
 
     monkeypatch.setattr(repeat, "inference", repeated)
-    spy("conv2d", lambda kwargs: f"conv2d+{kwargs['activation']}" if kwargs.get("activation") else "conv2d")
+    spy("conv2d", lambda kwargs: convolution(kwargs.get("activation"), kwargs.get("max_pool")))
     for pool in POOLS.values():
         spy(pool, lambda kwargs, pool=pool: pool)
     return calls

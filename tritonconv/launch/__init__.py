@@ -6,6 +6,6 @@ bound kernel. Activations are [N, C, H, W] tensors of any strides, and results a
 kernels see them.
 """
 
-from . import common, conv, depthwise, norm, pool, split, winograd
+from . import common, conv, conv_pool, depthwise, norm, pool, split, winograd
 
-__all__ = ["common", "conv", "depthwise", "norm", "pool", "split", "winograd"]
+__all__ = ["common", "conv", "conv_pool", "depthwise", "norm", "pool", "split", "winograd"]

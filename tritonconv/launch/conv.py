@@ -30,7 +30,7 @@ from .common import (
 from .norm import Moments, Norm, empty_moments, moments
 
 
-def _conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) -> dict:
+def conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) -> dict:
     (top, _), (left, _) = geometry.padding
     return {
         "GROUPS": geometry.groups,
@@ -45,7 +45,7 @@ def _conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig)
 
 
 def _gemm_constexprs(op: str, geometry: ConvGeometry, config: TileConfig) -> dict:
-    """What fprop and dgrad take beside `_conv_constexprs`."""
+    """What fprop and dgrad take beside `conv_constexprs`."""
     box = dict(zip(("BOX_N", "BOX_H", "BOX_W"), boxes.box(config, op, geometry), strict=True))
     return {"GROUP_M": config.GROUP_M, "SPLIT": config.SPLIT, "BOXED": config.boxed, **box}
 
@@ -98,7 +98,7 @@ def fprop_launch(
     if config.boxed:
         geometry = boxes.in_a_row(geometry)
     grid = boxes.m_tiles(config, "fprop", geometry) * cdiv(geometry.Kg, config.BN), geometry.groups, config.SPLIT
-    constexprs = _conv_constexprs(geometry, precision, config) | _gemm_constexprs("fprop", geometry, config) | {
+    constexprs = conv_constexprs(geometry, precision, config) | _gemm_constexprs("fprop", geometry, config) | {
         "PIXEL": pixel or geometry.C,
         "EPS": eps,
         "ACTIVATION": activation,
@@ -114,7 +114,7 @@ def dgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, activati
         geometry = boxes.in_a_row(geometry)
     tiles = boxes.m_tiles(config, "dgrad", geometry) * cdiv(geometry.Cg, config.BN)
     grid = tiles * geometry.stride[0] * geometry.stride[1], geometry.groups, config.SPLIT
-    constexprs = _conv_constexprs(geometry, precision, config) | _gemm_constexprs("dgrad", geometry, config) | {
+    constexprs = conv_constexprs(geometry, precision, config) | _gemm_constexprs("dgrad", geometry, config) | {
         "ACTIVATION": activation,
     }
     described = _described("dgrad", geometry, config)
@@ -132,11 +132,11 @@ def wgrad_launch(
     strides = geometry.parameters, geometry.Cg * geometry.taps, stride_c, stride_tap
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.taps, geometry.groups * cdiv(pixels, rows)
     numbers = *sizes(geometry), rows, *strides
-    constexprs = _conv_constexprs(geometry, precision, config) | {"PIXEL": pixel or geometry.C}
+    constexprs = conv_constexprs(geometry, precision, config) | {"PIXEL": pixel or geometry.C}
     return Launch(conv.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
-def _by_winograd(op: str, x: Tensor, geometry: ConvGeometry, kept: bool, config: TileConfig | None) -> bool:
+def by_winograd(op: str, x: Tensor, geometry: ConvGeometry, kept: bool, config: TileConfig | None) -> bool:
     """Whether to compute `op` by Winograd's algorithm. `config`, a tile of the GEMM, asks for the GEMM."""
     target = engines.engine_for(x.device).target(x.device)
     return config is None and configs.algorithm(op, geometry, x.dtype, target, kept) == "winograd"
@@ -158,7 +158,7 @@ def bind_fprop(
     """
     if depthwise.takes(geometry):
         return depthwise.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
-    if _by_winograd("fprop", x, geometry, keep_pack, config):
+    if by_winograd("fprop", x, geometry, keep_pack, config):
         return winograd.bind_fprop(x, weight, bias, geometry, activation, keep_pack, None, norm)
     _, run = _bind_gemm(x, weight, bias, geometry, activation, keep_pack, config, norm)
     return run
@@ -205,7 +205,7 @@ def fprop_with_moments(
     if depthwise.takes(geometry):
         y = depthwise.bind_fprop(x, weight, bias, geometry, None, keep_pack, config)(x)
         return y, moments(y)
-    if _by_winograd("fprop", x, geometry, keep_pack, config):
+    if by_winograd("fprop", x, geometry, keep_pack, config):
         y = winograd.bind_fprop(x, weight, bias, geometry, None, keep_pack)(x)
         return y, moments(y)
     rows, run = _bind_gemm(x, weight, bias, geometry, None, keep_pack, config)
@@ -230,7 +230,7 @@ def dgrad(
     if bias is None and activation is None:  # else the others have no epilogue
         if depthwise.takes(geometry):
             return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
-        if _by_winograd("dgrad", dy, geometry, keep_pack, config):
+        if by_winograd("dgrad", dy, geometry, keep_pack, config):
             return winograd.dgrad(dy, weight, geometry, keep_pack)
     launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config)
     _, run = split.bind(dy, launch, run, NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C), activation)

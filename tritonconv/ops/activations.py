@@ -71,3 +71,11 @@ def activation(text: str) -> Activation:
     """What a canonical text stands for."""
     name, number = parse(text)
     return _PLAIN[name] if number is None else _WITH_NUMBER[name][0](number)
+
+
+def is_monotone(text: str) -> bool:
+    """Whether a canonical text's activation never falls: the activation of a maximum is then that of its window.
+
+    Only such a function's result can tell its derivative.
+    """
+    return activation(text).backward is not None

@@ -7,6 +7,7 @@ every order.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,17 @@ from torch.autograd import Function
 from ..geometry import ConvGeometry, same_padding
 from ..launch import conv as launch
 from . import activations
-from .support import autocast, fits, is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
+from .support import (
+    autocast,
+    fits,
+    is_channels_last,
+    nchw,
+    needs_gradient,
+    operand,
+    pair,
+    unsupported_call,
+    unsupported_operands,
+)
 
 
 class Fprop(Function):
@@ -24,7 +35,7 @@ class Fprop(Function):
     def forward(ctx, x, weight, bias, residual, geometry, activation):
         keep_pack = not weight.requires_grad
         y = launch.fprop(x, weight, bias, geometry, activation, keep_pack, residual=residual)
-        _save(ctx, x, weight, y if activation else None, geometry, activation)
+        save(ctx, x, weight, y if activation else None, geometry, activation)
         return y
 
     @staticmethod
@@ -41,7 +52,7 @@ class FpropWithMoments(Function):
     @staticmethod
     def forward(ctx, x, weight, bias, geometry):
         y, moments = launch.fprop_with_moments(x, weight, bias, geometry, keep_pack=not weight.requires_grad)
-        _save(ctx, x, weight, None, geometry, None)
+        save(ctx, x, weight, None, geometry, None)
         ctx.mark_non_differentiable(moments.partial)
         return y, *moments
 
@@ -51,9 +62,9 @@ class FpropWithMoments(Function):
         return *_gradients(ctx, dy, x, weight), None
 
 
-def _save(ctx, x, weight, y, geometry, activation) -> None:
+def save(ctx, x, weight, y, geometry, activation, *more) -> None:
     needs_x, needs_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, y)
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, y, *more)
     ctx.geometry, ctx.activation = geometry, activation
     ctx.weight_format = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
 
@@ -70,7 +81,7 @@ class Dgrad(Function):
     @staticmethod
     def forward(ctx, dy, weight, bias, geometry, activation):
         dx = launch.dgrad(dy, weight, bias, geometry, activation, keep_pack=not weight.requires_grad)
-        _save(ctx, dy, weight, dx if activation else None, geometry, activation)
+        save(ctx, dy, weight, dx if activation else None, geometry, activation)
         return dx
 
     @staticmethod
@@ -151,21 +162,29 @@ def conv2d(input, weight, bias, stride, padding, dilation, groups, residual, act
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     if isinstance(geometry, str):
         return finish(F.conv2d(input, weight, bias, stride, padding, dilation, groups), residual, activation)
-    batched = x if x.dim() == 4 else x.unsqueeze(0)
-    channels_last = is_channels_last(batched) or is_channels_last(w)
     left = ()  # of the epilogue, to torch
-    if residual is not None and not (x.dim() == 4 and fits(residual, geometry.output, x, channels_last)):
+    if residual is not None and not (x.dim() == 4 and fits(residual, geometry.output, x, gives_channels_last(x, w))):
         left, residual, activation = (residual, activation), None, None
-    y = run(batched, w, b, residual, geometry, activation)
-    if not channels_last:
-        y = nchw(y)
-    y = y if x.dim() == 4 else y.squeeze(0)
+    y = on_images(x, w, lambda x: run(x, w, b, residual, geometry, activation))
     return finish(y, *left) if left else y
+
+
+def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch convolves x [N, C, H, W] into channels_last memory."""
+    return is_channels_last(x) or is_channels_last(weight)
+
+
+def on_images(x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """run(x) for x [N, C, H, W] or [C, H, W], in the memory format that torch convolves into."""
+    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    y = run(batched)
+    y = y if gives_channels_last(batched, weight) else nchw(y)
+    return y if x.dim() == 4 else y.squeeze(0)
 
 
 def run(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: ConvGeometry, activation) -> Tensor:
     """activation(x ∗ w + b + residual), [N, K, P, Q] in channels_last memory; w [K, C/groups, (R,) S]."""
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b, residual))):
+    if not needs_gradient(x, w, b, residual):
         return launch.fprop(x, w, b, geometry, activation, residual=residual)
     w = w if w.dim() == 4 else w.unsqueeze(2)
     if activation is not None and activations.activation(activation).backward is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,7 +14,16 @@ from ..geometry import ConvGeometry, input_size
 from ..launch import conv as launch
 from . import activations
 from .conv import Dgrad, finish
-from .support import autocast, is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
+from .support import (
+    autocast,
+    is_channels_last,
+    nchw,
+    needs_gradient,
+    operand,
+    pair,
+    unsupported_call,
+    unsupported_operands,
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -68,7 +76,7 @@ def conv_transpose2d(input, weight, bias, stride, padding, output_padding, group
         return finish(F.conv_transpose2d(input, weight, bias, *options), None, activation)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     left = None  # of the epilogue, to torch
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, b)):
+    if needs_gradient(x, w, b):
         if activation is not None and activations.activation(activation).backward is None:
             left, activation = activation, None
         y = Dgrad.apply(batched, w, b, geometry, activation)

@@ -12,11 +12,24 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..launch import conv as launch_conv
+from ..launch import conv_pool as launch_pool
 from ..launch import norm as launch
 from ..launch.norm import Moments, Norm
 from . import activations
-from .conv import FpropWithMoments, conv2d, finish, geometry_of, run
-from .support import autocast, fits, is_channels_last, nchw, operand, unsupported_call, unsupported_operands
+from .conv import FpropWithMoments, conv2d, finish, geometry_of, gives_channels_last, run
+from .conv_pool import takes
+from .max_pool import max_pool2d
+from .support import (
+    autocast,
+    fits,
+    is_channels_last,
+    nchw,
+    needs_gradient,
+    operand,
+    pair,
+    unsupported_call,
+    unsupported_operands,
+)
 
 
 class Normalize(Function):
@@ -94,7 +107,7 @@ def _update(running_mean: Tensor | None, running_var: Tensor | None, mean, var, 
 
 def _finish(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tensor:
     """What follows the convolution, given statistics. y, and the residual, are [N, C, H, W]."""
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, *norm[2:4], residual))):
+    if not needs_gradient(y, *norm[2:4], residual):
         return launch.apply(y, norm, residual, activation)
     mean, var, weight, bias, eps = norm
     if activation is not None and activations.activation(activation).backward is None:
@@ -126,33 +139,44 @@ def batch_norm(
 
 def conv2d_batch_norm(
     input, weight, bias, stride, padding, dilation, groups,
-    running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation,
+    running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool=None,
 ) -> Tensor:  # fmt: skip
     """See `tritonconv.functional.conv2d_batch_norm`."""
+    activation = None if activation is None else activations.canonical(activation)
     x, w, b = autocast(input, weight, bias)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     norm = training, (running_mean, running_var), (gamma, beta)
+    differentiable = needs_gradient(x, w, b, gamma, beta, residual)
+    if max_pool is not None:
+        # Statistics need all of the outputs, and so do gradients of what is normalized by given ones.
+        window, alone = pair(max_pool), not (training or differentiable) and residual is None and x.dim() == 4
+        fused = alone and window is not None and takes(x, w, geometry, window, activation)
+        if fused and not unsupported(geometry.output, x, *norm):
+            given = Norm(running_mean, running_var, gamma, beta, eps)
+            y = launch_pool.fprop(x, w, b, geometry, window, activation, norm=given)
+            return y if gives_channels_last(x, w) else nchw(y)
+        y = conv2d_batch_norm(
+            input, weight, bias, stride, padding, dilation, groups,
+            running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation,
+        )  # fmt: skip
+        return max_pool2d(y, max_pool, None, 0, 1, False, False)
     if isinstance(geometry, str) or x.dim() != 4 or unsupported(geometry.output, x, *norm):
         y = conv2d(input, weight, bias, stride, padding, dilation, groups, None, None)
         return batch_norm(y, running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation)
-    activation = None if activation is None else activations.canonical(activation)
-    channels_last = is_channels_last(x) or is_channels_last(w)
+    channels_last = gives_channels_last(x, w)
     left = ()  # of the epilogue, to torch
     if residual is not None and not fits(residual, geometry.output, x, channels_last):
         left, residual, activation = (residual, activation), None, None
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, w, b, gamma, beta, residual)
-    )
     if training:
         count = geometry.N * geometry.P * geometry.Q
-        if needs_grad:
+        if differentiable:
             y, *moments = FpropWithMoments.apply(x, w, b, geometry)
         else:
             y, moments = launch_conv.fprop_with_moments(x, w, b, geometry)
         mean, var = launch.finalize(Moments(*moments), count)
         _update(running_mean, running_var, mean, var, count, momentum)
         y = _finish(y, Norm(mean, var, gamma, beta, eps), True, residual, activation)
-    elif needs_grad:
+    elif differentiable:
         y = run(x, w, b, None, geometry, None)
         y = _finish(y, Norm(running_mean, running_var, gamma, beta, eps), False, residual, activation)
     else:

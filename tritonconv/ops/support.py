@@ -54,6 +54,11 @@ def unsupported_operands(first: Operand, *others: Operand | None) -> str | None:
     return None
 
 
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether what is made of these tensors will be differentiated."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def pair(value: int | Sequence[int]) -> Pair | None:
     """An argument given for both axes at once or for each, as (height, width); None if it is not of integers."""
     if type(value) is int:
