@@ -78,6 +78,12 @@ OPERATORS = (
     _activated("leaky_relu(0.2)", lambda x: F.leaky_relu(x, 0.2)),
     _activated("silu", F.silu),
     _activated("gelu", F.gelu),
+    Operator(
+        "conv2d + tanh + max_pool2d",
+        lambda x, w, b: functional.conv2d(x, w, b, 1, 1, activation="tanh", max_pool=2),
+        lambda x, w, b: F.max_pool2d(torch.tanh(F.conv2d(x, w, b, 1, 1)), 2),
+        CONV,
+    ),
     _normed(True),
     _normed(False),
     _both("batch_norm, training", "batch_norm", ((2, 3, 6, 5),), None, None, training=True),

@@ -179,6 +179,21 @@ def test_batch_norm_fits_the_target(dtype, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
+def test_a_convolution_that_pools_fits_the_target_and_has_the_same_loop(dtype, target):
+    geometry, window, taps = GEOMETRIES["3x3"], (2, 2), torch.uint8
+    problem = geometry.firsts(window), dtype, "ieee", "relu"
+    plain = compile_launch(launch.conv.fprop_launch(target, *problem), (dtype,) * 4 + (None,) * 6, target)
+    made = launch.conv_pool.fprop_launch(target, problem[0], window, *problem[1:])
+    code = compile_launch(made, (*(dtype,) * 4, *(None,) * 4, taps), target)
+    check(code, target)
+    for instructions in (MATRIX, "FFMA", LOAD):
+        assert matching(code.loop, instructions) == matching(plain.loop, instructions)
+    way_back = launch.conv_pool.spread_launch(target, launch.conv_pool.pooling(geometry, window), dtype)
+    check(compile_launch(way_back, (dtype, taps, dtype), target), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
 def test_an_epilogue_leaves_the_convolutions_loop_as_it_is(dtype, target):
     problem = target, GEOMETRIES["3x3"], dtype, "ieee"
     plain = compile_launch(launch.conv.fprop_launch(*problem, None), (dtype,) * 2 + (None, dtype) + (None,) * 6, target)
