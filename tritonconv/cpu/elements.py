@@ -89,6 +89,20 @@ class Moving:
         return elements.add(start, self.offset)
 
 
+@dataclass(eq=False)
+class Recorded:
+    """A pure value that is computed where it is asked for, and then written to a buffer."""
+
+    value: ir.Value
+    buffer: Buffer
+
+    def at(self, elements: Elements, idx: Index) -> Val:
+        op = self.value.op
+        result = PURE[op.name](elements, op, idx)
+        elements.store(self.buffer.pointer(elements, idx), result._replace(elem=self.buffer.stored), TRUE)
+        return result
+
+
 class Elements(Affine):
     def __init__(self, code: Code, fuse: bool = True):
         super().__init__(code)

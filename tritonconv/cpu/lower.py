@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from . import control, dot, floats, integers, ir, lanewise, memory, reduce, shapes  # noqa: F401  their rules fill the table PURE
 from .checks import Check, Checks
 from .code import Code
-from .elements import PURE, Buffer, Elements, Fixed, Index
+from .elements import PURE, Buffer, Elements, Fixed, Index, Recorded
 from .errors import UnsupportedOp
 from .plan import Plan
 from .target import Target
@@ -83,6 +83,7 @@ class Lowering:
         self.plan = Plan(function, disjoint)
         self.used = self.high_water = 0  # scratch bytes
         self.deferred: dict[ir.Op, Callable[[], None]] = {}  # stores that finish a product in its registers
+        self.recording: dict[ir.Op, list[tuple[ir.Value, Buffer]]] = {}  # a root → what its nest writes to buffers
         self.destinations: dict[ir.Value, Buffer] = {}  # where a kept value is wanted
 
     # ---- the function ---------------------------------------------------------------------------------------------
@@ -129,14 +130,20 @@ class Lowering:
 
     def block(self, block: ir.Block):
         for op in block.ops:
-            rule = STATEMENTS.get(op.name)
-            if rule:
-                rule(self, op)
-            elif op.name in PURE:
-                if op.result in self.plan.kept:
-                    self.keep(op.result)
-            else:
-                raise UnsupportedOp(op)
+            self.statement(op)
+            for value, dest in self.recording.pop(op, ()):
+                self.elements.bound[value] = dest
+
+    def statement(self, op: ir.Op):
+        rule = STATEMENTS.get(op.name)
+        if rule:
+            rule(self, op)
+        elif op.name not in PURE:
+            raise UnsupportedOp(op)
+        elif op.result in self.plan.recorded:
+            self.record(op.result)
+        elif op.result in self.plan.kept:
+            self.keep(op.result)
 
     def region(self, block: ir.Block):
         """A nested body: memory is read inside it, and its scratch is free again after it."""
@@ -168,6 +175,12 @@ class Lowering:
         self.fill(dest, body)
         self.elements.bound[value] = dest
         return dest
+
+    def record(self, value: ir.Value):
+        """Has the nest of the root that asks for a tensor's elements first write them to a buffer, for the others."""
+        dest = self.destinations.get(value) or self.allocate(value.type.elem, value.type.shape)
+        self.elements.bound[value] = Recorded(value, dest)
+        self.recording.setdefault(self.plan.recorded[value], []).append((value, dest))
 
     def fill(self, dest: Buffer, body: Callable[[Index], Val]):
         def write(idx):

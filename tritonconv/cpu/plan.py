@@ -3,7 +3,8 @@
 A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …); stores that share a
 nest (`siblings.py`) are one root, the last of them. An expression that ends in one root is computed inside that root's
 nest. One that ends in several, or inside a loop body below it, or that a broadcast would repeat, is kept in scratch
-memory, unless it costs next to nothing (integers, constants).
+memory, unless it costs next to nothing (integers, constants, a load whose address does). What is kept is written by the
+first nest that asks for each of its elements, if there is one, else by a nest of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from .siblings import siblings
 SHAPE = {"tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.trans", "tt.reshape", "tt.join", "tt.cat"}
 WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "tt.print", "tt.assert", "tt.call"}
 _COSTLY_INTEGERS = {"tt.mulhiui"}
+# What an address is made of that may be computed again in every nest.
+_CHEAP = SHAPE | {"arith.addi", "arith.muli", "arith.extsi", "arith.constant", "tt.addptr", "tt.make_range"}
 
 
 def writes(op: Op) -> bool:
@@ -27,6 +30,7 @@ class Plan:
         self.provenance = Provenance(function) if disjoint else None  # pointers of two arguments share no memory
         self.kept: set[Value] = set()  # pure values to be computed once, into a buffer
         self.fused: set[Op] = set()  # loads performed inside the nest that uses them
+        self.recorded: dict[Value, Op] = {}  # kept values, and the root whose nest writes them
         self.roots: dict[Value, set] = {}
         self.nests: dict[Op, tuple[Op, ...]] = {}  # the last store of a nest → all of them
         self.last: dict[Op, Op] = {}  # a store → the last of its nest
@@ -53,6 +57,8 @@ class Plan:
                 repeated = any(_expands(user) for user in _through_shapes(value))
                 if len(roots) > 1 or any(isinstance(r, tuple) for r in roots) or repeated:
                     self.kept.add(value)
+                    if (recorder := self._recorder(value, roots, place)) is not None:
+                        self.recorded[value] = recorder
 
     def _roots_of(self, value: Value, block: Block) -> set:
         roots = set()
@@ -78,14 +84,34 @@ class Plan:
             return None
         return None if any(writes(op) for op in block.ops[place(value.op) + 1 : place(root)]) else root
 
+    def _recorder(self, value: Value, roots: set, place: dict) -> Op | None:
+        """The first root, if its nest asks for every element of `value` where it lies, and so can write it."""
+        if any(isinstance(root, tuple) for root in roots):
+            return None
+        first = min(roots, key=place.get)
+        if first.name == "tt.reduce":
+            shape = first.operands[0].type.shape
+        elif len(first.results) == 1 and first.result in self.kept:
+            shape = first.result.type.shape
+        else:
+            return None
+        return first if shape == value.type.shape and _reaches(value, first) else None
+
     @staticmethod
     def _costly(op: Op) -> bool:
         return op.result.type.is_float or op.name in _COSTLY_INTEGERS
 
     def _fusable(self, load: Op, roots: set, place: dict, barriers: list[int]) -> bool:
-        if len(roots) != 1:
+        if len(roots) > 1 and not (_cheap(load.operands[0]) and all(map(self._again, roots))):
             return False
-        (root,) = roots
+        return bool(roots) and all(self._readable(load, root, place, barriers) for root in roots)
+
+    def _again(self, root: Op | tuple) -> bool:
+        """Whether a root's nest reads each element that it is given once."""
+        return not isinstance(root, tuple) and (root.name in ("tt.reduce", "tt.store") or root.result in self.kept)
+
+    def _readable(self, load: Op, root: Op | tuple, place: dict, barriers: list[int]) -> bool:
+        """Whether the nest of `root` may read what `load` reads, no memory having been written since."""
         stores = self.nests.get(root, (root,))
         if isinstance(root, tuple) or any(place[load] < b < place[stores[0]] for b in barriers):
             return False
@@ -114,6 +140,20 @@ def _unmoved(value: Value, root: Op) -> bool:
         and _unmoved(user.result, root)
         for user in value.users
     )
+
+
+def _reaches(value: Value, root: Op) -> bool:
+    """Whether a value goes into its root at unchanged indices on some way."""
+    return any(
+        user is root or user.name in PURE and user.name not in SHAPE and _reaches(user.result, root)
+        for user in value.users
+        if user.block is root.block
+    )
+
+
+def _cheap(address: Value) -> bool:
+    op = address.op
+    return not address.type.rank or op is not None and op.name in _CHEAP and all(map(_cheap, op.operands))
 
 
 def _through_shapes(value: Value):
