@@ -3,11 +3,13 @@
 A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …); stores that share a
 nest (`siblings.py`) are one root, the last of them. An expression that ends in one root is computed inside that root's
 nest. One that ends in several, or inside a loop body below it, or that a broadcast would repeat, is kept in scratch
-memory, unless it costs next to nothing (integers, constants, a load whose address does). What is kept is written by the
+memory, unless it costs next to nothing (integers, a sum of what is at hand, a load whose address does). What is kept is written by the
 first nest that asks for each of its elements, if there is one, else by a nest of its own.
 """
 
 from __future__ import annotations
+
+import math
 
 from .elements import PURE
 from .ir import Block, Op, Value, walk
@@ -17,6 +19,9 @@ from .siblings import siblings
 SHAPE = {"tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.trans", "tt.reshape", "tt.join", "tt.cat"}
 WRITES = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "tt.print", "tt.assert", "tt.call"}
 _COSTLY_INTEGERS = {"tt.mulhiui"}
+# Arithmetic that is done sooner than a vector is written and read again; at most so many operations of it.
+_LIGHT = {"arith.addf", "arith.subf", "arith.mulf", "arith.negf", "arith.select", "arith.extf"}
+_LIGHT_OPERATIONS = 2
 # What an address is made of that may be computed again in every nest.
 _CHEAP = SHAPE | {"arith.addi", "arith.muli", "arith.extsi", "arith.constant", "tt.addptr", "tt.make_range"}
 
@@ -55,7 +60,8 @@ class Plan:
                     self.fused.add(op)
             elif op.name not in SHAPE and op.name != "arith.constant" and self._costly(op):
                 repeated = any(_expands(user) for user in _through_shapes(value))
-                if len(roots) > 1 or any(isinstance(r, tuple) for r in roots) or repeated:
+                again = len(roots) > 1 and (_weight(value) > _LIGHT_OPERATIONS or not all(map(self._again, roots)))
+                if again or any(isinstance(r, tuple) for r in roots) or repeated:
                     self.kept.add(value)
                     if (recorder := self._recorder(value, roots, place)) is not None:
                         self.recorded[value] = recorder
@@ -108,7 +114,9 @@ class Plan:
 
     def _again(self, root: Op | tuple) -> bool:
         """Whether a root's nest reads each element that it is given once."""
-        return not isinstance(root, tuple) and (root.name in ("tt.reduce", "tt.store") or root.result in self.kept)
+        return not isinstance(root, tuple) and (
+            root.name in ("tt.reduce", "tt.store") or len(root.results) == 1 and root.result in self.kept
+        )
 
     def _readable(self, load: Op, root: Op | tuple, place: dict, barriers: list[int]) -> bool:
         """Whether the nest of `root` may read what `load` reads, no memory having been written since."""
@@ -149,6 +157,14 @@ def _reaches(value: Value, root: Op) -> bool:
         for user in value.users
         if user.block is root.block
     )
+
+
+def _weight(value: Value) -> float:
+    """How many operations a float is made with, of what is in memory or the same everywhere."""
+    op = value.op
+    if not value.type.is_float or op is None or op.name not in PURE or op.name in SHAPE | {"tt.load", "arith.constant"}:
+        return 0
+    return 1 + sum(map(_weight, op.operands)) if op.name in _LIGHT else math.inf
 
 
 def _cheap(address: Value) -> bool:
