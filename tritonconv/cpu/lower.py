@@ -77,7 +77,7 @@ class Lowering:
     def __init__(self, function: ir.Op, target: Target, fuse: bool, debug: bool, disjoint: bool):
         self.function, self.target = function, target
         self.code = Code()
-        self.elements = Elements(self.code, fuse)
+        self.elements = Elements(self.code, fuse, scales=target.scales)
         if debug:
             self.elements.checks = Checks(function, self.elements)
         self.plan = Plan(function, disjoint)
@@ -109,6 +109,8 @@ class Lowering:
             e.region = 1
             control.place_blocks(self, self.function.regions[0])
             code.start(self.end)
+        if e.streamed:
+            code.do("fence seq_cst")  # a plain store that says it is done may not overtake them
         code.do("ret void")
         text = [f'target triple = "{self.target.triple}"', *code.globals.values()]
         text.append(

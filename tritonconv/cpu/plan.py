@@ -3,8 +3,8 @@
 A *root* is an operation that runs a loop nest (store, reduce, dot, a value kept in a buffer …); stores that share a
 nest (`siblings.py`) are one root, the last of them. An expression that ends in one root is computed inside that root's
 nest. One that ends in several, or inside a loop body below it, or that a broadcast would repeat, is kept in scratch
-memory, unless it costs next to nothing (integers, a sum of what is at hand, a load whose address does). What is kept is written by the
-first nest that asks for each of its elements, if there is one, else by a nest of its own.
+memory, unless it costs next to nothing (integers, a sum of what is at hand, a load whose address does). What is kept is
+written by the first nest that asks for each of its elements, if there is one, else by a nest of its own.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Plan:
                 again = len(roots) > 1 and (_weight(value) > _LIGHT_OPERATIONS or not all(map(self._again, roots)))
                 if again or any(isinstance(r, tuple) for r in roots) or repeated:
                     self.kept.add(value)
-                    if (recorder := self._recorder(value, roots, place)) is not None:
+                    if (recorder := self._recorder(value, roots, place, barriers)) is not None:
                         self.recorded[value] = recorder
 
     def _roots_of(self, value: Value, block: Block) -> set:
@@ -90,11 +90,13 @@ class Plan:
             return None
         return None if any(writes(op) for op in block.ops[place(value.op) + 1 : place(root)]) else root
 
-    def _recorder(self, value: Value, roots: set, place: dict) -> Op | None:
+    def _recorder(self, value: Value, roots: set, place: dict, barriers: list[int]) -> Op | None:
         """The first root, if its nest asks for every element of `value` where it lies, and so can write it."""
         if any(isinstance(root, tuple) for root in roots):
             return None
-        first = min(roots, key=place.get)
+        first = min(map(self._nest, roots), key=place.get)
+        if any(place[value.op] < b < place[first] for b in barriers):
+            return None
         if first.name == "tt.reduce":
             shape = first.operands[0].type.shape
         elif len(first.results) == 1 and first.result in self.kept:
@@ -112,6 +114,10 @@ class Plan:
             return False
         return bool(roots) and all(self._readable(load, root, place, barriers) for root in roots)
 
+    def _nest(self, root: Op) -> Op:
+        """The operation in whose nest a root is computed."""
+        return self.recorded.get(root.result, root) if len(root.results) == 1 else root
+
     def _again(self, root: Op | tuple) -> bool:
         """Whether a root's nest reads each element that it is given once."""
         return not isinstance(root, tuple) and (
@@ -120,8 +126,10 @@ class Plan:
 
     def _readable(self, load: Op, root: Op | tuple, place: dict, barriers: list[int]) -> bool:
         """Whether the nest of `root` may read what `load` reads, no memory having been written since."""
-        stores = self.nests.get(root, (root,))
-        if isinstance(root, tuple) or any(place[load] < b < place[stores[0]] for b in barriers):
+        if isinstance(root, tuple):
+            return False
+        stores = self.nests.get(root, (self._nest(root),))
+        if any(place[load] < b < place[stores[0]] for b in barriers):
             return False
         if len(stores) > 1:
             return all(self._apart(load.operands[0], store.operands[0]) for store in stores)

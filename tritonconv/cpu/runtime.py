@@ -1,9 +1,9 @@
 """Runs a loaded kernel over a grid on torch's own OpenMP threads.
 
 A launch packs one block of memory, the *job*: a header that the threads share and the kernel's arguments after it. Each
-thread has a share of the grid, a contiguous one: neighbouring programs write neighbouring memory, and where that is new,
-two threads that touch the same stretch of it wait for each other's page faults. It takes its share in chunks, by a counter,
-and then what is left of the others', so an uneven or disturbed machine stays busy.
+thread has a share of the grid, a contiguous one: neighbouring programs write neighbouring memory, and where that is
+new, two threads that touch the same stretch of it wait for each other's page faults. A thread takes its share in
+chunks, by a counter, and then what is left of the others', so an uneven or disturbed machine stays busy.
 """
 
 from __future__ import annotations
