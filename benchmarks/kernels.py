@@ -90,7 +90,7 @@ def algorithm(layer: Layer, direction: str) -> str | None:
     target = engines.engine_for(DEVICE).target(DEVICE)
     if (
         direction == "dgrad"
-        and configs.algorithm("dgrad", layer.step.geometry, torch.float32, target, kept=False) == "winograd"
+        and configs.algorithm("dgrad", layer.step.geometry, torch.float32, target) == "winograd"
     ):
         return "Winograd"
     return usual and "implicit GEMM"

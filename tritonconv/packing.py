@@ -7,7 +7,7 @@ lives and stays as it was.
 from __future__ import annotations
 
 import ctypes
-import math
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,20 +21,6 @@ from .geometry import ConvGeometry
 
 # From [groups, Kg, Cg, R, S] to [groups, R, S, reduced channels, columns].
 _LAYOUTS = {"fprop": (0, 3, 4, 2, 1), "dgrad": (0, 3, 4, 1, 2)}
-
-
-def _taps_at_points() -> Tensor:
-    """[6, 3]: a filter's polynomial at 0, ±√½, ±√2, each over the product of the point's distances to the others, and
-    at ∞."""
-    points = 0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)
-    scales = [math.prod(p - other for other in points if other != p) for p in points]
-    finite = [[p**tap / scale for tap in range(3)] for p, scale in zip(points, scales, strict=True)]
-    return torch.tensor([*finite, [0.0, 0.0, 1.0]], dtype=torch.float64)
-
-
-# Winograd's algorithm: the plain layout, and what turns its 9 taps into 36. dgrad's taps run backwards.
-_FILTER = torch.kron(_taps_at_points(), _taps_at_points())
-_TRANSFORMS = {"winograd_fprop": ("fprop", _FILTER), "winograd_dgrad": ("dgrad", _FILTER.flip(1))}
 
 
 class Snapshot(NamedTuple):
@@ -69,36 +55,38 @@ class Snapshot(NamedTuple):
         return unchanged and (self.probe is None or self.probe.tobytes() == self.seen)
 
 
-# weight -> (its snapshot, its packs by layout, BN, groups and K); weak, so that packs go with their weight.
+# weight -> (its snapshot, its packs by key); weak, so that packs go with their weight.
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def kept(weight: Tensor, key: Hashable, keep: bool, make: Callable[[], Tensor]) -> Tensor:
+    """`make()`, a pack of the weight, or what an earlier call with this key made of it, the same as it is now.
+
+    `keep`: whether the pack may serve again, which that of a weight in training cannot.
+    """
+    if not keep or weight.is_inference() or engines.is_listing():  # an inference tensor has no version counter
+        return make()
+    snapshot, packs = _kept.get(weight, (None, None))
+    if snapshot is None or not snapshot.shows(weight):
+        packs = {}
+        _kept[weight] = Snapshot.of(weight), packs
+    if key not in packs:
+        packs[key] = make()
+    return packs[key]
 
 
 def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: bool) -> Tensor:
     """Panels [groups, ⌈columns/BN⌉, R·S·reduced, BN] of a weight [K, C/groups, R, S], R left out of a 1-D one.
 
-    `layout` "fprop" reduces over input channels and has output channels as columns; "dgrad" the other way round. Those
-    of `_TRANSFORMS` hold 36 transformed taps in place of 3 × 3.
-    `keep`: whether the pack may serve again, which that of a weight in training cannot.
+    `layout` "fprop" reduces over input channels and has output channels as columns; "dgrad" the other way round.
     """
     if engines.is_listing():  # nobody reads it
         return weight.detach()
-    if not keep or weight.is_inference():  # an inference tensor has no version counter
-        return _pack(weight, geometry, layout, BN)
-    snapshot, packs = _kept.get(weight, (None, None))
-    if snapshot is None or not snapshot.shows(weight):
-        packs = {}
-        _kept[weight] = Snapshot.of(weight), packs
     key = layout, BN, geometry.groups, geometry.K
-    if key not in packs:
-        packs[key] = _pack(weight, geometry, layout, BN)
-    return packs[key]
+    return kept(weight, key, keep, lambda: _pack(weight, geometry, layout, BN))
 
 
 def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
-    if layout in _TRANSFORMS:
-        plain, transform = _TRANSFORMS[layout]
-        taps = _pack(weight, geometry, plain, BN)[0].unflatten(1, (9, -1)).flatten(2)
-        return (transform.to(taps) @ taps).reshape(1, len(taps), -1, BN)
     g = geometry
     panels = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S).permute(_LAYOUTS[layout])
     if panels.shape[-1] % BN:

@@ -180,7 +180,7 @@ def _choice(op: str, geometry: Geometry, layer: Layer) -> tuple[str, str, Geomet
         return "direct", op, geometry
     if depthwise.takes(geometry):
         return "direct", f"depthwise_{op}", geometry
-    if configs.algorithm(op, geometry, layer.dtype, _target(layer), kept=True) == "winograd":
+    if configs.algorithm(op, geometry, layer.dtype, _target(layer)) == "winograd":
         return "Winograd", "winograd", winograd.as_fprop(op, geometry)
     overlap = op == "fprop" and launch.conv.overlaps(geometry)
     return "implicit GEMM", op, launch.conv.overlapping(geometry) if overlap else geometry

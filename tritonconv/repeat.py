@@ -114,7 +114,7 @@ def _bound(conv, norm, activation, x, residual, window) -> Callable[[Tensor, Ten
         return None
     if window is None:
         run = launch.bind_fprop(x, weight, bias, geometry, activation, norm=given)
-    elif residual is None and takes(x, weight, geometry, window, activation):
+    elif residual is None and takes(x, geometry, window, activation):
         pooled = conv_pool.bind_fprop(x, weight, bias, geometry, window, activation, norm=given)
         run = lambda x, residual: pooled(x)  # noqa: E731
     else:

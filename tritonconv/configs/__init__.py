@@ -42,16 +42,17 @@ def space(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> tuple
 
 
 @functools.lru_cache(maxsize=4096)
-def algorithm(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str, kept: bool) -> str:
-    """The cheapest predicted way to compute "fprop" or "dgrad": "gemm" or "winograd". `kept`: its pack serves again.
+def algorithm(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> str:
+    """The cheapest predicted way to compute "fprop" or "dgrad": "gemm" or "winograd".
 
-    Winograd's is for float32 on CPUs, and from 16 channels on: it rounds more, and few channels gain little.
+    Winograd's is for CPUs, not for float64, and from 16 channels on: it rounds more, and few channels gain little.
     """
     problem = winograd.as_fprop(op, geometry)
-    if target != "cpu" or dtype is not torch.float32 or problem is None or min(geometry.C, geometry.K) < 16:
+    if target != "cpu" or dtype is torch.float64 or problem is None or min(geometry.C, geometry.K) < 16:
         return "gemm"
     direct, fast = space(op, geometry, dtype, target)[0], space("winograd", problem, dtype, target)[0]
-    cycles = gemm.cpu_cycles(direct, op, geometry, 4), winograd.cpu_cycles(fast, problem, 4, kept)
+    size = dtype.itemsize
+    cycles = gemm.cpu_cycles(direct, op, geometry, size), winograd.cpu_cycles(fast, problem, size)
     return "gemm" if cycles[0] <= cycles[1] else "winograd"
 
 

@@ -26,7 +26,7 @@ from .tile import MACHINES, TileConfig
 
 _LATENCY = 4
 # Of a program; of a register tile; of a turn of the loop over taps and channel blocks, with its row pointers.
-_PROGRAM_STARTS, _TILE_STARTS, _TURN_STARTS = 1500, 60, 20
+_PROGRAM_STARTS, TILE_STARTS, TURN_STARTS = 1500, 60, 20
 _DISSOLVED = 1.4  # a loop of one turn is none, and its product is not the kind that stays in registers
 _FAR = 1.3  # columns of a panel wider than the register tile lie far apart, and push each other out of the cache
 # Into scratch memory: a vector copied, a pixel found, and what all takes longer when scratch outgrows the cache.
@@ -52,14 +52,15 @@ def residue_classes(op: str, geometry: ConvGeometry) -> int:
     return geometry.stride[0] * geometry.stride[1] if op == "dgrad" else 1
 
 
-def _register_tile(tile: TileConfig, size: int, machine: Target) -> tuple[int, int, int]:
+def register_tile(tile: TileConfig, size: int, machine: Target) -> tuple[int, int, int]:
     """(rows, vectors, how many such lie side by side in the tile's BN columns)."""
     across = cdiv(tile.BN, machine.lanes(size))
     rows, vectors = machine.dot_tile(across)
     return rows, vectors, cdiv(across, vectors)
 
 
-def _step(rows: int, vectors: int, machine: Target) -> float:
+def step(rows: int, vectors: int, machine: Target) -> float:
+    """Cycles of one step of the reduction."""
     halves = machine.vector_bytes / 32
     return max(rows * vectors * halves / 2, (vectors * halves + rows) / 2, _LATENCY)
 
@@ -68,11 +69,11 @@ def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> f
     """A program's mean cycles where operands are read in place."""
     machine = host()
     M, _, K = geometry.gemm(op)
-    rows, vectors, across = _register_tile(tile, size, machine)
+    rows, vectors, across = register_tile(tile, size, machine)
     taps = geometry.taps / residue_classes(op, geometry)
     turns = taps * cdiv(K, tile.BK)
     # A turn starts with its tap's row pointers; a pointwise convolution has them all along.
-    starts = _TILE_STARTS + (turns * _TURN_STARTS if geometry.taps > 1 else 0)
+    starts = TILE_STARTS + (turns * TURN_STARTS if geometry.taps > 1 else 0)
     full, rest = divmod(tile.BM, rows)
     last = M % tile.BM or tile.BM  # rows of the last tile
     cost = 0.0
@@ -80,7 +81,7 @@ def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> f
         if height:
             live = min(count, max(0, cdiv(last - at, height)))
             whole = cdiv(M, tile.BM) - 1
-            cost += (whole * count + live) * (starts + taps * K * _step(height, vectors, machine))
+            cost += (whole * count + live) * (starts + taps * K * step(height, vectors, machine))
     cost *= across / cdiv(M, tile.BM)
     if turns == 1 and geometry.taps == 1:
         cost *= _DISSOLVED
@@ -93,7 +94,7 @@ def _copied(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> flo
     """A program's cycles where operands pass through scratch memory, as do the sums."""
     machine = host()
     _, _, K = geometry.gemm(op)
-    rows, vectors, across = _register_tile(tile, size, machine)
+    rows, vectors, across = register_tile(tile, size, machine)
     taps = geometry.taps / residue_classes(op, geometry)
     turns = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
     multiply = 0.0
@@ -101,7 +102,7 @@ def _copied(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> flo
     for height, count in ((rows, full), (rest, 1)):
         if height:
             sums = height * vectors * machine.vector_bytes / 16  # read and written
-            multiply += count * across * (_TURN_STARTS + tile.BK * _step(height, vectors, machine) + sums)
+            multiply += count * across * (TURN_STARTS + tile.BK * step(height, vectors, machine) + sums)
     if size * (tile.BK * (tile.BM + tile.BN) + tile.BM * tile.BN) > caches().first:
         multiply *= _SPILT
     pixels = 2 * tile.BK if op == "wgrad" else tile.BM

@@ -13,7 +13,8 @@ class TileConfig:
 
     GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is
     in cache. SPLIT: parts that the reduction is cut into. `boxed`: operands come as boxes, through tensor descriptors,
-    where they can. Pooling takes BM rows of BK pixels of BN channels.
+    where they can. OUT: Winograd's algorithm takes BM tiles of OUT × OUT outputs. Pooling takes BM rows of BK pixels of
+    BN channels.
     """
 
     BM: int
@@ -21,6 +22,7 @@ class TileConfig:
     BK: int = 1
     GROUP_M: int = 1
     SPLIT: int = 1
+    OUT: int = 1
     num_warps: int = 1
     num_stages: int = 1
     boxed: bool = False

@@ -1,12 +1,15 @@
-"""Tiles of Winograd's algorithm: a block of BM tiles of 4 × 4 outputs, BN output and BK input channels at a time."""
+"""Tiles of Winograd's algorithm: blocks of BM tiles of OUT × OUT outputs, BN output and BK input channels at a time."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from triton import cdiv, next_power_of_2
 
-from ..cpu.target import host
+from ..cpu.target import caches, host
 from ..geometry import ConvGeometry
+from .cpu import TILE_STARTS, TURN_STARTS, register_tile, step
 from .tile import MACHINES, TileConfig, kind_of
 
 _EXTENTS = {"cuda": (16,), "hip": (16,), "cpu": (8, 16, 32), "interpreter": (64,)}  # of BM
@@ -18,61 +21,71 @@ def as_fprop(op: str, geometry: ConvGeometry) -> ConvGeometry | None:
     At stride 1 dgrad convolves dy with the flipped, transposed weight.
     """
     g = geometry
-    if (g.R, g.S, *g.stride, *g.dilation, g.groups) != (3, 3, 1, 1, 1, 1, 1) or op not in ("fprop", "dgrad"):
+    if (g.R, g.S, *g.stride, g.groups) != (3, 3, 1, 1, 1) or op not in ("fprop", "dgrad"):
         return None
     if op == "fprop":
         return g
-    padding = tuple((2 - before, 2 - after) for before, after in g.padding)
+    padding = tuple((2 * d - before, 2 * d - after) for d, (before, after) in zip(g.dilation, g.padding, strict=True))
     if min(map(min, padding)) < 0:
         return None
-    return ConvGeometry(g.N, g.K, g.P, g.Q, g.C, 3, 3, padding=padding)
+    return ConvGeometry(g.N, g.K, g.P, g.Q, g.C, 3, 3, padding=padding, dilation=g.dilation)
 
 
 def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     """`geometry` is that of `as_fprop`."""
-    machine = MACHINES[kind_of(target)]
-    # A loop of one turn would be dissolved, and its product would not be the kind that the CPU target interchanges.
-    BK = max(min(next_power_of_2(geometry.C) // 2, 32), machine.smallest)
-    BN = max(min(next_power_of_2(geometry.K), 32), machine.smallest)
-    tiles = next_power_of_2(_tiles(geometry))
-    extents = dict.fromkeys(max(min(BM, tiles), machine.smallest) for BM in _EXTENTS[kind_of(target)])
-    configs = [TileConfig(BM, BN, BK, num_warps=4, num_stages=1) for BM in extents]
-    return tuple(sorted(configs, key=lambda tile: cpu_cycles(tile, geometry, dtype.itemsize)))
+    kind = kind_of(target)
+    least = MACHINES[kind].smallest
+    BK = _channels(geometry.C) if kind == "cpu" else max(min(next_power_of_2(geometry.C), 32), least)
+    BN = max(min(next_power_of_2(geometry.K), 32), least)
+    configs = []
+    for OUT, extent in itertools.product((4, 2), _EXTENTS[kind]):
+        BM = max(min(extent, next_power_of_2(tiles(geometry, OUT))), least)
+        configs.append(TileConfig(BM, BN, BK, OUT=OUT, num_warps=2 * OUT))  # a GPU holds all points in registers
+    return tuple(sorted(dict.fromkeys(configs), key=lambda tile: cpu_cycles(tile, geometry, dtype.itemsize)))
 
 
-def _tiles(geometry: ConvGeometry) -> int:
-    return geometry.N * cdiv(geometry.P, 4) * cdiv(geometry.Q, 4)
+def _channels(C: int) -> int:
+    """BK on a CPU: as much as leaves the reduction's loop two turns, and no turn's end to a mask.
 
-
-# Cycles of the CPU target's code on two AVX2 cores: of transforming a vector of each of 36 values, of finding a tile's
-# pixels, of starting a register tile, of starting a turn of its loop, and of a vector that a turn takes.
-_TRANSFORM, _PIXELS, _TILE_STARTS, _TURN_STARTS = 100, 150, 60, 20
-_LATENCY = 4  # rows of two vectors that keep the multipliers busy
-_CACHE, _STREAM = 16 << 20, 20  # bytes of the last cache, and those a cycle that come from beyond it
-_PACK, _PACK_STREAM = 0.4, 1.6  # a weight's element, beyond what packing it plainly takes: in cache, and beyond
-
-
-def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int, kept: bool = True) -> float:
-    """Cycles of all programs, those that run beside each other counted once; comparable with those of `gemm`.
-
-    `kept`: whether the weight is packed already.
+    A loop of one turn would be dissolved, and its product would not be the kind that the CPU target interchanges.
     """
-    programs = MACHINES["cpu"].programs
-    lanes = 32 // itemsize
-    blocks, k_tiles = cdiv(_tiles(geometry), tile.BM), cdiv(geometry.K, tile.BN)
+    divisor = min(C & -C, max(C // 2, 1))  # C & −C: the largest power of two in it
+    return divisor if divisor >= 16 else min(max(next_power_of_2(C) // 2, 1), 32)
+
+
+def tiles(geometry: ConvGeometry, OUT: int) -> int:
+    """Of OUT × OUT outputs, the phases of the dilation each by itself."""
+    P, Q = (cdiv(size, OUT * d) * d for size, d in zip(geometry.output[2:], geometry.dilation, strict=True))
+    return geometry.N * P * Q
+
+
+# Cycles, measured on two Zen 4 cores: of transforming 32 bytes at 36 points, and of finding a tile's pixels.
+_TRANSFORM, _PIXELS = 100, 150
+_CACHE_RATE, _MEMORY_RATE = 32, 4  # bytes a cycle that a core gets from the last cache, and from memory
+
+
+def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float:
+    """Cycles of all programs, those that run beside each other counted once; comparable with those of a GEMM.
+
+    Transforming a weight, where it is not kept, takes no longer than packing it for the GEMM.
+    """
+    machine, programs = host(), MACHINES["cpu"].programs
+    size = max(itemsize, 4)  # of an accumulator
+    points = (tile.OUT + 2) ** 2
+    blocks, k_tiles = cdiv(tiles(geometry, tile.OUT), tile.BM), cdiv(geometry.K, tile.BN)
     split = min(k_tiles, cdiv(programs, blocks))
-    rows, _ = host().dot_tile(2)
+    rows, vectors, across = register_tile(tile, size, machine)
     full, rest = divmod(tile.BM, rows)
-    panels = full + (rest > 0)
-    turns = cdiv(geometry.C, tile.BK)
-    multiply = panels * (_TILE_STARTS + turns * _TURN_STARTS)
-    multiply += turns * tile.BK * (full * rows + (max(rest, _LATENCY) if rest else 0))
-    multiply *= 36 * cdiv(tile.BN, 2 * lanes)
-    transform = tile.BM * (_PIXELS + _TRANSFORM * cdiv(geometry.C, lanes))
-    inverse = tile.BM * (_PIXELS + _TRANSFORM * cdiv(tile.BN, lanes))
-    compute = cdiv(blocks * split, programs) * (transform + cdiv(k_tiles, split) * (multiply + inverse))
-    weights = 36 * geometry.C * geometry.K
-    large = weights * itemsize > _CACHE
-    if large:  # read once by all programs that run beside each other
-        compute += cdiv(blocks, programs) * weights * itemsize / _STREAM
-    return compute if kept else compute + weights * (_PACK_STREAM if large else _PACK)
+    starts = TILE_STARTS + cdiv(geometry.C, tile.BK) * TURN_STARTS
+    multiply = full * (starts + geometry.C * step(rows, vectors, machine))
+    multiply += (starts + geometry.C * step(rest, vectors, machine)) if rest else 0
+    transform = _TRANSFORM * points / 36 * size / 32  # of an element
+    inputs = tile.BM * (_PIXELS + transform * geometry.C)
+    outputs = tile.BM * (_PIXELS + transform * tile.BN)
+    compute = cdiv(blocks * split, programs) * (inputs + cdiv(k_tiles, split) * (points * across * multiply + outputs))
+    # Each block reads all weights. The first ones find them in memory, in a network of many layers; the GEMM, too.
+    weights = points * geometry.C * geometry.K * size
+    passes = cdiv(blocks, programs) if weights > caches().last else 1
+    memory = (weights * passes - geometry.parameters * itemsize) / _MEMORY_RATE
+    shared = weights * blocks / _CACHE_RATE if weights > caches().second else 0
+    return compute + (memory + shared) / programs

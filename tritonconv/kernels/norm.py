@@ -13,7 +13,7 @@ from .activations import activate, derivative
 
 @triton.jit
 def merge(count, mean, m2, count_b, mean_b, m2_b):
-    """Count, mean and M2 of two sets of values together; the second one may not be empty."""
+    """Count, mean and M2 of two sets of values together, not both of them empty."""
     total = count + count_b
     delta = mean_b - mean
     share = count_b / total
@@ -21,22 +21,37 @@ def merge(count, mean, m2, count_b, mean_b, m2_b):
 
 
 @triton.jit
-def store_moments(partial_ptr, tile, tiles, values, m_row, count, n, n_column, C: tl.constexpr):
-    """The partial of one tile: mean and M2 over the rows m_row [BM] of values [BM, BN], `count` of them.
+def store_partial(partial_ptr, tile, tiles, count, mean, m2, n, n_column, C: tl.constexpr):
+    """One tile's count, mean and M2 to the columns n [BN] where n_column of `partial_ptr` [3, tiles, C]."""
+    p_partial = partial_ptr + tl.cast(tile, tl.int64) * C + n
+    plane = tl.cast(tiles, tl.int64) * C
+    tl.store(p_partial, count, mask=n_column)
+    tl.store(p_partial + plane, mean, mask=n_column)
+    tl.store(p_partial + 2 * plane, m2, mask=n_column)
 
-    It goes to the columns n [BN] where n_column of `partial_ptr` [2, tiles, C].
-    """
+
+@triton.jit
+def load_partial(p_partial, plane, m_column):
+    """Count, mean and M2 [BN], in float64, from where each lies a plane after the other."""
+    count = tl.load(p_partial, mask=m_column, other=1.0).to(tl.float64)  # [BN]
+    mean = tl.load(p_partial + plane, mask=m_column, other=0.0).to(tl.float64)  # [BN]
+    m2 = tl.load(p_partial + 2 * plane, mask=m_column, other=0.0).to(tl.float64)  # [BN]
+    return count, mean, m2
+
+
+@triton.jit
+def store_moments(partial_ptr, tile, tiles, values, m_row, count, n, n_column, C: tl.constexpr):
+    """The partial of one tile: that of the rows m_row [BM] of values [BM, BN], `count` of them."""
     mean = tl.sum(tl.where(m_row[:, None], values, 0.0), 0) / count
     deviation = tl.where(m_row[:, None], values - mean[None, :], 0.0)
     m2 = tl.sum(deviation * deviation, 0)
-    p_partial = partial_ptr + tile.to(tl.int64) * C + n
-    tl.store(p_partial, mean, mask=n_column)
-    tl.store(p_partial + tiles.to(tl.int64) * C, m2, mask=n_column)
+    counts = tl.zeros_like(mean) + count
+    store_partial(partial_ptr, tile, tiles, counts, mean, m2, n, n_column, C)
 
 
 @triton.jit
 def norm_moments(x_ptr, partial_ptr, M, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Partials [2, tiles of M, C] of x [M, C], one for each BM rows. Grid: (tiles of M, tiles of C)."""
+    """Partials [3, tiles of M, C] of x [M, C], one for each BM rows. Grid: (tiles of M, tiles of C)."""
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     tile = tl.program_id(0)
     m = tile * BM + tl.arange(0, BM)
@@ -47,25 +62,19 @@ def norm_moments(x_ptr, partial_ptr, M, C: tl.constexpr, BM: tl.constexpr, BN: t
 
 
 @triton.jit
-def norm_finalize(
-    partial_ptr, mean_ptr, var_ptr, M, tiles, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):
-    """Mean and (biased) variance [C] of M rows from the partials [2, tiles, C] of BM rows each, the last what remains.
+def norm_finalize(partial_ptr, mean_ptr, var_ptr, M, tiles, C: tl.constexpr, BN: tl.constexpr):
+    """Mean and (biased) variance [C] of M rows from the partials [3, tiles, C]: counts, means and M2s.
 
     Grid: (tiles of C).
     """
     c = tl.program_id(0) * BN + tl.arange(0, BN)
     p_partial = partial_ptr + c
-    p_m2 = p_partial + tiles.to(tl.int64) * C
-    count = tl.minimum(M, BM).to(tl.float64)
-    mean = tl.load(p_partial, mask=c < C, other=0.0).to(tl.float64)  # [BN]
-    m2 = tl.load(p_m2, mask=c < C, other=0.0).to(tl.float64)  # [BN]
-    for tile in range(1, tiles):
+    plane = tl.cast(tiles, tl.int64) * C
+    count, mean, m2 = load_partial(p_partial, plane, c < C)
+    for _ in range(1, tiles):
         p_partial += C
-        p_m2 += C
-        mean_b = tl.load(p_partial, mask=c < C, other=0.0).to(tl.float64)  # [BN]
-        m2_b = tl.load(p_m2, mask=c < C, other=0.0).to(tl.float64)  # [BN]
-        count, mean, m2 = merge(count, mean, m2, tl.minimum(M - tile * BM, BM).to(tl.float64), mean_b, m2_b)
+        count_b, mean_b, m2_b = load_partial(p_partial, plane, c < C)
+        count, mean, m2 = merge(count, mean, m2, count_b, mean_b, m2_b)
     tl.store(mean_ptr + c, mean.to(mean_ptr.dtype.element_ty), mask=c < C)
     tl.store(var_ptr + c, (m2 / M).to(var_ptr.dtype.element_ty), mask=c < C)
 

@@ -1,8 +1,12 @@
-"""Convolution by Winograd's minimal filtering F(4×4, 3×3): 36 products for 16 outputs of a 3 × 3 window, not 144.
+"""Convolution by Winograd's minimal filtering: F(4×4, 3×3) takes 36 products for 16 outputs of a 3 × 3 window, not 144;
+F(2×2, 3×3) takes 16 for 4, and less memory for weights.
 
-Along one axis, four outputs of a three-tap filter are the product of two polynomials. It is computed at the points 0,
-±1/√2, ±√2 and ∞: there the transforms take six fused multiply-adds or sums for four outputs, and lose less to rounding
-than at 0, ±1, ±2, ∞ (Lavin and Gray 2016; Barabasz et al. 2020). In two dimensions all is done along each axis.
+Along one axis, OUT outputs of a three-tap filter are the product of two polynomials. It is computed at OUT + 2 points:
+for F(4, 3) at 0, ±1/√2, ±√2 and ∞, where the transforms take six fused multiply-adds or sums for four outputs, and lose
+less to rounding than at 0, ±1, ±2, ∞ (Lavin and Gray 2016; Barabasz et al. 2020), for F(2, 3) at 0, ±1 and ∞. In two
+dimensions all is done along each axis.
+
+Pixels as far apart as the dilation are an image of their own, a phase, in which the window is not dilated.
 """
 
 import triton
@@ -10,70 +14,130 @@ import triton.language as tl
 
 from .activations import activate
 from .common import inside, unravel
-from .norm import affine, normalized
+from .norm import affine, normalized, store_partial
 
-A = tl.constexpr(0.5**0.5)  # the points are 0, ±A, ±1/A, ∞
+A = tl.constexpr(0.5**0.5)  # the points of F(4, 3) are 0, ±A, ±1/A, ∞
 B = tl.constexpr(2**0.5)
 
 
 @triton.jit
-def transform_input(x):
-    """Six inputs along one axis → their polynomial's remainders, each times one factor of the product."""
-    t1 = x[4] - 2 * x[2]
-    u1 = x[3] - 2 * x[1]
-    t2 = x[4] - 0.5 * x[2]
-    u2 = x[3] - 0.5 * x[1]
-    first = x[4] - 2.5 * x[2] + x[0]
-    last = x[5] - 2.5 * x[3] + x[1]
-    return first, t1 + A * u1, t1 - A * u1, t2 + B * u2, t2 - B * u2, last
+def transform_filter(w, OUT: tl.constexpr):
+    """Three taps along one axis → their polynomial's values, each over the product of the point's distances to the
+    others."""
+    if OUT == 2:
+        s = 0.5 * (w[0] + w[2])
+        return -w[0], s + 0.5 * w[1], s - 0.5 * w[1], w[2]
+    else:
+        s1 = (-2 / 3) * w[0] - (1 / 3) * w[2]
+        d1 = (-2 / 3 * A) * w[1]
+        s2 = (1 / 6) * w[0] + (1 / 3) * w[2]
+        d2 = (1 / 6 * B) * w[1]
+        return w[0], s1 + d1, s1 - d1, s2 + d2, s2 - d2, w[2]
 
 
 @triton.jit
-def transform_output(m):
-    """Six products along one axis → four outputs."""
-    s1 = m[1] + m[2]
-    d1 = m[1] - m[2]
-    s2 = m[3] + m[4]
-    d2 = m[3] - m[4]
-    return m[0] + s1 + s2, A * d1 + B * d2, 0.5 * s1 + 2 * s2, 0.5 * A * d1 + 2 * B * d2 + m[5]
+def transform_input(x, OUT: tl.constexpr):
+    """OUT + 2 inputs along one axis → their polynomial's remainders, each times one factor of the product."""
+    if OUT == 2:
+        return x[2] - x[0], x[2] + x[1], x[2] - x[1], x[3] - x[1]
+    else:
+        t1 = x[4] - 2 * x[2]
+        u1 = x[3] - 2 * x[1]
+        t2 = x[4] - 0.5 * x[2]
+        u2 = x[3] - 0.5 * x[1]
+        first = x[4] - 2.5 * x[2] + x[0]
+        last = x[5] - 2.5 * x[3] + x[1]
+        return first, t1 + A * u1, t1 - A * u1, t2 + B * u2, t2 - B * u2, last
+
+
+@triton.jit
+def transform_output(m, OUT: tl.constexpr):
+    """OUT + 2 products along one axis → OUT outputs."""
+    if OUT == 2:
+        return m[0] + m[1] + m[2], m[1] - m[2] + m[3]
+    else:
+        s1 = m[1] + m[2]
+        d1 = m[1] - m[2]
+        s2 = m[3] + m[4]
+        d2 = m[3] - m[4]
+        return m[0] + s1 + s2, A * d1 + B * d2, 0.5 * s1 + 2 * s2, 0.5 * A * d1 + 2 * B * d2 + m[5]
 
 
 @triton.jit
 def column_of(rows, j: tl.constexpr):
-    return rows[0][j], rows[1][j], rows[2][j], rows[3][j], rows[4][j], rows[5][j]
+    column = ()
+    for i in tl.static_range(len(rows)):
+        column = column + (rows[i][j],)
+    return column
 
 
 @triton.jit
-def store_input(v_ptr, x_ptr, h, w, H, W, m_row, c, C: tl.constexpr, BM: tl.constexpr):
-    """v [36, BM, C]: the transforms of the 6 × 6 pixels at (h, w) [BM], of channels c [BC].
+def winograd_filter(
+    w_ptr, u_ptr, C: tl.constexpr, K: tl.constexpr,
+    FIRST: tl.constexpr, STRIDE_C: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_TAP: tl.constexpr,
+    OUT: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """u [tiles of K, points, C, BN]: the transformed taps of a weight of these strides, whose first tap is at FIRST.
+
+    Grid: (tiles of C, tiles of K).
+    """
+    IN: tl.constexpr = OUT + 2
+    ACC: tl.constexpr = u_ptr.dtype.element_ty
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    k = tl.program_id(1) * BN + tl.arange(0, BN)
+    p_w = w_ptr + FIRST + c.to(tl.int64)[:, None] * STRIDE_C + k.to(tl.int64)[None, :] * STRIDE_K
+    rows = ()
+    for r in tl.static_range(3):
+        row = ()
+        for s in tl.static_range(3):
+            mask = (c < C)[:, None] & (k < K)[None, :]
+            row = row + (tl.load(p_w + (3 * r + s) * STRIDE_TAP, mask=mask, other=0.0).to(ACC),)  # [BC, BN]
+        rows = rows + (transform_filter(row, OUT),)
+    p_u = u_ptr + tl.program_id(1).to(tl.int64) * (IN * IN * C * BN) + c[:, None] * BN + tl.arange(0, BN)[None, :]
+    columns = ()
+    for j in tl.static_range(IN):
+        columns = columns + (transform_filter(column_of(rows, j), OUT),)
+    for i in tl.static_range(IN):
+        for j in tl.static_range(IN):
+            tl.store(p_u + (IN * i + j) * (C * BN), columns[j][i], mask=(c < C)[:, None])
+
+
+@triton.jit
+def store_input(
+    v_ptr, x_ptr, h, w, H, W, m_row, c,
+    C: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """v [points, BM, C]: the transforms of the (OUT + 2)² pixels from (h, w) [BM] on, of channels c [BC].
 
     `x_ptr` [BM] points at channel 0 of (h, w); pixels outside the H × W image and rows not m_row count as zero.
     """
+    IN: tl.constexpr = OUT + 2
     p_x = x_ptr[:, None] + c[None, :]
     p_v = v_ptr + tl.arange(0, BM)[:, None] * C + c[None, :]
     rows = ()
-    for i in tl.static_range(6):
+    for i in tl.static_range(IN):
         row = ()
-        for j in tl.static_range(6):
-            mask = (m_row & inside(h + i, w + j, H, W))[:, None] & (c < C)[None, :]
-            row = row + (tl.load(p_x + tl.cast(i * W + j, tl.int64) * C, mask=mask, other=0.0),)  # [BM, BC]
-        rows = rows + (transform_input(row),)
-    for j in tl.static_range(6):
-        column = transform_input(column_of(rows, j))
-        for i in tl.static_range(6):
-            tl.store(p_v + (6 * i + j) * (BM * C), column[i], mask=(c < C)[None, :])
+        for j in tl.static_range(IN):
+            mask = (m_row & inside(h + i * DIL_H, w + j * DIL_W, H, W))[:, None] & (c < C)[None, :]
+            at = tl.cast(i * DIL_H * W + j * DIL_W, tl.int64) * C
+            row = row + (tl.load(p_x + at, mask=mask, other=0.0).to(v_ptr.dtype.element_ty),)  # [BM, BC]
+        rows = rows + (transform_input(row, OUT),)
+    for j in tl.static_range(IN):
+        column = transform_input(column_of(rows, j), OUT)
+        for i in tl.static_range(IN):
+            tl.store(p_v + (IN * i + j) * (BM * C), column[i], mask=(c < C)[None, :])
 
 
 @triton.jit
 def store_products(
-    m_ptr, v_ptr, u_ptr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    m_ptr, v_ptr, u_ptr, POINTS: tl.constexpr,
+    C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """m [36, BM, BN] = v [36, BM, C] × u [36, C, BN]."""
+    """m [POINTS, BM, BN] = v [POINTS, BM, C] × u [POINTS, C, BN]."""
     o_m = tl.arange(0, BM)[:, None]
     o_c = tl.arange(0, BK)
     o_n = tl.arange(0, BN)[None, :]
-    for point in range(36):
+    for point in range(POINTS):
         p_v = v_ptr + point * (BM * C) + o_m * C + o_c[None, :]
         p_u = u_ptr + point * (C * BN) + o_c[:, None] * BN + o_n
         acc = tl.zeros((BM, BN), v_ptr.dtype.element_ty)
@@ -90,85 +154,127 @@ def store_products(
 
 
 @triton.jit
-def load_output(m_ptr, BM: tl.constexpr, BN: tl.constexpr):
-    """The 4 × 4 outputs of each tile, [BM, BN] each, from m [36, BM, BN]."""
+def load_output(m_ptr, OUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """The OUT columns of OUT outputs of each tile, [BM, BN] each, from m [points, BM, BN]."""
+    IN: tl.constexpr = OUT + 2
     p_m = m_ptr + tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
     rows = ()
-    for i in tl.static_range(6):
+    for i in tl.static_range(IN):
         row = ()
-        for j in tl.static_range(6):
-            row = row + (tl.load(p_m + (6 * i + j) * (BM * BN)),)  # [BM, BN]
-        rows = rows + (transform_output(row),)
+        for j in tl.static_range(IN):
+            row = row + (tl.load(p_m + (IN * i + j) * (BM * BN)),)  # [BM, BN]
+        rows = rows + (transform_output(row, OUT),)
     columns = ()
-    for j in tl.static_range(4):
-        columns = columns + (transform_output(column_of(rows, j)),)
+    for j in tl.static_range(OUT):
+        columns = columns + (transform_output(column_of(rows, j), OUT),)
     return columns
 
 
 @triton.jit
-def output_at(pixel, p, q, P, Q, m_row, k, K: tl.constexpr, i: tl.constexpr, j: tl.constexpr):
-    """Offset and mask [BM, BN] of output (i, j) of tiles at (p, q) [BM], which is `pixel` of all; channels k [BN]."""
-    offset = pixel.to(tl.int64)[:, None] * K + k[None, :] + tl.cast(i * Q + j, tl.int64) * K
-    return offset, (m_row & (p + i < P) & (q + j < Q))[:, None] & (k < K)[None, :]
+def output_at(
+    o_y, p, q, P, Q, m_row, m_k, K: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    i: tl.constexpr, j: tl.constexpr,
+):  # fmt: skip
+    """Offset and mask [BM, BN] of output (i, j) of the tiles m_row [BM], which start at (p, q) [BM], o_y [BM, BN]."""
+    offset = o_y + tl.cast(i * DIL_H * Q + j * DIL_W, tl.int64) * K
+    return offset, (m_row & (p + i * DIL_H < P) & (q + j * DIL_W < Q))[:, None] & m_k[None, :]
+
+
+@triton.jit
+def store_tile_moments(
+    partial_ptr, block, blocks, y_ptr, o_y, p, q, P, Q, m_row, k,
+    K: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The partial statistics of a block's outputs, which lie in cache, in the channels k [BN]."""
+    total = tl.zeros(o_y.shape, ACC)
+    count = tl.zeros(o_y.shape, ACC)
+    for i in tl.static_range(OUT):
+        for j in tl.static_range(OUT):
+            at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
+            total += tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+            count += mask.to(ACC)
+    count = tl.sum(count, 0)
+    mean = tl.sum(total, 0) / tl.maximum(count, 1.0)
+    m2 = tl.zeros(o_y.shape, ACC)
+    for i in tl.static_range(OUT):
+        for j in tl.static_range(OUT):
+            at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
+            y = tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+            deviation = tl.where(mask, y - mean[None, :], 0.0)
+            m2 += deviation * deviation
+    store_partial(partial_ptr, block, blocks, count, mean, tl.sum(m2, 0), k, k < K, K)
 
 
 @triton.jit
 def conv_winograd(
-    x_ptr, u_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, workspace_ptr, N, H, W, P, Q,
+    x_ptr, u_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, workspace_ptr,
+    N, H, W, P, Q,
     C: tl.constexpr, K: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    OUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """What `conv_fprop` computes of a 3 × 3 window with stride and dilation 1, without groups, in float32 or float64.
+    """What `conv_fprop` computes of a 3 × 3 window with stride 1, without groups.
 
-    Grid: (any number, any number). A program takes every num_programs(0)-th block of BM tiles of 4 × 4 outputs, and of
-    the tiles of K its share of num_programs(1). It transforms a block's inputs once, all channels of them, then per
-    tile of K multiplies and transforms back. What lies between, [36, BM, C] and [36, BM, BN] of `workspace_ptr`, is its
-    own, and stays in cache. `u_ptr`: transformed weights [tiles of K, 36, C, BN].
+    Grid: (any number, any number). A program takes every num_programs(0)-th block of BM tiles of OUT × OUT outputs, and
+    of the tiles of K its share of num_programs(1). It transforms a block's inputs once, all channels of them, then per
+    tile of K multiplies and transforms back. What lies between, [points, BM, C] and [points, BM, BN] of
+    `workspace_ptr`, is its own, and stays in cache. `u_ptr`: transformed weights [tiles of K, points, C, BN].
+    `moments_ptr`, where it is not None, gets the partial statistics [3, blocks, K] of what is stored.
     """
+    POINTS: tl.constexpr = (OUT + 2) * (OUT + 2)
     K_TILES: tl.constexpr = (K + BN - 1) // BN
-    tiles_p = tl.cdiv(P, 4)
-    tiles_q = tl.cdiv(Q, 4)
+    ACC: tl.constexpr = workspace_ptr.dtype.element_ty
+    # Neighbouring tiles are of different phases, which read between each other's pixels.
+    tiles_p = tl.cdiv(P, OUT * DIL_H) * DIL_H
+    tiles_q = tl.cdiv(Q, OUT * DIL_W) * DIL_W
     tiles = N * tiles_p * tiles_q
+    blocks = tl.cdiv(tiles, BM)
     share = tl.cdiv(K_TILES, tl.num_programs(1))
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, K_TILES)
     program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
-    v_ptr = workspace_ptr + program * (36 * BM * (C + BN))
-    m_ptr = v_ptr + 36 * BM * C
-    for block in range(tl.program_id(0), tl.cdiv(tiles, BM), tl.num_programs(0)):
+    v_ptr = workspace_ptr + program * (POINTS * BM * (C + BN))
+    m_ptr = v_ptr + POINTS * BM * C
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         tile = block * BM + tl.arange(0, BM)
+        m_row = tile < tiles
         n, p, q = unravel(tile, tiles_p, tiles_q)
-        p *= 4
-        q *= 4
+        p = p // DIL_H * (OUT * DIL_H) + p % DIL_H
+        q = q // DIL_W * (OUT * DIL_W) + q % DIL_W
         h = p - PAD_H
         w = q - PAD_W
         p_x = x_ptr + ((n * H + h) * W + w).to(tl.int64) * C
         for c in range(0, C, BC):
-            store_input(v_ptr, p_x, h, w, H, W, tile < tiles, c + tl.arange(0, BC), C, BM)
+            store_input(v_ptr, p_x, h, w, H, W, m_row, c + tl.arange(0, BC), C, DIL_H, DIL_W, OUT, BM)
         tl.debug_barrier()
-        p_u = u_ptr + first.to(tl.int64) * (36 * C * BN)
+        pixel = ((n * P + p) * Q + q).to(tl.int64)
+        p_u = u_ptr + first.to(tl.int64) * (POINTS * C * BN)
         for tile_n in range(first, last):
-            store_products(m_ptr, v_ptr, p_u, C, BM, BN, BK, PRECISION)
+            store_products(m_ptr, v_ptr, p_u, POINTS, C, BM, BN, BK, PRECISION)
             tl.debug_barrier()
             k = tile_n * BN + tl.arange(0, BN)
-            columns = load_output(m_ptr, BM, BN)
+            o_y = pixel[:, None] * K + k[None, :]
+            columns = load_output(m_ptr, OUT, BM, BN)
             y = ()
-            for i in tl.static_range(4):
-                for j in tl.static_range(4):
+            for i in tl.static_range(OUT):
+                for j in tl.static_range(OUT):
                     z = columns[j][i]
                     if bias_ptr is not None:
-                        z += tl.load(bias_ptr + k, mask=k < K, other=0.0)[None, :]  # [BN]
+                        z += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
                     if mean_ptr is not None:
                         z, _ = normalized(z, mean_ptr, var_ptr, k, K, EPS)
                         z = affine(z, gamma_ptr, beta_ptr, 0, k, K)
                     if residual_ptr is not None:
-                        at, mask = output_at((n * P + p) * Q + q, p, q, P, Q, tile < tiles, k, K, i, j)
-                        z += tl.load(residual_ptr + at, mask=mask, other=0.0)  # [BM, BN]
-                    y = y + (activate(z, ACTIVATION),)
-            for i in tl.static_range(4):
-                for j in tl.static_range(4):
-                    at, mask = output_at((n * P + p) * Q + q, p, q, P, Q, tile < tiles, k, K, i, j)
-                    tl.store(y_ptr + at, y[4 * i + j], mask=mask)
+                        at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
+                        z += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+                    y = y + (activate(z, ACTIVATION).to(y_ptr.dtype.element_ty),)
+            for i in tl.static_range(OUT):
+                for j in tl.static_range(OUT):
+                    at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
+                    tl.store(y_ptr + at, y[OUT * i + j], mask=mask)
+            if moments_ptr is not None:
+                store_tile_moments(
+                    moments_ptr, block, blocks, y_ptr, o_y, p, q, P, Q, m_row, k, K, DIL_H, DIL_W, OUT, ACC
+                )
             tl.debug_barrier()
-            p_u += 36 * C * BN
+            p_u += POINTS * C * BN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -84,3 +85,26 @@ def sum_splits(partial: Tensor, out: Tensor) -> None:
     """out = Σ partial[split], in the order of the splits; partial [splits, elements of out]."""
     _, run = prepare(out.device, sum_splits_launch, len(partial), out.numel())
     run(partial, out)
+
+
+class _Scratch(threading.local):
+    def __init__(self):
+        self.held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+_scratch = _Scratch()
+
+
+def scratch(name: str, like: Tensor, size: int) -> Tensor:
+    """Room for at least `size` accumulators, until the thread asks for room of this name again.
+
+    On a CPU fresh memory costs a page fault every 4 KiB, which is more than to write it: there it is what the thread
+    had before.
+    """
+    dtype = accumulator_of(like)
+    if like.device.type != "cpu":
+        return torch.empty(size, dtype=dtype, device=like.device)
+    room = _scratch.held.get((name, dtype))
+    if room is None or room.numel() < size:
+        room = _scratch.held[name, dtype] = torch.empty(size, dtype=dtype)
+    return room

@@ -27,7 +27,7 @@ from .common import (
     sum_splits,
     window,
 )
-from .norm import Moments, Norm, empty_moments, moments
+from .norm import Norm, empty_moments, moments
 
 
 def conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) -> dict:
@@ -136,10 +136,10 @@ def wgrad_launch(
     return Launch(conv.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
-def by_winograd(op: str, x: Tensor, geometry: ConvGeometry, kept: bool, config: TileConfig | None) -> bool:
+def by_winograd(op: str, x: Tensor, geometry: ConvGeometry, config: TileConfig | None) -> bool:
     """Whether to compute `op` by Winograd's algorithm. `config`, a tile of the GEMM, asks for the GEMM."""
     target = engines.engine_for(x.device).target(x.device)
-    return config is None and configs.algorithm(op, geometry, x.dtype, target, kept) == "winograd"
+    return config is None and configs.algorithm(op, geometry, x.dtype, target) == "winograd"
 
 
 def bind_fprop(
@@ -158,7 +158,7 @@ def bind_fprop(
     """
     if depthwise.takes(geometry):
         return depthwise.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
-    if by_winograd("fprop", x, geometry, keep_pack, config):
+    if by_winograd("fprop", x, geometry, config):
         return winograd.bind_fprop(x, weight, bias, geometry, activation, keep_pack, None, norm)
     _, run = _bind_gemm(x, weight, bias, geometry, activation, keep_pack, config, norm)
     return run
@@ -200,20 +200,19 @@ def fprop_with_moments(
     geometry: ConvGeometry,
     keep_pack: bool = True,
     config: TileConfig | None = None,
-) -> tuple[Tensor, Moments]:
-    """x ∗ weight + bias, [N, K, P, Q], and its statistics per channel."""
+) -> tuple[Tensor, Tensor]:
+    """x ∗ weight + bias, [N, K, P, Q], and its partial statistics (`norm.finalize`)."""
     if depthwise.takes(geometry):
         y = depthwise.bind_fprop(x, weight, bias, geometry, None, keep_pack, config)(x)
         return y, moments(y)
-    if by_winograd("fprop", x, geometry, keep_pack, config):
-        y = winograd.bind_fprop(x, weight, bias, geometry, None, keep_pack)(x)
-        return y, moments(y)
+    if by_winograd("fprop", x, geometry, config):
+        return winograd.fprop_with_moments(x, weight, bias, geometry, keep_pack)
     rows, run = _bind_gemm(x, weight, bias, geometry, None, keep_pack, config)
     if rows is None:
         y = run(x)
         return y, moments(y)
-    partial = empty_moments(x, geometry.N * geometry.P * geometry.Q, geometry.K, rows)
-    return run(x, None, partial.partial), partial
+    partial = empty_moments(x, cdiv(geometry.N * geometry.P * geometry.Q, rows), geometry.K)
+    return run(x, None, partial), partial
 
 
 def dgrad(
@@ -230,7 +229,7 @@ def dgrad(
     if bias is None and activation is None:  # else the others have no epilogue
         if depthwise.takes(geometry):
             return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
-        if by_winograd("dgrad", dy, geometry, keep_pack, config):
+        if by_winograd("dgrad", dy, geometry, config):
             return winograd.dgrad(dy, weight, geometry, keep_pack)
     launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config)
     _, run = split.bind(dy, launch, run, NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C), activation)

@@ -20,10 +20,10 @@ from .conv import by_winograd, conv_constexprs, overlapping, overlaps, padded
 from .norm import Norm
 
 
-def takes(x: Tensor, geometry: ConvGeometry, window: Pair, keep_pack: bool = True) -> bool:
+def takes(x: Tensor, geometry: ConvGeometry, window: Pair) -> bool:
     """Whether the convolution's kernel can pool, over whole windows that lie side by side."""
     fits = 1 <= window[0] <= geometry.P and 1 <= window[1] <= geometry.Q
-    return fits and not depthwise.takes(geometry) and not by_winograd("fprop", x, geometry, keep_pack, None)
+    return fits and not depthwise.takes(geometry) and not by_winograd("fprop", x, geometry, None)
 
 
 def pooling(geometry: ConvGeometry, window: Pair) -> PoolGeometry:

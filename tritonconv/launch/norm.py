@@ -15,14 +15,6 @@ from ..kernels import norm
 from .common import accumulator_of, config_of, empty_nhwc, nhwc, prepare, sum_splits
 
 
-class Moments(NamedTuple):
-    """Partial statistics [2, tiles, C] (mean, sum of squared deviations), each of `rows` pixels, the last of what
-    remains."""
-
-    partial: Tensor
-    rows: int
-
-
 class Norm(NamedTuple):
     """A batch norm with given statistics: mean and (biased) variance [C], weight and bias [C] or None."""
 
@@ -37,9 +29,9 @@ class Norm(NamedTuple):
         return tuple(None if t is None else t.contiguous() for t in self[:4])
 
 
-def empty_moments(like: Tensor, M: int, C: int, rows: int) -> Moments:
-    """Room for the partial statistics of M pixels of C channels."""
-    return Moments(torch.empty((2, cdiv(M, rows), C), dtype=accumulator_of(like), device=like.device), rows)
+def empty_moments(like: Tensor, tiles: int, C: int) -> Tensor:
+    """Room for the partial statistics [3, tiles, C]: counts, means and sums of squared deviations."""
+    return torch.empty((3, tiles, C), dtype=accumulator_of(like), device=like.device)
 
 
 def _launch(kernel, target: str, geometry: NormGeometry, dtype, constexprs: dict, config: TileConfig | None) -> Launch:
@@ -50,16 +42,15 @@ def _launch(kernel, target: str, geometry: NormGeometry, dtype, constexprs: dict
 
 
 def moments_launch(target: str, geometry: NormGeometry, dtype, config=None) -> Launch:
-    """Tensors: x, partial [2, tiles, C]."""
+    """Tensors: x, partial [3, tiles, C]."""
     return _launch(norm.norm_moments, target, geometry, dtype, {}, config)
 
 
-def finalize_launch(target: str, geometry: NormGeometry, rows: int) -> Launch:
-    """Tensors: partial [2, tiles, C], mean [C], var [C]."""
+def finalize_launch(target: str, geometry: NormGeometry, tiles: int) -> Launch:
+    """Tensors: partial [3, tiles, C], mean [C], var [C]."""
     block = 64
-    constexprs = {"C": geometry.C, "BM": rows, "BN": block}
-    sizes = geometry.M, cdiv(geometry.M, rows)
-    return Launch(norm.norm_finalize, (cdiv(geometry.C, block), 1, 1), sizes, constexprs, 2, 1)
+    constexprs = {"C": geometry.C, "BN": block}
+    return Launch(norm.norm_finalize, (cdiv(geometry.C, block), 1, 1), (geometry.M, tiles), constexprs, 2, 1)
 
 
 def apply_launch(target: str, geometry: NormGeometry, dtype, eps: float, activation, config=None) -> Launch:
@@ -81,22 +72,20 @@ def _geometry(x: Tensor) -> NormGeometry:
     return NormGeometry(x.numel() // x.shape[1], x.shape[1])
 
 
-def moments(x: Tensor, config: TileConfig | None = None) -> Moments:
-    """Partial statistics of x [N, C, H, W]."""
-    geometry = _geometry(x)
-    launch, run = prepare(x.device, moments_launch, geometry, x.dtype, config)
-    moments = empty_moments(x, geometry.M, geometry.C, launch.constexprs["BM"])
-    run(nhwc(x), moments.partial)
-    return moments
+def moments(x: Tensor, config: TileConfig | None = None) -> Tensor:
+    """Partial statistics [3, tiles, C] of x [N, C, H, W]."""
+    launch, run = prepare(x.device, moments_launch, _geometry(x), x.dtype, config)
+    partial = empty_moments(x, launch.grid[0], x.shape[1])
+    run(nhwc(x), partial)
+    return partial
 
 
-def finalize(moments: Moments, M: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [C] of M pixels."""
-    partial = moments.partial
-    C = partial.shape[2]
-    _, run = prepare(partial.device, finalize_launch, NormGeometry(M, C), moments.rows)
-    mean, var = (torch.empty(C, dtype=partial.dtype, device=partial.device) for _ in range(2))
-    run(partial, mean, var)
+def finalize(moments: Tensor, M: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C] of M pixels, from partial statistics [3, tiles, C]."""
+    _, tiles, C = moments.shape
+    _, run = prepare(moments.device, finalize_launch, NormGeometry(M, C), tiles)
+    mean, var = (torch.empty(C, dtype=moments.dtype, device=moments.device) for _ in range(2))
+    run(moments, mean, var)
     return mean, var
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,23 +12,22 @@ from triton import cdiv, next_power_of_2
 from .. import packing
 from ..configs import TileConfig
 from ..configs.tile import kind_of
-from ..configs.winograd import as_fprop
+from ..configs.winograd import as_fprop, tiles
 from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import winograd
-from .common import config_of, empty_nhwc, nhwc, precision_of, prepare, sizes
-from .norm import Norm
+from .common import accumulator_of, config_of, empty_nhwc, nhwc, precision_of, prepare, scratch, sizes
+from .norm import Norm, empty_moments
 
 
 def fprop_launch(
     target: str, geometry: ConvGeometry, dtype, precision, activation, threads: int, config=None, eps: float = 0.0
 ) -> Launch:
-    """Tensors: x, panels "winograd_fprop", bias, y, then mean, var, gamma, beta of a norm, residual, workspace. All but
-    x, panels, y and workspace may be None. `threads`: how many programs at least there should be.
+    """Tensors: x, filters, bias, y, then mean, var, gamma, beta of a norm, residual, moments, workspace. All but x,
+    filters, y and workspace may be None. `threads`: how many programs at least there should be.
     """
     config = config or config_of("winograd", geometry, dtype, target)
-    tiles = geometry.N * cdiv(geometry.P, 4) * cdiv(geometry.Q, 4)
-    blocks = cdiv(tiles, config.BM)
+    blocks = cdiv(tiles(geometry, config.OUT), config.BM)
     # More programs than threads, so that none waits for long; not more still, for each has a workspace of its own.
     grid = min(blocks, 4 * threads), min(cdiv(geometry.K, config.BN), cdiv(threads, blocks)), 1
     (top, _), (left, _) = geometry.padding
@@ -36,9 +36,12 @@ def fprop_launch(
         "K": geometry.K,
         "PAD_H": top,
         "PAD_W": left,
+        "DIL_H": geometry.dilation[0],
+        "DIL_W": geometry.dilation[1],
         "EPS": eps,
         "ACTIVATION": activation,
         "PRECISION": precision,
+        "OUT": config.OUT,
         "BM": config.BM,
         "BN": config.BN,
         "BK": config.BK,
@@ -48,26 +51,71 @@ def fprop_launch(
     return Launch(winograd.conv_winograd, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
 
+def filter_launch(
+    target: str, op: str, shape: tuple[int, ...], strides: tuple[int, ...], OUT: int, BN: int
+) -> Launch:
+    """Tensors: a weight [K, C, 3, 3] of these strides, and its transformed taps."""
+    backwards = op == "dgrad"
+    reduced, columns = (0, 1) if backwards else (1, 0)
+    C, K, tap = shape[reduced], shape[columns], strides[3]
+    BC = 16
+    constexprs = {
+        "C": C,
+        "K": K,
+        "FIRST": 8 * tap if backwards else 0,
+        "STRIDE_C": strides[reduced],
+        "STRIDE_K": strides[columns],
+        "STRIDE_TAP": -tap if backwards else tap,
+        "OUT": OUT,
+        "BC": BC,
+        "BN": BN,
+    }
+    return Launch(winograd.winograd_filter, (cdiv(C, BC), cdiv(K, BN), 1), (), constexprs, 4, 1)
+
+
+def _filters(weight: Tensor, op: str, OUT: int, BN: int, keep: bool) -> Callable[[], Tensor]:
+    """What gives the transformed taps of a weight [K, C, 3, 3], at the time of the launch that reads them:
+    [tiles of columns, (OUT + 2)², reduced channels, BN]."""
+    w = weight.detach()
+    if not w.is_contiguous(memory_format=torch.channels_last):
+        w = w.contiguous()
+    launch, transform = prepare(w.device, filter_launch, op, w.shape, w.stride(), OUT, BN)
+    shape = launch.grid[1], (OUT + 2) ** 2, launch.constexprs["C"], BN
+
+    def into(u: Tensor) -> Tensor:
+        transform(w, u)
+        return u
+
+    if not keep:
+        return lambda: into(scratch("filters", w, math.prod(shape)))
+    key = "winograd", op, OUT, BN
+    u = packing.kept(
+        weight, key, keep, lambda: into(torch.empty(shape, dtype=accumulator_of(w), device=w.device))
+    )
+    return lambda: u
+
+
 def _bind(
-    x, weight, bias, geometry, layout, problem, activation=None, keep_pack=True, config=None, norm=None
-) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """`geometry` and `problem` are the same convolution, as the weight has it and as an fprop of x."""
+    op, x, weight, bias, problem, activation=None, keep_pack=True, config=None, norm=None
+) -> tuple[Launch, Callable[..., Tensor]]:
+    """`problem` is `op` as an fprop of x. The function takes room for statistics, too."""
     eps = 0.0 if norm is None else norm.eps
     threads = torch.get_num_threads()
     launch, run = prepare(x.device, fprop_launch, problem, x.dtype, precision_of(x), activation, threads, config, eps)
-    BM, BN = launch.constexprs["BM"], launch.constexprs["BN"]
-    room = launch.grid[0] * launch.grid[1] * 36 * BM * (problem.C + BN)
+    OUT, BM, BN = (launch.constexprs[name] for name in ("OUT", "BM", "BN"))
+    room = launch.grid[0] * launch.grid[1] * (OUT + 2) ** 2 * BM * (problem.C + BN)
     bias = None if bias is None else bias.contiguous()
     statistics = (None,) * 4 if norm is None else norm.tensors
-    panels = packing.panels(weight, geometry, layout, BN, keep_pack)
+    filters = _filters(weight, op, OUT, BN, keep_pack)
 
-    def fprop(x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def fprop(x: Tensor, residual: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         y = empty_nhwc(x, *problem.output)
-        workspace = torch.empty(room, dtype=x.dtype, device=x.device)
-        run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual), workspace)
+        residual = None if residual is None else nhwc(residual)
+        workspace = scratch("workspace", x, room)
+        run(nhwc(x), filters(), bias, y, *statistics, residual, moments, workspace)
         return y
 
-    return fprop
+    return launch, fprop
 
 
 def bind_fprop(
@@ -81,12 +129,28 @@ def bind_fprop(
     norm: Norm | None = None,
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """See `conv.bind_fprop`."""
-    return _bind(x, weight, bias, geometry, "winograd_fprop", geometry, activation, keep_pack, config, norm)
+    _, run = _bind("fprop", x, weight, bias, geometry, activation, keep_pack, config, norm)
+    return run
+
+
+def fprop_with_moments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    keep_pack: bool = True,
+    config: TileConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `conv.fprop_with_moments`."""
+    launch, run = _bind("fprop", x, weight, bias, geometry, None, keep_pack, config)
+    blocks = cdiv(tiles(geometry, launch.constexprs["OUT"]), launch.constexprs["BM"])
+    partial = empty_moments(x, blocks, geometry.K)
+    return run(x, None, partial), partial
 
 
 def dgrad(
     dy: Tensor, weight: Tensor, geometry: ConvGeometry, keep_pack: bool = True, config: TileConfig | None = None
 ) -> Tensor:
     """The gradient of the input, as `conv.dgrad` gives it."""
-    problem = as_fprop("dgrad", geometry)
-    return _bind(dy, weight, None, geometry, "winograd_dgrad", problem, None, keep_pack, config)(dy)
+    _, run = _bind("dgrad", dy, weight, None, as_fprop("dgrad", geometry), None, keep_pack, config)
+    return run(dy)

@@ -53,11 +53,11 @@ class FpropWithMoments(Function):
     def forward(ctx, x, weight, bias, geometry):
         y, moments = launch.fprop_with_moments(x, weight, bias, geometry, keep_pack=not weight.requires_grad)
         save(ctx, x, weight, None, geometry, None)
-        ctx.mark_non_differentiable(moments.partial)
-        return y, *moments
+        ctx.mark_non_differentiable(moments)
+        return y, moments
 
     @staticmethod
-    def backward(ctx, dy, *_):
+    def backward(ctx, dy, _):
         x, weight, _ = ctx.saved_tensors
         return *_gradients(ctx, dy, x, weight), None
 

@@ -61,11 +61,11 @@ def _chosen(z: Tensor, taps: Tensor, geometry: PoolGeometry) -> Tensor:
     return windows.flatten(4).gather(4, taps.long().unsqueeze(4)).squeeze(4)
 
 
-def takes(x: Tensor, weight: Tensor, geometry: ConvGeometry | str, window: Pair, activation: str | None) -> bool:
+def takes(x: Tensor, geometry: ConvGeometry | str, window: Pair, activation: str | None) -> bool:
     """Whether one kernel convolves and pools; `activation` is canonical."""
     if isinstance(geometry, str) or not (activation is None or activations.is_monotone(activation)):
         return False
-    return launch.takes(x, geometry, window, keep_pack=not needs_gradient(weight))
+    return launch.takes(x, geometry, window)
 
 
 def conv2d_max_pool(input, weight, bias, stride, padding, dilation, groups, residual, activation, max_pool) -> Tensor:
@@ -74,7 +74,7 @@ def conv2d_max_pool(input, weight, bias, stride, padding, dilation, groups, resi
     x, w, b = autocast(input, weight, bias)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     window = pair(max_pool)
-    if window is None or residual is not None or not takes(x, w, geometry, window, activation):
+    if window is None or residual is not None or not takes(x, geometry, window, activation):
         y = conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation)
         return max_pool2d(y, max_pool, None, 0, 1, False, False)
     run = FpropMaxPool.apply if needs_gradient(x, w, b) else launch.fprop

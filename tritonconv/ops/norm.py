@@ -14,7 +14,7 @@ from torch.autograd import Function
 from ..launch import conv as launch_conv
 from ..launch import conv_pool as launch_pool
 from ..launch import norm as launch
-from ..launch.norm import Moments, Norm
+from ..launch.norm import Norm
 from . import activations
 from .conv import FpropWithMoments, conv2d, finish, geometry_of, gives_channels_last, run
 from .conv_pool import takes
@@ -150,7 +150,7 @@ def conv2d_batch_norm(
     if max_pool is not None:
         # Statistics need all of the outputs, and so do gradients of what is normalized by given ones.
         window, alone = pair(max_pool), not (training or differentiable) and residual is None and x.dim() == 4
-        fused = alone and window is not None and takes(x, w, geometry, window, activation)
+        fused = alone and window is not None and takes(x, geometry, window, activation)
         if fused and not unsupported(geometry.output, x, *norm):
             given = Norm(running_mean, running_var, gamma, beta, eps)
             y = launch_pool.fprop(x, w, b, geometry, window, activation, norm=given)
@@ -170,10 +170,10 @@ def conv2d_batch_norm(
     if training:
         count = geometry.N * geometry.P * geometry.Q
         if differentiable:
-            y, *moments = FpropWithMoments.apply(x, w, b, geometry)
+            y, moments = FpropWithMoments.apply(x, w, b, geometry)
         else:
             y, moments = launch_conv.fprop_with_moments(x, w, b, geometry)
-        mean, var = launch.finalize(Moments(*moments), count)
+        mean, var = launch.finalize(moments, count)
         _update(running_mean, running_var, mean, var, count, momentum)
         y = _finish(y, Norm(mean, var, gamma, beta, eps), True, residual, activation)
     elif differentiable:
