@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Literal
 
@@ -40,6 +42,10 @@ class Tuning:
 
     def count(self, status: str) -> int:
         return sum(outcome.status == status for outcome in self.outcomes)
+
+    def to_json(self) -> str:
+        """A JSON array of {"key", "status", "config", "seconds", "untuned", "error"}."""
+        return json.dumps([asdict(outcome) for outcome in self.outcomes], indent=2)
 
     def __rich__(self) -> Table:
         counts = ", ".join(f"{self.count(status)} {status}" for status in ("measured", "stored", "left", "failed"))
@@ -123,7 +129,7 @@ def tune(
 
 def _one(key, problem_of, provenance, deadline, exhaustive, show) -> Outcome:
     stored = store.lookup(key)
-    if stored is not None:
+    if stored is not None and store.entry_of(key)["provenance"].get("how") != "predicted":
         return Outcome(key, "stored", stored)
     if time.monotonic() > deadline:
         return Outcome(key, "left")
@@ -151,7 +157,13 @@ def _gather(mine: list[Outcome]) -> list[Outcome]:
 
     entries = [entry for o in mine if o.status == "measured" and (entry := store.entry_of(o.key)) is not None]
     everyones = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyones, (mine, entries))
+    try:
+        distributed.all_gather_object(everyones, (mine, entries))
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        lost = "a rank is lost, and with it what it was measuring; the next run measures what is missing"
+        warnings.warn(f"tune: {lost} ({reason})", RuntimeWarning, stacklevel=3)
+        return mine
     store.forget()
     for _, entries in everyones:
         for entry in entries:

@@ -148,7 +148,7 @@ def _read(folder: Path, canonical: str) -> str | None:
         if _canonical(entry["key"]) != canonical:
             raise ValueError("it is about another key")
         return json.dumps(entry["config"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         warnings.warn(f"tuning entry {path} is not used: {type(error).__name__}: {error}", stacklevel=4)

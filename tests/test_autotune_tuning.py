@@ -296,18 +296,46 @@ dist.destroy_process_group()
 """
 
 
+DYING = """
+import os
+from autotune import session
+measure, measured = session._one, []
+
+def once(key, *rest):
+    if rank == 1 and measured:
+        os._exit(9)  # in the middle of its share
+    measured.append(key)
+    return measure(key, *rest)
+
+session._one = once
+model = tritonconv.patch(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1), nn.MaxPool2d(1), nn.Conv2d(2, 3, 1)))
+with store.at(Path(own)):
+    tuned = tritonconv.tune(model.eval(), torch.randn(1, 1, 4, 4))
+print(tuned.count("measured"))
+"""
+
+
+def test_a_rank_that_dies_loses_what_it_was_measuring(tmp_path):
+    """The other one finishes its share, and the next run finds what both had stored."""
+    program = PROGRAM[: PROGRAM.index("model =")] + DYING
+    rank0, rank1 = (start(program, rank, tmp_path, tmp_path / "store") for rank in (0, 1))
+    assert rank1.wait() == 9
+    printed, complaints = rank0.communicate()
+    assert rank0.returncode == 0, complaints
+    assert "tune: a rank is lost, and with it what it was measuring" in complaints
+    assert len(list((tmp_path / "store").glob("*.json"))) == int(printed) + 1 > 3
+
+
+def start(program: str, rank: int, folder: Path, own: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", program, str(rank), str(folder / "meet"), str(own)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, cwd=Path(__file__).parent.parent)
+
+
 @pytest.mark.parametrize("shared", (False, True))
 def test_ranks_share_the_work_and_all_have_the_results(shared, tmp_path):
     stores = [tmp_path / ("store" if shared else f"store{rank}") for rank in (0, 1)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), str(tmp_path / "meet"), str(stores[rank])],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent.parent,
-        )
-        for rank in (0, 1)
-    ]
+    processes = [start(PROGRAM, rank, tmp_path, stores[rank]) for rank in (0, 1)]
     assert [process.communicate()[0] for process in processes] == ["fine\n"] * 2
     names = [{path.name for path in folder.iterdir()} for folder in stores]
     assert names[0] == names[1]

@@ -1,12 +1,19 @@
 """The command line: what it prints, and how it fails."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from tritonconv import cli
+from tritonconv import cli, tuning
+
+ROOT = Path(__file__).parent.parent
 
 NETWORKS = """
 from torch import nn
@@ -95,8 +102,77 @@ def test_failures_are_one_line_and_exit_with_1(model, input, message, networks, 
     assert line.startswith(f"tritonconv summary: {message}")
 
 
+@pytest.fixture
+def caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITONCONV_CACHE_DIR", str(tmp_path / "caches"))
+    tuning.forget()
+    yield tmp_path / "caches"
+    tuning.forget()
+
+
+def test_tune_measures_once_and_says_what_it_found(networks, caches, capsys):
+    command = ["tune", f"{networks}:small", *SMALL, "--channels-last", "--training", "--json"]
+    assert cli.main(command) == 0
+    outcomes = json.loads(capsys.readouterr().out)
+    assert {outcome["status"] for outcome in outcomes} == {"measured"}
+    assert {"fprop", "wgrad", "conv2d"} <= {outcome["key"]["op"] for outcome in outcomes}
+    assert cli.main(command) == 0
+    assert {outcome["status"] for outcome in json.loads(capsys.readouterr().out)} == {"stored"}
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "nan"])
+def test_a_budget_is_positive(budget, networks, caches, capsys):
+    assert cli.main(["tune", f"{networks}:small", *SMALL, "--budget", budget]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tritonconv tune: budget must be a positive number of seconds")
+
+
+def test_a_store_that_cannot_be_written_is_one_sentence(networks, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITONCONV_CACHE_DIR", str(tmp_path / "file"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of kernels that cannot be kept
+        assert cli.main(["tune", f"{networks}:small", *SMALL]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tritonconv tune: the tuning store ")
+
+
+def test_an_interrupted_run_says_so(networks, caches, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "tune_keys", interrupt)
+    assert cli.main(["tune", f"{networks}:small", *SMALL]) == 130
+    assert "interrupted; what was measured until now is stored" in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_where_it_was(networks, caches):
+    command = [sys.executable, "-m", "tritonconv", "tune", f"{networks}:small", *SMALL, "--json"]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    while killed.poll() is None and not list(caches.glob("tuned/*.json")):
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    kept = len(list(caches.glob("tuned/*.json")))
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    counts = Counter(outcome["status"] for outcome in json.loads(run.stdout))
+    assert counts["stored"] == kept > 0
+    assert counts.keys() <= {"stored", "measured"}
+
+
+def test_compile_writes_a_package_that_load_takes(networks, caches, tmp_path, capsys):
+    folder = str(tmp_path / "package")
+    assert cli.main(["compile", f"{networks}:small", *SMALL, "--target", "cpu", "--out", folder, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert cli.main(["load", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == made
+    assert made["kernels"] > 0
+    assert cli.main(["load", str(tmp_path)]) == 1
+    assert "is not loaded: it holds no manifest.json" in capsys.readouterr().err
+
+
 def test_python_m():
     command = [sys.executable, "-m", "tritonconv", "--help"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    for command in (*cli.ON_MODEL, *cli.ON_NOTHING):
+    for command in (*cli.ON_MODEL, *cli.OTHERS):
         assert command.__name__ in run.stdout

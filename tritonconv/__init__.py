@@ -5,6 +5,7 @@ import importlib
 # Names and where they live. They are imported when first used: Triton, while it is itself being imported, loads its CPU
 # target from this package, and can then give nothing to the rest of it.
 _PUBLIC = {
+    "load_package": "package",
     "patch": "patching",
     "patched": "patching",
     "plan": "planning",

@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import llvmlite
 import torch
@@ -24,7 +25,11 @@ import autotune.store
 import tritonconv
 
 from . import engines
-from .cpu import cache, target
+from .compiling import compile_package
+from .cpu import cache
+from .cpu.target import host
+from .machine_code import TARGETS
+from .package import REPORT, Package
 from .reporting import Printable
 from .sample import call, inference
 from .timing import turns
@@ -69,7 +74,6 @@ def bench(model: nn.Module, sample: tuple[Tensor, ...]) -> Printable:
 
 def env() -> Printable:
     """Shows versions, engines, the processor, and where caches are."""
-    host = target.host()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
     return Facts(
@@ -79,9 +83,9 @@ def env() -> Printable:
             "llvmlite": llvmlite.__version__,
             "engines": " ".join(engines.available()),
             "gpus": ", ".join(gpus) or "none",
-            "processor": host.cpu,
-            "vector_bits": 8 * host.vector_bytes,
-            "features": " ".join(f[1:] for f in host.features.split(",") if f.startswith("+")),
+            "processor": host().cpu,
+            "vector_bits": 8 * host().vector_bytes,
+            "features": " ".join(f[1:] for f in host().features.split(",") if f.startswith("+")),
             "threads": torch.get_num_threads(),
             "kernels": str(cache.folder()),
             "tuned": str(autotune.store.directory()),
@@ -99,16 +103,54 @@ def summary(model: nn.Module, sample: tuple[Tensor, ...]) -> Printable:
     return tritonconv.summary(model, sample)
 
 
-# Commands on a model and a sample, and those on nothing; their first line is their help.
-ON_MODEL = (plan, summary, report, bench)
-ON_NOTHING = (env,)
+def tune(model: nn.Module, sample: tuple[Tensor, ...], *, budget: float | None, training: bool) -> Printable:
+    """Measures which tiles and algorithms are fastest here, and stores them; goes on where it was interrupted."""
+    return tritonconv.tune(tritonconv.patch(model).train(training), sample, budget=budget, console=Console(stderr=True))
+
+
+def compile(model: nn.Module, sample: tuple[Tensor, ...], *, target: str, out: Path, training: bool) -> Printable:
+    """Compiles all kernels that a model needs, for a machine that need not be here, into a package."""
+    made = compile_package(model.train(training), sample, target, out)
+    return _package("compiled", made)
+
+
+def load(folder: Path) -> Printable:
+    """Loads a package that `compile` made, so that its kernels need no compiling here."""
+    return _package("loaded", tritonconv.load_package(folder))
+
+
+def _package(what: str, package: Package) -> Facts:
+    facts = {"target": package.target, "kernels": len(package.kernels), "configs": package.configs}
+    return Facts(f"package {what}", facts | {"report": str(package.folder / REPORT)})
+
+
+# Commands on a model and a sample, and those on none; their first line is their help.
+ON_MODEL = (plan, summary, report, bench, tune, compile)
+OTHERS = (env, load)
+_TRAINING = {"action": "store_true", "help": "forward and backward, in training mode (default: inference)"}
+OPTIONS = {
+    tune: {
+        "--budget": {"type": float, "metavar": "SECONDS", "help": "what is not reached in time stays untuned"},
+        "--training": _TRAINING,
+    },
+    compile: {
+        "--target": {"required": True, "help": f"{', '.join(('cpu', *TARGETS))}; cpu means machines like this one"},
+        "--out": {"type": Path, "required": True, "metavar": "DIR", "help": "where to write the package"},
+        "--training": _TRAINING,
+    },
+    load: {"folder": {"type": Path, "metavar": "DIR", "help": "the package"}},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0, or 1 if it failed; bad use exits with 2."""
     chosen = _parser().parse_args(arguments)
+    given = {name.lstrip("-"): getattr(chosen, name.lstrip("-")) for name in OPTIONS.get(chosen.run, ())}
     try:
-        result = chosen.run(*(_model_and_sample(chosen) if chosen.run in ON_MODEL else ()))
+        result = chosen.run(*(_model_and_sample(chosen) if chosen.run in ON_MODEL else ()), **given)
+    except KeyboardInterrupt:
+        print(f"tritonconv {chosen.run.__name__}: interrupted; what was measured until now is stored", file=sys.stderr)
+        return 130
     except Exception as error:  # a user's model may raise anything
         print(f"tritonconv {chosen.run.__name__}: {_sentence(error)}", file=sys.stderr)
         return 1
@@ -122,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tritonconv", description=tritonconv.__doc__.partition("\n")[0])
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for run in (*ON_MODEL, *ON_NOTHING):
+    for run in (*ON_MODEL, *OTHERS):
         text = run.__doc__.partition("\n")[0]
         command = commands.add_parser(run.__name__, help=text, description=text)
         command.set_defaults(run=run)
@@ -136,6 +178,10 @@ def _parser() -> argparse.ArgumentParser:
                 "--dtype", choices=DTYPES, default="float32", help="of inputs and model (default: %(default)s)"
             )
             command.add_argument("--device", type=_device, default="cpu", help="default: %(default)s")
+            formats = "inputs and model in channels_last memory (default: as torch makes them)"
+            command.add_argument("--channels-last", action="store_true", help=formats)
+        for name, settings in OPTIONS.get(run, {}).items():
+            command.add_argument(name, **settings)
     return parser
 
 
@@ -172,10 +218,15 @@ def _model_and_sample(chosen: argparse.Namespace) -> tuple[nn.Module, tuple[Tens
         raise TypeError(f"{name} of {where} gives a {type(model).__name__}, not a torch.nn.Module")
     to = {"dtype": DTYPES[chosen.dtype], "device": chosen.device}
     torch.manual_seed(0)
-    return model.to(**to).eval(), tuple(torch.randn(sizes, **to) for sizes in chosen.input)
+    sample = tuple(torch.randn(sizes, **to) for sizes in chosen.input)
+    model = model.to(**to).eval()
+    if chosen.channels_last:
+        images = tuple(x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in sample)
+        return model.to(memory_format=torch.channels_last), images
+    return model, sample
 
 
 def _sentence(error: Exception) -> str:
     message = str(error).strip().partition("\n")[0]
-    expected = isinstance(error, (ValueError, RuntimeError)) and message
+    expected = isinstance(error, (ValueError, RuntimeError, OSError)) and message
     return message if expected else f"{type(error).__name__}: {message}"

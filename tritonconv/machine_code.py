@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import triton
@@ -89,6 +90,15 @@ def compile_launch(launch: Launch, dtypes: Sequence[torch.dtype | None], target:
     assembly = Assembly(text)
     loop = assembly.main_loop(MATRIX.match)
     return MachineCode(registers, compiled.metadata.shared, occupancy, assembly.count(), loop, text)
+
+
+def files(launch: Launch, dtypes: Sequence[torch.dtype | None], target: str) -> tuple[str, dict[str, bytes]]:
+    """What Triton calls the compiled launch in its cache, and the files that a machine needs there to run it."""
+    gpu = TARGETS[target].gpu
+    compiled = _compile(launch, dtypes, gpu)
+    needed = ".json", f".{make_backend(gpu).binary_ext}"
+    group = {name: Path(path) for name, path in compiled.metadata_group.items() if name.endswith(needed)}
+    return compiled.hash, {name: path.read_bytes() for name, path in group.items()}
 
 
 def _compile(launch: Launch, dtypes: Sequence[torch.dtype | None], gpu: GPUTarget) -> CompiledKernel:

@@ -83,13 +83,13 @@ def cost(tile: TileConfig, op: str, geometry: ConvGeometry, dtype: torch.dtype, 
     return _cost(tile, op, geometry, MACHINES[kind])
 
 
-def _programs(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
+def programs_of(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
     _, N, _ = geometry.gemm(op)
     copies = geometry.taps if op == "wgrad" else residue_classes(op, geometry)
     return m_tiles(tile, op, geometry) * cdiv(N, tile.BN) * geometry.groups * copies * tile.SPLIT
 
 
-def _steps(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
+def steps_of(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
     """Turns of a program's loop, its part of a split reduction."""
     _, _, K = geometry.gemm(op)
     turns = cdiv(K, tile.BK) if op == "wgrad" else geometry.taps * cdiv(K, tile.BK) // residue_classes(op, geometry)
@@ -99,8 +99,8 @@ def _steps(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
 def _split(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> TileConfig:
     """`tile` with the splits that fill the machine, of at least four turns each."""
     fill = 2 if op == "wgrad" else 1
-    wanted = fill * machine.programs // _programs(tile, op, geometry)
-    return replace(tile, SPLIT=max(1, min(wanted, _steps(tile, op, geometry) // 4)))
+    wanted = fill * machine.programs // programs_of(tile, op, geometry)
+    return replace(tile, SPLIT=max(1, min(wanted, steps_of(tile, op, geometry) // 4)))
 
 
 def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> TileConfig:
@@ -121,9 +121,9 @@ def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -
     """Multiply-adds of a program, padding included, times how many programs run one after the other; and what adding
     the splits up takes."""
     step = machine.turn + tile.BK * (tile.BM * tile.BN + machine.load * (tile.BM + tile.BN))
-    waves = cdiv(_programs(tile, op, geometry), machine.programs)
-    cost = waves * (machine.start + _steps(tile, op, geometry) * step)
+    waves = cdiv(programs_of(tile, op, geometry), machine.programs)
+    cost = waves * (machine.start + steps_of(tile, op, geometry) * step)
     if tile.SPLIT > 1:
-        sums = _programs(tile, op, geometry) * tile.BM * tile.BN
+        sums = programs_of(tile, op, geometry) * tile.BM * tile.BN
         cost += machine.launch + machine.load * cdiv(sums, machine.programs)
     return cost

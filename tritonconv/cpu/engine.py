@@ -4,10 +4,8 @@ launcher.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +15,7 @@ from triton.runtime.jit import JITFunction
 
 from . import build, cache, debug
 from .compiler import CPUBackend, cpu_target
+from .forks import forked
 from .launcher import runtime_arguments
 from .runtime import Kernel
 
@@ -76,7 +75,7 @@ def load(requests: Sequence[Request]) -> list[Kernel]:
     wanted = {r.name: r for r in requests if kernels[r.name] is None}
     binaries = {name: cache.find(name) for name in wanted}
     absent = [wanted[name] for name, binary in binaries.items() if binary is None]
-    binaries.update(zip([r.name for r in absent], _compile_all(absent), strict=True))
+    binaries.update(zip([r.name for r in absent], forked(Request.compile, absent), strict=True))
     made = {name: Kernel(binary) for name, binary in binaries.items()}
     _kernels.update(made)
     return [(kernels | made)[r.name] for r in requests]
@@ -85,25 +84,6 @@ def load(requests: Sequence[Request]) -> list[Kernel]:
 def load_launches(launches: Sequence[tuple]) -> list[Kernel]:
     """The kernels of `request`'s arguments, (launch, dtypes) each."""
     return load([request(launch, dtypes, _debugging()) for launch, dtypes in launches])
-
-
-def _compile_all(requests: list[Request]) -> list[build.Binary]:
-    """In child processes: neither Python nor llvmlite lets two threads compile at once."""
-    if len(requests) < 2:
-        return [r.compile() for r in requests]
-    workers = min(len(requests), len(os.sched_getaffinity(0)))
-    fork = multiprocessing.get_context("fork")  # the children inherit the requests, which cannot be pickled
-    with ProcessPoolExecutor(workers, fork, _inherit, (requests,)) as pool:
-        return list(pool.map(_compile, range(len(requests))))
-
-
-def _inherit(requests: list[Request]) -> None:
-    global _inherited
-    _inherited = requests
-
-
-def _compile(index: int) -> build.Binary:
-    return _inherited[index].compile()
 
 
 def bind(launch):
