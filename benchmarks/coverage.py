@@ -1,9 +1,10 @@
-"""What `patch` takes of each network, and whether the patched network computes the same.
+"""What `patch` takes of each network, and whether the patched network infers and trains as the original does.
 
 Networks: ours, and those of torchvision, timm and segmentation_models_pytorch where these are installed; with random
-weights, in float64, in which rounding is far below any other difference. Their outputs are compared in evaluation mode,
-and parameters and buffers after a few steps of training. A row fails if the patched network differs, or raises where
-torch does not; a training that drifts apart no further than ten times what rounding alone does to it has not failed.
+weights, in float64, in which rounding is far below any other difference. Compared are the outputs in evaluation mode,
+with statistics taken from the sample, and parameters and buffers after some steps of training. A row fails if the
+patched network differs, or raises where torch does not; a training that drifts apart no further than ten times what
+rounding alone does to it has not failed. Writes docs/networks.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,18 +25,22 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils._pytree import tree_leaves
 
 import tritonconv
 
-from .comparison import OURS, WIDTH, Row, figure, keep
-from .measure import reason
+from .comparison import OURS, WIDTH, Row, figure
+from .measure import RESULTS, about, load, reason, save
 from .zoo import NETWORKS
 
-STEPS = 2
+DOCUMENT = Path(__file__).parents[1] / "docs" / "networks.md"
+STEPS = 10  # of training for our own networks,
+FEW = 2  # for those of the libraries
 TOLERANCE = 1e-7  # of the largest element: what torch.testing allows in float64
 FRACTION = 0.25  # of the width of our own networks
-IMAGE = (3, 96, 96)
+IMAGE = (3, 64, 64)
+LARGER = {"inception_v3": (3, 299, 299)}  # which take no smaller ones
 LARGEST = 30_000_000  # parameters: of a family, the small ones say as much
 
 # One or two of each family.
@@ -63,12 +69,13 @@ def optional(name: str):
 def candidates() -> Iterator[Candidate]:
     """Names, what makes the network, and the shape of a sample."""
     for name, network in NETWORKS.items():
-        yield name, partial(network.build, FRACTION), network.input
+        yield name, partial(network.build, FRACTION), network.small or network.input
     if library := optional("torchvision.models"):
         for module, options in ((library, {}), (library.segmentation, {"weights_backbone": None})):
             for name in library.list_models(module):
                 if not name.startswith(("vit", "swin", "maxvit")):  # transformers
-                    yield f"torchvision {name}", partial(library.get_model, name, weights=None, **options), IMAGE
+                    make = partial(library.get_model, name, weights=None, **options)
+                    yield f"torchvision {name}", make, LARGER.get(name, IMAGE)
     if library := optional("timm"):
         for name in TIMM:
             yield f"timm {name}", partial(library.create_model, name), IMAGE
@@ -82,10 +89,10 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [y for y in tree_leaves(model(x)) if isinstance(y, Tensor)]
 
 
-def trained(model: nn.Module, x: Tensor) -> list[Tensor]:
+def trained(model: nn.Module, x: Tensor, steps: int) -> list[Tensor]:
     torch.manual_seed(1)  # of dropout
     optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-4, momentum=0.9)
-    for _ in range(STEPS):
+    for _ in range(steps):
         loss = sum(F.mse_loss(y, torch.ones_like(y)) for y in outputs(model, x))
         optimizer.zero_grad()
         loss.backward()
@@ -107,8 +114,9 @@ def difference(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
     return float(torch.stack(errors).max())
 
 
-def measure(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, object] | None:
-    """A row; None if the network is too large, or if torch itself does not run it on such a sample."""
+def measure(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, object]:
+    """A row; one that says why if the network is too large, or if torch itself does not run it on such a sample."""
+    steps = STEPS if name in NETWORKS else FEW
     torch.manual_seed(0)
     try:
         with torch.device("meta"):
@@ -116,28 +124,32 @@ def measure(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) ->
     except Exception:
         size = 0  # it cannot be made without memory
     if size > LARGEST:
-        return None
+        return {"network": name, "skipped": f"{size / 1e6:.0f} million parameters"}
     plain = make().double()
     x = torch.randn(2, *shape, dtype=torch.float64)
-    untrained, control = copy.deepcopy(plain), copy.deepcopy(plain)
     try:
+        update_bn([x], plain)  # as made, norms let hardly anything of the input through to the output
+        untrained, control = copy.deepcopy(plain), copy.deepcopy(plain)
         with torch.no_grad():
             infers = outputs(plain.eval(), x)
-        trains = trained(plain, x)
-    except (RuntimeError, ValueError, AssertionError, TypeError):
-        return None
-    row: dict[str, object] = {"network": name, "failed": ""}
+        trains = trained(plain, x, steps)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        return {"network": name, "skipped": reason(error)}
+    row: dict[str, object] = {"network": name, "steps": steps, "failed": ""}
     try:
+        begin = time.perf_counter()
         patched = tritonconv.patch(untrained)
+        row["patch_seconds"] = time.perf_counter() - begin
         sites = tuple(tritonconv.report(patched))
         row |= Counter(site.status for site in sites)
         row["why"] = dict(Counter(site.reason for site in sites if site.status == "left"))
+        row["unfused"] = dict(Counter(site.reason for site in sites if site.status == "swapped" and site.reason))
         with torch.no_grad():
             row["inference"] = difference(outputs(patched.eval(), x), infers)
-        row["training"] = difference(trained(patched, x), trains)
+        row["training"] = difference(trained(patched, x, steps), trains)
         allowed = TOLERANCE
         if row["training"] > TOLERANCE:  # or does rounding alone do as much? Batch norm of two values may magnify it so
-            row["rounding"] = difference(trained(nudged(control), x), trains)
+            row["rounding"] = difference(trained(nudged(control), x, steps), trains)
             allowed = max(allowed, 10 * row["rounding"])
         if not (row["inference"] <= TOLERANCE and row["training"] <= allowed):
             row["failed"] = "the results differ"
@@ -146,43 +158,77 @@ def measure(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) ->
     return row
 
 
+HEADINGS = "network", "fused", "swapped", "left", "inference", "training", "patch, s", "why left, or failed"
+
+
+def line_of(row: dict) -> list[str]:
+    if "skipped" in row:
+        return [row["network"], *["–"] * 6, f"not run: {row['skipped']}"]
+    counts = (str(row.get(status, 0)) for status in ("fused", "swapped", "left"))
+    errors = (f"{row[what]:.0e}" if what in row else "–" for what in ("inference", "training"))
+    why = row["failed"] or "; ".join(f"{count} × {text}" for text, count in row["why"].items())
+    if "rounding" in row:
+        why = f"rounding alone changes training by {row['rounding']:.0e}; {why}".rstrip("; ")
+    return [row["network"], *counts, *errors, f"{row['patch_seconds']:.2f}", why]
+
+
 def table_of(rows: Sequence[dict]) -> Table:
-    table = Table("network", title=f"patch: sites, and the largest relative difference (float64, {STEPS} steps)")
-    for heading in ("fused", "swapped", "left", "inference", "training"):
-        table.add_column(heading, justify="right")
-    table.add_column("why left, or failed", overflow="fold")
+    table = Table(title="patch: sites, and the largest relative difference (float64)")
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold")
     for row in rows:
-        counts = (str(row.get(status, 0)) for status in ("fused", "swapped", "left"))
-        errors = (f"{row[what]:.0e}" if what in row else "–" for what in ("inference", "training"))
-        why = row["failed"] or "; ".join(f"{count} × {text}" for text, count in row["why"].items())
-        if "rounding" in row:
-            why = f"rounding alone changes training by {row['rounding']:.0e}; {why}".rstrip("; ")
-        table.add_row(row["network"], *counts, *errors, why, style="red" if row["failed"] else None)
+        table.add_row(*line_of(row), style="red" if row.get("failed") else None)
     return table
+
+
+def stored(path: Path) -> dict[str, dict]:
+    return {row["name"]: row["facts"] for row in load(path)["rows"]} if path.exists() else {}
+
+
+def keep(path: Path, rows: dict[str, dict], **more: object) -> None:
+    kept = []
+    for name, facts in rows.items():
+        figures = {} if "skipped" in facts else {OURS: figure([facts.get("left", 0)])}
+        kept.append(Row("left to torch", name, "sites", figures, facts=facts).to_json())
+    save("coverage", kept, path, **more)
+
+
+def document(rows: Sequence[dict], origin: str) -> None:
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (HEADINGS, ["---"] * len(HEADINGS), *map(line_of, rows)))
+    unfused = Counter()
+    for row in rows:
+        unfused.update(row.get("unfused", {}))
+    reasons = "\n".join(f"- {count} × {text}" for text, count in unfused.most_common())
+    DOCUMENT.write_text(
+        "# Networks\n\n"
+        "What `patch` takes of each network, and how far the patched network is from the original in float64: the\n"
+        f"outputs in evaluation mode, and parameters and buffers after training ({STEPS} steps for this project's own\n"
+        f"networks, {FEW} for the others), each relative to the tensor's largest element. Random weights, batch 2.\n"
+        "Written by `python -m benchmarks coverage`.\n\n"
+        f"{table}\n\nWhy what runs on kernels of its own was not fused with its neighbours:\n\n{reasons}\n\n{origin}\n",
+        encoding="utf-8",
+    )
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks coverage", description=__doc__)
-    parser.add_argument("--only", metavar="GLOB", nargs="+", help="networks; stored only by --out then")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="store there, and not in results/coverage.json")
+    parser.add_argument("--only", metavar="GLOB", nargs="+", default=["*"], help="networks; of the others, rows stay")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="store there, and write no docs/networks.md")
     options = parser.parse_args(arguments)
-    console, rows, skipped = Console(width=WIDTH), [], []
-    warnings.simplefilter("ignore")  # the networks' own
-    for name, *candidate in candidates():
-        if any(fnmatchcase(name, glob) for glob in options.only or ("*",)):
-            row = measure(name, *candidate)
-            if row is None:
-                skipped.append(name)
-            else:
-                rows.append(row)
-                console.print(name, row["failed"] or "equal", markup=False)
-    console.print(table_of(rows))
-    failed = [row["network"] for row in rows if row["failed"]]
+    chosen = [each for each in candidates() if any(fnmatchcase(each[0], glob) for glob in options.only)]
     versions = {name: module.__version__ for name in LIBRARIES if (module := optional(name))}
-    console.print(f"{len(rows)} networks, {len(failed)} failed; {len(skipped)} skipped: {', '.join(skipped)}")
-    left = (
-        Row("left to torch", row["network"], "sites", {OURS: figure([row.get("left", 0)])}, facts=row) for row in rows
-    )
-    keep("coverage", left, options, console, libraries=versions, skipped=skipped)
+    path = options.out or RESULTS / "coverage.json"
+    console, rows = Console(width=WIDTH), stored(path)
+    warnings.simplefilter("ignore")  # the networks' own
+    for name, *candidate in chosen:
+        row = rows[name] = measure(name, *candidate)
+        console.print(name, row.get("failed") or row.get("skipped") or "equal", markup=False)
+        keep(path, rows, libraries=versions)  # at once: all of them take long
+    measured = [rows[name] for name, *_ in chosen]
+    failed = [row["network"] for row in measured if row.get("failed")]
+    console.print(table_of(measured))
+    console.print(f"{len(measured)} networks, {len(failed)} failed; stored in {path}", markup=False)
+    if options.out is None:
+        document(list(rows.values()), about(load(path)))
     if failed:
         raise SystemExit(f"coverage: {', '.join(failed)} failed")

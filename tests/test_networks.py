@@ -19,12 +19,6 @@ PARAMETERS = {
     "DenseNet-121": 7_978_856,
     "MobileNetV2": 3_504_872,
 }
-# Shapes as small as a network takes, where that is smaller than what it is measured on.
-SMALL = dict.fromkeys(("GoogLeNet", "ResNet-18", "ResNet-50", "DenseNet-121", "MobileNetV2", "U-Net"), (3, 64, 64)) | {
-    "Context": (21, 24, 24),
-    "TDNN": (24, 32),
-    "TCN": (24, 32),
-}
 # As many different layers as a network has at all, in fewer places: each takes kernels of its own.
 SHALLOW = {"DenseNet-121": {"depths": (1, 2, 1, 1)}, "ResNet-50": {"depths": (2, 2, 1, 1)}}
 STEPS = 3
@@ -74,7 +68,7 @@ def test_a_patched_network_trains_and_infers_as_before(name):
     network = NETWORKS[name]
     plain = network.build(width=0, **SHALLOW.get(name, {})).double()
     before, patched = copy.deepcopy(plain), tritonconv.patch(copy.deepcopy(plain))
-    x = torch.randn(2, *SMALL.get(name, network.input), dtype=torch.float64)
+    x = torch.randn(2, *(network.small or network.input), dtype=torch.float64)
     for got, want in zip(trained(patched, x), trained(plain, x), strict=True):
         assert_same(got, want)
     assert not any(map(torch.equal, plain.parameters(), before.parameters()))

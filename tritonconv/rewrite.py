@@ -29,6 +29,7 @@ def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forwa
     return swap.Forward(
         run=namespace["forward"],
         arity=len(graph.find_nodes(op="placeholder")),
+        kind=trace.kind,
         reads=trace.reads,
         children={path: swap.children(module.get_submodule(path)) for path in _holders(graph)},
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import memory
 from .blocks import LEAVES
@@ -32,20 +32,21 @@ class Forward:
     """A rewritten forward, and what must hold for a call to run it.
 
     run: called as `run(module, *args, **kwargs)`.
-    arity: how many inputs it takes; all must be given, as tensors.
+    arity, kind: how many inputs it takes; all must be given, as this type.
     reads: plain attributes of the module and the values that the forward was traced with.
     children: per submodule whose children `run` calls (by path), their names and types.
     """
 
     run: Callable
     arity: int
+    kind: type
     reads: dict[str, object]
     children: dict[str, tuple[tuple[str, type], ...]]
 
     def holds(self, module: nn.Module, inputs: tuple) -> bool:
         return (
             len(inputs) == self.arity
-            and all(isinstance(value, Tensor) for value in inputs)
+            and all(isinstance(value, self.kind) for value in inputs)
             and all(module.__dict__.get(name, _MISSING) == value for name, value in self.reads.items())
             and all(children(module.get_submodule(path)) == types for path, types in self.children.items())
         )

@@ -30,14 +30,17 @@ class CannotTrace(Exception):
 
 @dataclass(frozen=True)
 class Trace:
-    """One recorded forward. It holds while every attribute in `reads` has the value noted there."""
+    """One recorded forward. It holds while every attribute in `reads` has the value noted there, for inputs that are
+    all of type `kind`."""
 
     graph: fx.Graph
     reads: dict[str, object]
+    kind: type = Tensor
 
 
 class _Value(fx.Proxy):
-    """A traced value. An input says that it is a tensor (callers of a trace see to that), any other nothing."""
+    """A traced value. An input says that it is of the kind that is traced for (callers of a trace see to that), any
+    other nothing."""
 
     @property
     def __class__(self):
@@ -45,16 +48,18 @@ class _Value(fx.Proxy):
         if sys._getframe(1).f_globals.get("__name__", "").split(".")[0] == "torch":
             return _Value
         if self.node.op == "placeholder":
-            return Tensor
+            self.tracer.kind_asked = True
+            return self.tracer.kind
         raise CannotTrace(f"it checks the type of {self.node.name}")
 
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else in-place updates of a buffer would happen now instead of at every call
 
-    def __init__(self):
+    def __init__(self, kind: type):
         super().__init__()
         self.modes = _modes()
+        self.kind, self.kind_asked = kind, False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -136,13 +141,13 @@ def _refuse_random_numbers() -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def trace(module: nn.Module) -> Trace:
-    """Records `module.forward` for inputs that are all tensors, with its children as leaves. Raises `CannotTrace`."""
+def _trace(module: nn.Module, tracer: _Tracer) -> Trace:
+    """Records `module.forward`, with its children as leaves. Raises `CannotTrace`."""
     if "forward" in vars(module):
         raise CannotTrace("the instance has a forward of its own")
     try:
         with _refuse_random_numbers(), _watch_attributes(module) as reads, _NoTensors():
-            return Trace(_Tracer().trace(module), reads)
+            return Trace(tracer.trace(module), reads, tracer.kind)
     except CannotTrace:
         raise
     except Exception as error:  # whatever a user's forward raises when it meets symbolic values
@@ -150,17 +155,22 @@ def trace(module: nn.Module) -> Trace:
 
 
 def traces(module: nn.Module) -> list[Trace]:
-    """The trace of `module`; two if its forward asks for `self.training`. Raises `CannotTrace` if there is none."""
+    """The traces of `module`: for inputs that are tensors and, if its forward asks for their type, lists of them; in
+    both modes if it asks for `self.training`. Raises `CannotTrace` if there is none."""
     found, refusals = [], []
     training = module.training
     try:
         for mode in (training, not training):
             module.training = mode
-            try:
-                found.append(trace(module))
-            except CannotTrace as refusal:
-                refusals.append(refusal)
-            if found and "training" not in found[-1].reads:
+            for kind in (Tensor, list):
+                tracer = _Tracer(kind)
+                try:
+                    found.append(_trace(module, tracer))
+                except CannotTrace as refusal:
+                    refusals.append(refusal)
+                if not tracer.kind_asked:
+                    break
+            if found and not any("training" in each.reads for each in found):
                 break
     finally:
         module.training = training

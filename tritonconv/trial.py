@@ -81,11 +81,12 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
     covered = set()
     with ExitStack() as stack:
         for owner, forwards in found.forwards.items():
-            for trace, matches in forwards:
-                covered.update(name for match in matches for name in block_site(names[owner], match).members)
-                if not trace.reads.get("training"):
-                    owner.forward = _watched(owner, names[owner], trace, matches, pieces)
-                    stack.callback(delattr, owner, "forward")
+            covered.update(
+                name for _, matches in forwards for match in matches for name in block_site(names[owner], match).members
+            )
+            if evaluating := [forward for forward in forwards if not forward[0].reads.get("training")]:
+                owner.forward = _watched(owner, names[owner], evaluating, pieces)
+                stack.callback(delattr, owner, "forward")
 
         def note(module, inputs):
             ours = functools.partial(LEAVES[type(module)], module)
@@ -104,9 +105,11 @@ def _note(pieces: dict[str, Piece], fqn: str, theirs: Callable, ours: Callable, 
         pieces.setdefault(fqn, Piece(theirs, ours, [torch.empty_like(value, device="meta") for value in inputs]))
 
 
-def _watched(owner: nn.Module, name: str, trace: Trace, matches: list[Match], pieces: dict[str, Piece]) -> Callable:
+def _watched(
+    owner: nn.Module, name: str, forwards: Sequence[tuple[Trace, list[Match]]], pieces: dict[str, Piece]
+) -> Callable:
     """A forward of `owner` that does what was traced and notes the pieces on the way."""
-    ends = {match.nodes[-1]: match for match in matches if match.status != "left"}
+    ends = {match.nodes[-1]: match for _, matches in forwards for match in matches if match.status != "left"}
 
     class Watch(fx.Interpreter):
         def run_node(self, node):
@@ -115,12 +118,12 @@ def _watched(owner: nn.Module, name: str, trace: Trace, matches: list[Match], pi
                 _note(pieces, fqn, theirs, ours, [self.env[source] for source in sources])
             return super().run_node(node)
 
-    arity = len(trace.graph.find_nodes(op="placeholder"))
-
     def forward(*args, **kwargs):
-        if kwargs or len(args) != arity or not all(isinstance(value, Tensor) for value in args):
-            return type(owner).forward(owner, *args, **kwargs)
-        return Watch(owner, garbage_collect_values=False, graph=trace.graph).run(*args)
+        for trace, _ in () if kwargs else forwards:
+            arity = len(trace.graph.find_nodes(op="placeholder"))
+            if len(args) == arity and all(isinstance(value, trace.kind) for value in args):
+                return Watch(owner, garbage_collect_values=False, graph=trace.graph).run(*args)
+        return type(owner).forward(owner, *args, **kwargs)
 
     return forward
 

@@ -16,10 +16,12 @@ from . import classifiers, maps, sequences
 
 @dataclass(frozen=True)
 class Network:
-    """`factory(width)` makes the network. `input`: the shape of one sample."""
+    """`factory(width)` makes the network. `input`: the shape of one sample. `small`: of one that takes less time, where
+    the network takes such."""
 
     factory: Callable[..., nn.Module]
     input: tuple[int, ...]
+    small: tuple[int, ...] | None = None
 
     def build(self, width: float = 1.0, **options) -> nn.Module:
         """The network with random weights of He et al., "Delving deep into rectifiers" (2015): the same each time, and
@@ -32,21 +34,21 @@ class Network:
         return model
 
 
-_IMAGE = (3, 224, 224)
+_IMAGE, _SMALL = (3, 224, 224), (3, 64, 64)
 NETWORKS = {
     "LeNet-5": Network(classifiers.lenet5, (1, 32, 32)),
     "AlexNet": Network(classifiers.alexnet, _IMAGE),
     "VGG-16": Network(classifiers.vgg16, _IMAGE),
-    "GoogLeNet": Network(classifiers.googlenet, _IMAGE),
-    "ResNet-18": Network(classifiers.resnet18, _IMAGE),
-    "ResNet-50": Network(classifiers.resnet50, _IMAGE),
-    "DenseNet-121": Network(classifiers.densenet121, _IMAGE),
-    "MobileNetV2": Network(classifiers.mobilenet_v2, _IMAGE),
-    "U-Net": Network(maps.unet, (3, 256, 256)),
+    "GoogLeNet": Network(classifiers.googlenet, _IMAGE, _SMALL),
+    "ResNet-18": Network(classifiers.resnet18, _IMAGE, _SMALL),
+    "ResNet-50": Network(classifiers.resnet50, _IMAGE, _SMALL),
+    "DenseNet-121": Network(classifiers.densenet121, _IMAGE, _SMALL),
+    "MobileNetV2": Network(classifiers.mobilenet_v2, _IMAGE, _SMALL),
+    "U-Net": Network(maps.unet, (3, 256, 256), _SMALL),
     "DeconvNet": Network(maps.deconvnet, _IMAGE),
-    "Context": Network(maps.context, (maps.CLASSES, 64, 64)),
-    "TDNN": Network(sequences.time_delay, (24, 1024)),
-    "TCN": Network(sequences.causal, (24, 1024)),
+    "Context": Network(maps.context, (maps.CLASSES, 64, 64), (maps.CLASSES, 24, 24)),
+    "TDNN": Network(sequences.time_delay, (24, 1024), (24, 32)),
+    "TCN": Network(sequences.causal, (24, 1024), (24, 32)),
     "DCGAN generator": Network(maps.dcgan_generator, (100, 1, 1)),
     "DCGAN discriminator": Network(maps.dcgan_discriminator, (3, 64, 64)),
 }

@@ -83,6 +83,79 @@ def test_a_norm_before_the_convolution():
     assert_as_before(model.eval())
 
 
+class DenseLayer(nn.Module):
+    """As torchvision has DenseNet's: of one map or of a list of all before it."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, 3, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(3), nn.Conv2d(3, 2, 3, padding=1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        maps = [x] if isinstance(x, torch.Tensor) else x
+        x = self.conv1(self.relu(self.norm1(torch.cat(maps, 1))))
+        return self.conv2(self.relu(self.norm2(x)))
+
+
+class DenseBlock(nn.ModuleDict):
+    def __init__(self):
+        super().__init__({f"layer{i}": DenseLayer(2 * i) for i in (1, 2, 3)})
+
+    def forward(self, x):
+        maps = [x]
+        for layer in self.values():
+            maps.append(layer(maps) if len(maps) > 1 else layer(x))
+        return torch.cat(maps, 1)
+
+
+@pytest.mark.parametrize("training", (True, False))
+def test_a_dense_block_hands_on_lists_of_maps(training, monkeypatch):
+    model = tritonconv.patch(nn.Sequential(DenseBlock(), nn.BatchNorm2d(8), nn.ReLU())).train(training)
+    found = statuses(model)
+    for layer in ("0.layer1", "0.layer3"):
+        assert found[f"{layer}.norm1"] == "fused batch_norm2d+relu"
+        assert found[f"{layer}.conv1"] == "fused conv2d+batch_norm+relu"
+    assert found["1"] == "fused batch_norm2d+relu"
+    assert_as_before(model)
+    x = torch.randn(SIZE, dtype=torch.float64)
+    assert_as_before(tritonconv.patch(model, x))  # each layer is met while the sample runs
+    tritonconv.patch(model)
+
+    def unfused(self, x):
+        raise AssertionError("a norm ran by itself")
+
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", unfused)
+    model(x)
+
+
+class PreActivation(nn.Module):
+    """A residual block of ResNet v2: what is normalized is also what the shortcut carries on."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.conv1 = norm(), nn.Conv2d(2, 2, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = norm(), nn.Conv2d(2, 2, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        y = self.conv1(F.relu(self.norm1(x)))
+        return self.conv2(F.relu(self.norm2(y))) + x
+
+
+@pytest.mark.parametrize("training", (True, False))
+def test_a_residual_block_with_its_activations_first(training):
+    plain = PreActivation().double().train(training)
+    model = tritonconv.patch(copy.deepcopy(plain))
+    assert statuses(model) == {
+        "norm1": "fused batch_norm2d+relu",
+        "conv1": "fused conv2d+batch_norm+relu",
+        "conv2": "fused conv2d+add",
+    }
+    x = torch.randn(SIZE, dtype=torch.float64)
+    torch.testing.assert_close(step(model, x), step(plain, x))
+    torch.testing.assert_close(dict(model.state_dict()), dict(plain.state_dict()))
+
+
 SETTINGS = {
     "cumulative average": {"momentum": None},
     "no affine": {"affine": False},
