@@ -19,7 +19,7 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 
-# Measures everything, in over an hour (docs/benchmarks.md), and writes it into documentation, pictures and report.
+# Measures everything, in over an hour, or what ARGS=networks,memory names, and writes documentation, pictures, report.
 bench: $(VENV)/compared
 	$(PY) -m benchmarks $(ARGS)
 

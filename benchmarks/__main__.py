@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME [option …]]`: all benchmarks, each in a process of its own, or the one named."""
+"""`python -m benchmarks [NAME [option …]]`: the benchmark named, or all, each in a process of its own.
+
+`python -m benchmarks NAME,NAME` runs some of them so. What is stored is then written into pictures and documents.
+"""
 
 import argparse
 import importlib
@@ -15,15 +18,20 @@ WRITE = "pictures", "readme", "report"  # from what is stored
 parser = argparse.ArgumentParser(
     prog="python -m benchmarks", description="Measures tritonconv on this machine, side by side with torch."
 )
-names = (*MEASURE, *WRITE, "compare")
-parser.add_argument("name", nargs="?", choices=names, help="what to run (default: all, but compare)")
-parser.add_argument("options", nargs=argparse.REMAINDER, help="its options; --help lists them")
+NAMES = *MEASURE, *WRITE, "compare"
+text = f"what to run, of {', '.join(NAMES)}; several with commas between them (default: all, but compare)"
+parser.add_argument("names", metavar="NAME", nargs="?", help=text)
+parser.add_argument("options", nargs=argparse.REMAINDER, help="of one benchmark; --help lists them")
 arguments = parser.parse_args()
-if arguments.name:
-    importlib.import_module(f".{arguments.name}", __package__).main(arguments.options)
+asked = arguments.names.split(",") if arguments.names else MEASURE
+for name in asked:
+    if name not in NAMES:
+        parser.error(f"no {name!r}; there are {', '.join(NAMES)}")
+if len(asked) == 1:
+    importlib.import_module(f".{asked[0]}", __package__).main(arguments.options)
 else:
     failed = []
-    for name in (*MEASURE, *WRITE):
+    for name in (*asked, *WRITE):
         begin = time.monotonic()
         if subprocess.run([sys.executable, "-m", __package__, name]).returncode:
             failed.append(name)

@@ -36,7 +36,7 @@ def softmax(x_ptr, y_ptr, N, BLOCK: tl.constexpr):
     n = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row + n, mask=n < N, other=-float("inf"))  # [BLOCK]
     e = tl.exp(x - tl.max(x, 0))
-    tl.store(y_ptr + row + n, e / tl.sum(e, 0), mask=n < N)
+    tl.store(y_ptr + row + n, e / tl.sum(e, 0), mask=n < N, cache_modifier=".cs")
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def layer_norm(x_ptr, weight_ptr, bias_ptr, y_ptr, N, eps, BLOCK: tl.constexpr):
     scale = 1 / tl.sqrt(tl.sum(centred * centred, 0) / N + eps)
     weight = tl.load(weight_ptr + n, mask=n < N)  # [BLOCK]
     bias = tl.load(bias_ptr + n, mask=n < N)  # [BLOCK]
-    tl.store(y_ptr + row + n, centred * scale * weight + bias, mask=n < N)
+    tl.store(y_ptr + row + n, centred * scale * weight + bias, mask=n < N, cache_modifier=".cs")
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def add(x_ptr, y_ptr, z_ptr, size, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + i, mask=i < size)  # [BLOCK]
     y = tl.load(y_ptr + i, mask=i < size)  # [BLOCK]
-    tl.store(z_ptr + i, x + y, mask=i < size)
+    tl.store(z_ptr + i, x + y, mask=i < size, cache_modifier=".cs")
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def gelu(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     """y = x · Φ(x), the exact GELU. Grid: (tiles of `size`)."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + i, mask=i < size)  # [BLOCK]
-    tl.store(y_ptr + i, x * 0.5 * (1 + tl.erf(x * 0.7071067811865476)), mask=i < size)
+    tl.store(y_ptr + i, x * 0.5 * (1 + tl.erf(x * 0.7071067811865476)), mask=i < size, cache_modifier=".cs")
 
 
 @triton.jit

@@ -129,8 +129,9 @@ def test_compare_exits_with_1_only_where_something_is_worse(tmp_path, capsys):
 
 def test_every_stored_result_can_be_compared_with_itself():
     for path in measure.RESULTS.glob("*.json"):
-        found = compare.keyed(measure.load(path))
-        assert len(found) == len(measure.load(path)["rows"]), f"{path.name}: rows share a group and a name"
+        stored = measure.load(path)
+        found = compare.keyed(stored)
+        assert len(found) == len(rows_of(stored)), f"{path.name}: rows share a group and a name"
         assert all(change.verdict == "" for change in compare.changes(found, found, 0.05, 1.0))
 
 

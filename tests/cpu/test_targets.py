@@ -162,3 +162,19 @@ def test_vectors_follow_from_features(triple, features, bytes):
     assert [machine.lanes(size) for size in (1, 4, 8, 128)] == [bytes, bytes // 4, bytes // 8, 1]
     for vectors in (1, 2, 4, 8):
         assert machine.dot_tile(vectors)[1] <= vectors
+
+
+ROWS = {"x_ptr": "*fp32", "y_ptr": "*fp32", "N": "i32"}
+
+
+@pytest.mark.parametrize(
+    ("processor", "instruction"),
+    [
+        *(("znver3", "vmovntps .*ymm"), ("znver4", "vmovntps .*zmm"), ("neoverse-v1", "stnp q")),
+        ("znver4", "vscalefps .*zmm"),
+    ],
+)
+def test_instructions_of_a_processor(processor, instruction):
+    """Stores past the caches; x · 2^n within exp."""
+    lines = assembly(processor, programs.softmax, ROWS | {"BLOCK": "constexpr"}, {"BLOCK": 1024})
+    assert any(re.match(instruction, line) for line in lines)

@@ -6,6 +6,7 @@ from .code import Code
 from .values import MEM, REG, SIZE, WIDTH, Aff, Ptr, Uni, Val, Vec, const, is_uniform
 
 _I64 = "i64"
+_LINE = 64  # bytes of memory that are read and written at once
 
 
 class Affine:
@@ -16,6 +17,7 @@ class Affine:
         self.width = 1  # lanes of a Vec in the loop nest being written
         self.floor = 0  # vectors are read no further out than this level: their addresses may rest on an assumption
         self.held = False  # whether a plain vector was read further in than it need be, for that reason
+        self.streamed = False  # whether a store was written that the caches do not see
         self.spent = 0  # accesses written that are not plain vector moves
         self.assumed: list[str] | None = (
             None  # conditions (i1) under which the code being written is right, if it may assume
@@ -358,13 +360,13 @@ class Affine:
         value = self.from_memory(elem, raw, depth, width)
         return value if always or zero_other else self.select(mask, value, other)
 
-    def store(self, p: Ptr, v: Val, mask: Val):
-        """Stores one value, or one vector of `width` lanes, at the current position."""
+    def store(self, p: Ptr, v: Val, mask: Val, stream: bool = False):
+        """Stores one value, or one vector of `width` lanes, at the current position; with `stream`, past the caches."""
         code, width, size = self.code, self.width, SIZE[v.elem]
         always = is_uniform(mask) and mask.ssa == "true"
         if is_uniform(mask) and not always:
             with code.when(mask.ssa):
-                self.store(p, v, Uni("i1", "true", 0))
+                self.store(p, v, Uni("i1", "true", 0), stream)
             return
         if is_uniform(p) and always:
             lane = v
@@ -378,7 +380,10 @@ class Affine:
         if isinstance(p.off, Aff) and p.off.step == size:
             address = self.address(p._replace(off=p.off._replace(step=0)))[0]
             if always:
-                code.do(f"store {ty} {value}, ptr {address}, align {size}")
+                if stream:
+                    self._stream(p, f"store {ty} {value}, ptr {address}", size)
+                else:
+                    code.do(f"store {ty} {value}, ptr {address}, align {size}")
                 return
             name, where, at = f"llvm.masked.store.v{width}{_mangle(MEM[v.elem])}.p0", "ptr", address
         else:
@@ -387,6 +392,19 @@ class Affine:
             where, at = f"<{width} x ptr>", self.vector(p)[0]
         f = code.intrinsic(name, "void", (ty, where, "i32", f"<{width} x i1>"))
         code.do(f"call void {f}({ty} {value}, {where} {at}, i32 {size}, <{width} x i1> {self.vector(mask)[0]})")
+
+    def _stream(self, p: Ptr, store: str, size: int):
+        """Such a store writes memory without reading its lines first. The address must be a multiple of its size."""
+        code, line = self.code, min(_LINE, self.width * size)
+        self.streamed = True
+        rest = tuple((iv, c) for iv, c in p.off.ivs if c % line)  # of what decides whether it is
+        start, depth = self.address(p._replace(off=p.off._replace(step=0, ivs=rest)))
+        low = code.pure(depth, f"and i64 {code.pure(depth, f'ptrtoint ptr {start} to i64')}, {line - 1}")
+        with code.arm("stream") as streamed:
+            code.do(f"{store}, align {line}, !nontemporal !{{i32 1}}")
+        with code.arm("plain") as plain:
+            code.do(f"{store}, align {size}")
+        code.branch(code.pure(depth, f"icmp eq i64 {low}, 0"), streamed, plain)
 
     def cost(self, amount: int):
         """Counts accesses that are not plain vector moves; a loop nest is laid out to have the fewest."""

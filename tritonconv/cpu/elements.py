@@ -89,9 +89,24 @@ class Moving:
         return elements.add(start, self.offset)
 
 
+@dataclass(eq=False)
+class Recorded:
+    """A pure value that is computed where it is asked for, and then written to a buffer."""
+
+    value: ir.Value
+    buffer: Buffer
+
+    def at(self, elements: Elements, idx: Index) -> Val:
+        op = self.value.op
+        result = PURE[op.name](elements, op, idx)
+        elements.store(self.buffer.pointer(elements, idx), result._replace(elem=self.buffer.stored), TRUE)
+        return result
+
+
 class Elements(Affine):
-    def __init__(self, code: Code, fuse: bool = True):
+    def __init__(self, code: Code, fuse: bool = True, scales: bool = False):
         super().__init__(code)
+        self.scales = scales  # whether there is an instruction for x · 2^n
         self.bound: dict[ir.Value, Fixed | Buffer | Moving] = {}
         self.region = 0  # memory is read no further out than this level
         self.settled: set[ir.Value] = set()  # masks known to hold wherever they are asked for
@@ -167,6 +182,16 @@ class Elements(Affine):
                 one = self.code.call(depth, lane_fn, base, *((base, p) for p in parts))
                 ssa = self.code.pure(depth, f"insertelement {ty} {ssa}, {base} {one}, i64 {lane}")
         return self.rounded(self.wrap(elem or operands[0].elem, ssa, depth, width))
+
+    def scaled(self, x: Val, n: Val) -> Val:
+        """x · 2^n for a float and an i32."""
+        width = 0 if is_uniform(x) and is_uniform(n) else self.width
+        parts = [self.vector(v) if width else self.scalar(v) for v in (x, n)]
+        types = [self.typed(v.elem, width) for v in (x, n)]
+        depth, v = max(d for _, d in parts), f"v{width}" if width else ""
+        arguments = zip(types, (ssa for ssa, _ in parts), strict=True)
+        ssa = self.code.call(depth, f"llvm.ldexp.{v}f32.{v}i32", types[0], *arguments)
+        return self.wrap(x.elem, ssa, depth, width)
 
     def rounded(self, v: Val) -> Val:
         """Half types are held as float: after an operation, round to what the type can hold."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from . import control, dot, floats, integers, ir, lanewise, memory, reduce, shapes  # noqa: F401  their rules fill the table PURE
 from .checks import Check, Checks
 from .code import Code
-from .elements import PURE, Buffer, Elements, Fixed, Index
+from .elements import PURE, Buffer, Elements, Fixed, Index, Recorded
 from .errors import UnsupportedOp
 from .plan import Plan
 from .target import Target
@@ -77,12 +77,13 @@ class Lowering:
     def __init__(self, function: ir.Op, target: Target, fuse: bool, debug: bool, disjoint: bool):
         self.function, self.target = function, target
         self.code = Code()
-        self.elements = Elements(self.code, fuse)
+        self.elements = Elements(self.code, fuse, scales=target.scales)
         if debug:
             self.elements.checks = Checks(function, self.elements)
         self.plan = Plan(function, disjoint)
         self.used = self.high_water = 0  # scratch bytes
         self.deferred: dict[ir.Op, Callable[[], None]] = {}  # stores that finish a product in its registers
+        self.recording: dict[ir.Op, list[tuple[ir.Value, Buffer]]] = {}  # a root → what its nest writes to buffers
         self.destinations: dict[ir.Value, Buffer] = {}  # where a kept value is wanted
 
     # ---- the function ---------------------------------------------------------------------------------------------
@@ -108,6 +109,8 @@ class Lowering:
             e.region = 1
             control.place_blocks(self, self.function.regions[0])
             code.start(self.end)
+        if e.streamed:
+            code.do("fence seq_cst")  # a plain store that says it is done may not overtake them
         code.do("ret void")
         text = [f'target triple = "{self.target.triple}"', *code.globals.values()]
         text.append(
@@ -129,14 +132,20 @@ class Lowering:
 
     def block(self, block: ir.Block):
         for op in block.ops:
-            rule = STATEMENTS.get(op.name)
-            if rule:
-                rule(self, op)
-            elif op.name in PURE:
-                if op.result in self.plan.kept:
-                    self.keep(op.result)
-            else:
-                raise UnsupportedOp(op)
+            self.statement(op)
+            for value, dest in self.recording.pop(op, ()):
+                self.elements.bound[value] = dest
+
+    def statement(self, op: ir.Op):
+        rule = STATEMENTS.get(op.name)
+        if rule:
+            rule(self, op)
+        elif op.name not in PURE:
+            raise UnsupportedOp(op)
+        elif op.result in self.plan.recorded:
+            self.record(op.result)
+        elif op.result in self.plan.kept:
+            self.keep(op.result)
 
     def region(self, block: ir.Block):
         """A nested body: memory is read inside it, and its scratch is free again after it."""
@@ -168,6 +177,12 @@ class Lowering:
         self.fill(dest, body)
         self.elements.bound[value] = dest
         return dest
+
+    def record(self, value: ir.Value):
+        """Has the nest of the root that asks for a tensor's elements first write them to a buffer, for the others."""
+        dest = self.destinations.get(value) or self.allocate(value.type.elem, value.type.shape)
+        self.elements.bound[value] = Recorded(value, dest)
+        self.recording.setdefault(self.plan.recorded[value], []).append((value, dest))
 
     def fill(self, dest: Buffer, body: Callable[[Index], Val]):
         def write(idx):

@@ -82,8 +82,10 @@ _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.66
 
 
 def _exp_reduced(f: _F, r: Val, n: Val) -> Val:
-    """exp(r) * 2**n for |r| <= ln2/2, scaled in two steps so that neither overflows early."""
+    """exp(r) * 2**n for |r| <= ln2/2, scaled in one instruction or in two steps, so that neither overflows early."""
     y = f.add(f.fma(f.poly(r, _EXP), f.mul(r, r), r), _c(1.0))
+    if f.e.scales:
+        return f.e.scaled(y, n)
     half = f.e.binary("ashr {}", n, _i(1))
     return f.mul(f.mul(y, f.power_of_two(half)), f.power_of_two(f.e.add(n, half, -1)))
 

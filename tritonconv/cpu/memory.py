@@ -36,7 +36,13 @@ def lower_load(low, op):
 def write_store(e: Elements, op: ir.Op, idx: Index):
     mask = mask_at(e, op.operands[2], idx) if len(op.operands) > 2 else TRUE
     p = e.pointer(e.at(op.operands[0], idx))
-    e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask, e.code.depth))
+    e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask, e.code.depth), streams(op))
+
+
+def streams(op: ir.Op) -> bool:
+    """Whether a store has the cache modifier ".cs": what it writes is not wanted in the caches."""
+    written = op.attrs.get("cachePolicy", "") or op.attrs.get("cache", "")  # since Triton 3.9, and before
+    return "modifier = cs" in written or written.startswith("5")
 
 
 def lower_split(low, op):

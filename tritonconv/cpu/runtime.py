@@ -1,7 +1,9 @@
 """Runs a loaded kernel over a grid on torch's own OpenMP threads.
 
 A launch packs one block of memory, the *job*: a header that the threads share and the kernel's arguments after it. Each
-thread takes chunks of the grid from the job's counter until none is left, so an uneven or disturbed machine stays busy.
+thread has a share of the grid, a contiguous one: neighbouring programs write neighbouring memory, and where that is
+new, two threads that touch the same stretch of it wait for each other's page faults. A thread takes its share in
+chunks, by a counter, and then what is left of the others', so an uneven or disturbed machine stays busy.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from .build import Binary
 from .jit import emit_object, loader
 from .target import host
 
-_HEADER = "PqqqqPq"  # kernel, programs, chunk, next program, threads started, scratch, scratch bytes per thread
+# kernel, programs, chunk, threads, their counters, how many have started, scratch, scratch bytes per thread
+_HEADER = "PqqqPqPq"
 HEADER_SIZE = struct.calcsize(_HEADER)
 _SLOT = {"ptr": "P", "i1": "?7x", "i8": "b7x", "i16": "h6x", "i32": "i4x", "i64": "q", "f32": "f4x", "f64": "d",
          "f16": "e6x"}  # fmt: skip
@@ -49,31 +52,58 @@ define void @work(ptr %job) {{
   %p4 = getelementptr i8, ptr %job, i64 32
   %p5 = getelementptr i8, ptr %job, i64 40
   %p6 = getelementptr i8, ptr %job, i64 48
+  %p7 = getelementptr i8, ptr %job, i64 56
   %arguments = getelementptr i8, ptr %job, i64 {header}
   %kernel = load ptr, ptr %job
   %programs = load i64, ptr %p1
   %chunk = load i64, ptr %p2
-  %slot = atomicrmw add ptr %p4, i64 1 monotonic
-  %base = load ptr, ptr %p5
-  %stride = load i64, ptr %p6
+  %threads = load i64, ptr %p3
+  %counters = load ptr, ptr %p4
+  %slot = atomicrmw add ptr %p5, i64 1 monotonic
+  %base = load ptr, ptr %p6
+  %stride = load i64, ptr %p7
   %offset = mul i64 %slot, %stride
   %scratch = getelementptr i8, ptr %base, i64 %offset
+  br label %share
+share:
+  %turn = phi i64 [ 0, %0 ], [ %later, %empty ]
+  %sum = add i64 %slot, %turn
+  %mine = urem i64 %sum, %threads
+  %low = mul i64 %mine, %programs
+  %start = udiv i64 %low, %threads
+  %high = add i64 %low, %programs
+  %stop = udiv i64 %high, %threads
+  %line = mul i64 %mine, 64
+  %counter = getelementptr i8, ptr %counters, i64 %line
   br label %next
 next:
-  %first = atomicrmw add ptr %p3, i64 %chunk monotonic
-  %some = icmp slt i64 %first, %programs
-  br i1 %some, label %run, label %done
+  %taken = atomicrmw add ptr %counter, i64 %chunk monotonic
+  %first = add i64 %start, %taken
+  %some = icmp slt i64 %first, %stop
+  br i1 %some, label %run, label %empty
 run:
   %end = add i64 %first, %chunk
-  %over = icmp slt i64 %programs, %end
-  %last = select i1 %over, i64 %programs, i64 %end
+  %over = icmp slt i64 %stop, %end
+  %last = select i1 %over, i64 %stop, i64 %end
   call void %kernel(ptr %arguments, ptr %scratch, i64 %first, i64 %last)
   br label %next
+empty:
+  %later = add i64 %turn, 1
+  %more = icmp ult i64 %later, %threads
+  br i1 %more, label %share, label %done
 done:
   ret void
 }}
-define void @launch(ptr %job, i32 %threads) {{
-  %one = icmp slt i32 %threads, 2
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
+define void @launch(ptr %job) {{
+  %p3 = getelementptr i8, ptr %job, i64 24
+  %p4 = getelementptr i8, ptr %job, i64 32
+  %threads = load i64, ptr %p3
+  %size = mul i64 %threads, 64
+  %counters = alloca i8, i64 %size, align 64
+  call void @llvm.memset.p0.i64(ptr %counters, i8 0, i64 %size, i1 false)
+  store ptr %counters, ptr %p4
+  %one = icmp slt i64 %threads, 2
   br i1 %one, label %alone, label %ask
 ask:
   %nested = call i32 inttoptr (i64 {in_parallel} to ptr)()
@@ -83,7 +113,8 @@ alone:
   call void @work(ptr %job)
   ret void
 together:
-  call void inttoptr (i64 {parallel} to ptr)(ptr @work, ptr %job, i32 %threads, i32 0)
+  %count = trunc i64 %threads to i32
+  call void inttoptr (i64 {parallel} to ptr)(ptr @work, ptr %job, i32 %count, i32 0)
   ret void
 }}
 """
@@ -97,7 +128,7 @@ class _Pool:
         self.parallel = bool(parallel)
         text = _RUNTIME.format(triple=host().triple, header=HEADER_SIZE, parallel=parallel, in_parallel=in_parallel)
         address, self._handle = loader.load(emit_object(text), "launch")
-        self.launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int)(address)
+        self.launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
 
 
 _pool = cache(_Pool)
@@ -158,6 +189,6 @@ class Kernel:
         chunk = max(1, programs // (threads * 16)) if threads > 1 else programs
         stride = self._scratch
         room = _scratch(threads * stride) if stride else 0
-        job = self.pack(self.address, programs, chunk, 0, 0, room, stride, *values, x, y, z)
-        self._launch(job, threads)
+        job = self.pack(self.address, programs, chunk, threads, 0, 0, room, stride, *values, x, y, z)
+        self._launch(job)
         return job

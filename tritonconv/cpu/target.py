@@ -18,6 +18,11 @@ class Target:
     vector_bytes: int
     dot_tiles: tuple[tuple[int, int], ...]  # rows × vectors of accumulators, the widest first
 
+    @property
+    def scales(self) -> bool:
+        """Whether there is an instruction for x · 2^n on vectors of floats."""
+        return "+avx512f" in self.features.split(",")
+
     def lanes(self, size: int) -> int:
         """Elements of `size` bytes in one vector register."""
         return max(1, self.vector_bytes // size)

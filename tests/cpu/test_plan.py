@@ -1,0 +1,100 @@
+"""What is kept in scratch memory and what is computed or read again, and that the numbers are the same either way."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from oracle import check
+
+from benchmarks import programs
+from tritonconv.cpu import show
+
+ROWS = {"x_ptr": "*fp32", "y_ptr": "*fp32", "N": "i32"}
+NORM = {"x_ptr": "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": "*fp32", "N": "i32", "eps": "fp32"}
+
+
+def test_cheap_values_are_computed_again():
+    """Layer norm reads its row three times and keeps nothing: x − mean is cheaper than memory."""
+    llvm = show.stages(programs.layer_norm, NORM, {"BLOCK": 1024})["llvm"]
+    assert llvm.count("%scratch") == 1  # the parameter
+
+
+def test_a_reduction_writes_what_is_kept():
+    """Softmax's exp is computed by the sum's nest: two loops over the row, and the store's."""
+    llvm = show.stages(programs.softmax, ROWS, {"BLOCK": 1024})["llvm"]
+    assert llvm.count(" = phi i64") == 1 + 3  # programs, and the three
+    assert "%scratch," in llvm
+
+
+@pytest.mark.parametrize("columns", (1024, 1000, 37))
+def test_softmax(columns):
+    check(programs.softmax, (3,), torch.randn(3, columns), torch.zeros(3, columns), columns, 1024, ulp=4)
+
+
+@triton.jit
+def twice_in_place(x_ptr, BLOCK: tl.constexpr):
+    """The second store writes what was read before the first one."""
+    i = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i)
+    tl.store(x_ptr + i, x + 1)
+    tl.store(x_ptr + i, x * 2 + tl.sum(x, 0))
+
+
+@triton.jit
+def kept_in_place(x_ptr, BLOCK: tl.constexpr):
+    """What is kept comes from memory that is overwritten before its first use."""
+    i = tl.arange(0, BLOCK)
+    e = tl.exp(tl.load(x_ptr + i))
+    tl.store(x_ptr + i, tl.zeros((BLOCK,), tl.float32))
+    tl.store(x_ptr + i, e / tl.sum(e, 0))
+
+
+@pytest.mark.parametrize("kernel", (twice_in_place, kept_in_place))
+def test_memory_written_between_is_not_read_again(kernel):
+    check(kernel, (1,), torch.linspace(0, 1, 512), 512, ulp=8)
+
+
+@triton.jit
+def both_axes(x_ptr, rows_ptr, columns_ptr, y_ptr, M: tl.constexpr, N: tl.constexpr):
+    """exp(x) is kept by the first of two sums, which runs over the slower dimension."""
+    m, n = tl.arange(0, M), tl.arange(0, N)
+    at = m[:, None] * N + n[None, :]
+    e = tl.exp(tl.load(x_ptr + at))  # [M, N]
+    columns = tl.sum(e, 0)
+    rows = tl.sum(e, 1)
+    tl.store(columns_ptr + n, columns)
+    tl.store(rows_ptr + m, rows)
+    tl.store(y_ptr + at, e / rows[:, None])
+
+
+def test_kept_by_a_sum_over_rows():
+    M, N = 16, 128
+    outputs = torch.zeros(M), torch.zeros(N), torch.zeros(M, N)
+    check(both_axes, (1,), torch.randn(M, N), *outputs, M, N, ulp=16)
+
+
+@triton.jit
+def mixed(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    """A tensor whose first use is another that is kept."""
+    i = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < n, other=0.0)
+    a = tl.exp(x)
+    b = tl.sqrt(a)
+    tl.store(y_ptr + i, a * tl.sum(b, 0) + b * tl.max(a, 0), mask=i < n)
+
+
+@pytest.mark.parametrize("n", (256, 250))
+def test_kept_by_a_nest_that_keeps_another(n):
+    check(mixed, (1,), torch.randn(256), torch.zeros(256), n, 256, ulp=16)
+
+
+@triton.jit
+def streamed(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < n) + 1, mask=i < n, cache_modifier=".cs")
+
+
+@pytest.mark.parametrize("first", (0, 1, 8, 16))  # elements; a line of memory has 16
+def test_stores_past_the_caches(first):
+    y = torch.zeros(1024 + 64)
+    check(streamed, (4,), torch.randn(1024), y[-y.data_ptr() % 64 // 4 :][first : first + 1000], 1000, 256)
