@@ -172,11 +172,13 @@ def scaling(stored: dict) -> Figure:
         axes.set_xticks(values, [str(value) for value in values])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(group)
-        axes.set_ylim(bottom=0)
         axes.grid()
     panels[0, 0].set_ylabel("GFLOP/s")
-    panels[0, 0].legend(fontsize=9)
-    figure.tight_layout()
+    panels[0, 0].set_ylim(bottom=0)  # of all
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), ncols=len(LINES), loc="upper left", bbox_to_anchor=(0.04, 1)
+    )
+    figure.tight_layout(rect=(0, 0, 1, 0.92))
     return figure
 
 
