@@ -66,18 +66,18 @@ def _grouped(stored: dict) -> dict[str, list[Row]]:
 
 
 def speedups(stored: dict) -> list[Table]:
-    """Per group: ours, and every kind of peer's time over it."""
+    """Per group: ours, how far the times spread, and every kind of peer's time over ours."""
     tables = []
     for group, rows in _grouped(stored).items():
+        rows = [row for row in rows if OURS in row.figures]
         bars = {label: peers for label, peers in BARS.items() if any(row.over(peers) for row in rows)}
-        lines = [
-            (row.name, number(row.figures[OURS][1]), *(ratio(row.over(p)) for p in bars.values()), ratio(row.ratio))
-            for row in rows
-            if OURS in row.figures
-        ]
+        lines = []
+        for row in rows:
+            head = row.name, number(row.figures[OURS][1]), f"{row.spread:.0%}"
+            lines.append((*head, *(ratio(row.over(peers)) for peers in bars.values()), ratio(row.ratio)))
         means = (ratio(geometric_mean(row.over(peers) for row in rows)) for peers in bars.values())
-        lines.append((MEAN, "", *means, ratio(geometric_mean(row.ratio for row in rows))))
-        headings = group, "ours, ms", *bars, "the best of them"
+        lines.append((MEAN, "", "", *means, ratio(geometric_mean(row.ratio for row in rows))))
+        headings = group, "ours, ms", "spread", *bars, "the best of them"
         tables.append(Table("", headings, tuple(lines), _slower(rows)))
     return tables
 

@@ -49,8 +49,8 @@ def test_the_documentation_has_the_figures_that_are_stored():
 
 def test_documents_take_their_figures_from_what_is_stored(results):
     text = readme.rendered("a <!-- figures: networks -->\nold\n<!-- end --> b <!-- figures: cpu -->\n<!-- end -->")
-    assert text.startswith("a <!-- figures: networks -->\n| batch 1 | ours, ms | torch |")
-    assert "| net | 5 | 2.00 | 2.00 |" in text and "| slow | 20 | 0.50 | 0.50 |" in text
+    assert text.startswith("a <!-- figures: networks -->\n| batch 1 | ours, ms | spread | torch |")
+    assert "| net | 5 | 40% | 2.00 | 2.00 |" in text and "| slow | 20 | 45% | 0.50 | 0.50 |" in text
     assert "old" not in text and "`python -m benchmarks cpu` has not been run.\n<!-- end -->" in text
     assert readme.rendered(text) == text
 
@@ -143,7 +143,8 @@ def test_pictures_are_drawn_of_what_is_stored(results):
 
 def test_the_report_has_every_row_and_marks_the_slower_ones(results):
     page = report.page()
-    assert '<tr class="slower"><td>slow</td><td>20</td><td>0.50</td>' in page and "<tr><td>net</td><td>5</td>" in page
+    assert "<tr><td>net</td><td>5</td>" in page
+    assert '<tr class="slower"><td>slow</td><td>20</td><td>45%</td><td>0.50</td>' in page
     assert "<b>1.00×</b>inference, batch 1, against eager torch; faster on 1 of 2 networks" in page
     assert page.count("<img src=") == 3 and "$" not in page.partition("<body>")[2]
 
