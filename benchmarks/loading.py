@@ -52,7 +52,8 @@ def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
                 yield f"wgrad {name}", made.wgrad_launch("cpu", g, dtype), (dtype, dtype, f32)
                 continue
             yield f"fprop {name}", launch.conv.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4 + (None,) * 6
-            yield f"dgrad {name}", launch.conv.dgrad_launch("cpu", g, dtype, "ieee", None), (dtype, dtype, None, dtype)
+            made = launch.conv.dgrad_launch("cpu", g, dtype, "ieee", None)
+            yield f"dgrad {name}", made, (dtype, dtype, None, dtype, *[None] * 4)
             yield f"wgrad {name}", launch.conv.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, f32)
     g = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
     made = launch.winograd.fprop_launch("cpu", g, f32, "ieee", "relu", threads=2)

@@ -51,23 +51,31 @@ def _activated(name: str, torchs: Callable[[Tensor], Tensor], **options) -> Oper
     )
 
 
-def _normed(training: bool) -> Operator:
+def _normed(function: str, shapes, training: bool, **options) -> Operator:
+    """A convolution, batch norm, and sigmoid; the last of `shapes` is that of a residual, if there are four."""
+    channels = shapes[2][0]
+    added = ("residual",) * (len(shapes) - 3)
+
     def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.new_full((4,), 0.25), x.new_full((4,), 2.0)
+        return x.new_full((channels,), 0.25), x.new_full((channels,), 2.0)
 
-    def ours(x, w, b, gamma, beta, residual):
-        options = {"training": training, "padding": 1, "residual": residual, "activation": "sigmoid"}
-        return functional.conv2d_batch_norm(x, w, b, *statistics(x), gamma, beta, **options)
+    def ours(x, w, b, gamma, beta, *residual):
+        fused = getattr(functional, f"{function}_batch_norm")
+        given = {"training": training, "activation": "sigmoid"} | dict(zip(added, residual, strict=True))
+        return fused(x, w, b, *statistics(x), gamma, beta, **given, **options)
 
-    def torchs(x, w, b, gamma, beta, residual):
-        y = F.batch_norm(F.conv2d(x, w, b, padding=1), *statistics(x), gamma, beta, training)
-        return torch.sigmoid(y + residual)
+    def torchs(x, w, b, gamma, beta, *residual):
+        y = F.batch_norm(getattr(F, function)(x, w, b, **options), *statistics(x), gamma, beta, training)
+        return torch.sigmoid(sum(residual, y))
 
-    mode = "training" if training else "evaluation"
-    return Operator(f"conv2d + batch_norm + add + sigmoid, {mode}", ours, torchs, (*CONV, (4,), (4,), (2, 4, 6, 5)))
+    name = " + ".join((function, "batch_norm", *["add"] * len(added), "sigmoid"))
+    shapes = *shapes[:3], (channels,), (channels,), *shapes[3:]
+    return Operator(f"{name}, {'training' if training else 'evaluation'}", ours, torchs, shapes)
 
 
 CONV = (2, 3, 6, 5), (4, 3, 3, 3), (4,)
+TRANSPOSED = (2, 3, 4, 3), (3, 4, 3, 3), (4,)
+ROWS = (2, 5, 9), (6, 5, 3), (6,)
 OPERATORS = (
     _both("conv2d", "conv2d", CONV),
     _both("conv2d, stride, padding, dilation", "conv2d", CONV, (2, 1), (2, 1), (2, 1)),
@@ -84,11 +92,22 @@ OPERATORS = (
         lambda x, w, b: F.max_pool2d(torch.tanh(F.conv2d(x, w, b, 1, 1)), 2),
         CONV,
     ),
-    _normed(True),
-    _normed(False),
+    _normed("conv2d", (*CONV, (2, 4, 6, 5)), True, padding=1),
+    _normed("conv2d", (*CONV, (2, 4, 6, 5)), False, padding=1),
     _both("batch_norm, training", "batch_norm", ((2, 3, 6, 5),), None, None, training=True),
-    _both("conv_transpose2d, stride 2", "conv_transpose2d", ((2, 3, 4, 3), (3, 4, 3, 3), (4,)), 2, 1, 1),
-    _both("conv1d", "conv1d", ((2, 3, 9), (4, 3, 3), (4,)), 2, 1),
+    _both("conv_transpose2d, stride 2", "conv_transpose2d", TRANSPOSED, 2, 1, 1),
+    _normed("conv_transpose2d", TRANSPOSED, True, stride=2, padding=1),
+    _normed("conv_transpose2d", TRANSPOSED, False, stride=2, padding=1),
+    _both("conv1d, stride 2", "conv1d", ((2, 3, 9), (4, 3, 3), (4,)), 2, 1),
+    _both("conv1d", "conv1d", ROWS, padding=2, dilation=2),
+    _normed("conv1d", (*ROWS, (2, 6, 9)), True, padding=1),
+    _normed("conv1d", (*ROWS, (2, 6, 9)), False, padding=1),
+    _both("batch_norm of [N, C, L], training", "batch_norm", ((2, 3, 9),), None, None, training=True),
+    _both("max_pool1d", "max_pool1d", ((2, 3, 9),), 3, 2, 1),
+    _both("avg_pool1d", "avg_pool1d", ((2, 3, 9),), 3, 2, 1),
+    _both("lp_pool1d", "lp_pool1d", ((2, 3, 9),), 2.0, 2),
+    _both("adaptive_avg_pool1d", "adaptive_avg_pool1d", ((2, 3, 9),), 4),
+    _both("adaptive_max_pool1d", "adaptive_max_pool1d", ((2, 3, 9),), 4),
     _both("max_pool2d", "max_pool2d", ((2, 3, 6, 5),), 3, 2, 1),
     _both("avg_pool2d", "avg_pool2d", ((2, 3, 6, 5),), 3, 2, 1),
     _both("lp_pool2d", "lp_pool2d", ((2, 3, 6, 5),), 2.0, 2),

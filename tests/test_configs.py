@@ -10,7 +10,7 @@ from cases import ConvCase, PoolCase, integers
 from tritonconv import configs, launch
 from tritonconv.configs import TileConfig, cpu, gemm
 from tritonconv.cpu.target import describe as machine
-from tritonconv.geometry import ConvGeometry, adaptive_geometry
+from tritonconv.geometry import ConvGeometry, RowGeometry, adaptive_geometry
 
 TARGETS = ("interpreter", "cpu", "sm_90", "gfx942")
 # Wide enough that blocks differ, with tails in every dimension; taps of different residue classes.
@@ -62,6 +62,29 @@ SPLIT = [(op, TileConfig(64, 64, 16, SPLIT=split)) for op in ("fprop", "dgrad", 
 def test_every_conv_config_is_exact(op, config, conv_truth, device):
     operands, truth = conv_truth
     assert torch.equal(run_conv(op, *(t.to(device) for t in operands), config).cpu(), truth[op])
+
+
+ROWS = RowGeometry(2, 70, 1, 150, 72, 1, 3, padding=((0, 0), (4, 1)), dilation=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("op", "config"),
+    [*spaces(ROWS, "conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad"), ("conv1d_wgrad", TileConfig(32, 64, 16, SPLIT=3))],
+    ids=describe,
+)
+def test_every_conv1d_config_is_exact(op, config, device):
+    x = integers((2, 70, 1, 150), torch.float32, device).requires_grad_()
+    weight = integers((72, 70, 1, 3), torch.float32, device).requires_grad_()
+    y = F.conv2d(F.pad(x, (4, 1)), weight, dilation=2)
+    dy = integers(y.shape, torch.float32, device, seed=1)
+    dx, dw = torch.autograd.grad(y, (x, weight), dy)
+    x, weight = x.detach(), weight.detach()
+    if op == "conv1d_fprop":
+        assert torch.equal(launch.conv.fprop(x, weight, None, ROWS, config=config), y)
+    elif op == "conv1d_dgrad":
+        assert torch.equal(launch.conv.dgrad(dy, weight, None, ROWS, config=config), dx)
+    else:
+        assert torch.equal(launch.conv.wgrad(dy, x, ROWS, config=config), dw)
 
 
 @pytest.mark.parametrize(("op", "config"), spaces(POOL.geometry, "max_pool", "max_pool_backward"), ids=describe)

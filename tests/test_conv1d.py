@@ -17,6 +17,11 @@ CASES = (
     ((1, 5, 11), (5, 1, 4), {"stride": 2, "padding": (2,), "dilation": [2], "groups": 5}),
     ((2, 4, 8), (6, 2, 1), {"stride": (3,), "groups": 2}),
     ((1, 2, 7), (3, 2, 4), {"padding": "same", "dilation": 2}),
+    # Those of the kernels that leave the memory format as it is.
+    ((2, 6, 20), (7, 6, 3), {"padding": 2, "dilation": 3}),
+    ((2, 10, 9), (14, 5, 2), {"groups": 2}),
+    ((1, 40, 70), (33, 40, 1), {}),
+    ((3, 5, 4), (8, 5, 4), {"padding": 9}),
 )
 
 
@@ -36,7 +41,9 @@ def causal_reference(x, weight, bias=None, dilation=1, groups=1):
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), [(c, FLOATS[0]) for c in CASES] + list(zip(CASES, FLOATS[1:], strict=False)), ids=str
+    ("case", "dtype"),
+    [(c, FLOATS[0]) for c in CASES] + list(zip(CASES, FLOATS[1:], strict=False)) + [(CASES[4], d) for d in FLOATS[1:]],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_integer_sums_are_exact(case, dtype, device):
@@ -50,9 +57,9 @@ def test_integer_sums_are_exact(case, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize(("dilation", "groups"), ((1, 1), (3, 1), (2, 4)))
+@pytest.mark.parametrize(("dilation", "groups"), ((1, 1), (3, 1), (2, 2), (2, 12)))
 def test_causal_sums_are_exact(dilation, groups, dtype, device):
-    tensors = operands((2, 4, 7), (8, 4 // groups, 3), dtype=dtype, device=device)
+    tensors = operands((2, 12, 7), (24, 12 // groups, 3), dtype=dtype, device=device)
     options = {"dilation": dilation, "groups": groups}
     exact = results(causal_reference, [t.double().cpu() for t in tensors], **options)
     for got, want in zip(results(causal_conv1d, tensors, **options), exact, strict=True):
@@ -76,10 +83,10 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(("x_layout", "w_layout"), list(itertools.product(LAYOUTS, ("ncw", "nwc"))))
-@pytest.mark.parametrize("shape", ((2, 3, 9), (2, 1, 9), (1, 3, 2)), ids=str)
+@pytest.mark.parametrize("shape", ((2, 3, 9), (2, 1, 9), (1, 3, 2), (2, 6, 9), (1, 6, 2)), ids=str)
 def test_layouts_give_torchs_values_and_strides(shape, x_layout, w_layout, device):
     x = LAYOUTS[x_layout](integers(shape, torch.float32, device))
-    weight = LAYOUTS[w_layout](integers((4, shape[1], 2), torch.float32, device))
+    weight = LAYOUTS[w_layout](integers((5, shape[1], 2), torch.float32, device))
     for input in (x, x[0]):
         got, want = conv1d(input, weight), F.conv1d(input, weight)
         assert torch.equal(got, want)
@@ -89,16 +96,58 @@ def test_layouts_give_torchs_values_and_strides(shape, x_layout, w_layout, devic
 
 def test_gradient_of_a_weight_has_its_strides(device):
     for layout in ("ncw", "nwc"):
-        weight = LAYOUTS[layout](integers((4, 5, 3), torch.float32, device)).requires_grad_()
+        weight = LAYOUTS[layout](integers((6, 5, 3), torch.float32, device)).requires_grad_()
         (dw,) = torch.autograd.grad(conv1d(integers((2, 5, 6), torch.float32, device), weight).sum(), weight)
         assert dw.stride() == weight.stride()
 
 
+@pytest.mark.parametrize("extra", ((2, 0), (0, -2), (3, 1), (-1, 2)), ids=str)
+@pytest.mark.parametrize("channels", (2, 6))
+def test_extra_padding(extra, channels, device):
+    """What `pad` adds before, and what slicing takes off the result."""
+
+    def reference(x, weight, bias):
+        before, after = extra
+        if before < 0:
+            return F.conv1d(F.pad(x, (2 + before, 2 + after)), weight, bias)
+        return F.conv1d(F.pad(x, (before, max(after, 0))), weight, bias, padding=2)[..., : after if after < 0 else None]
+
+    tensors = operands((2, channels, 7), (6, channels, 3), dtype=torch.float64, device=device)
+    got = results(conv1d, tensors, padding=2, extra_padding=extra)
+    for ours, want in zip(got, results(reference, tensors), strict=True):
+        assert torch.equal(ours, want)
+
+
+def test_extra_padding_by_torch(device):
+    """Of integers, which no kernel takes."""
+    x, weight = integers((2, 6, 9), torch.int64, device), integers((6, 6, 3), torch.int64, device)
+    before, after = (conv1d(x, weight, padding=1, extra_padding=extra) for extra in ((2, 0), (0, -1)))
+    assert torch.equal(before, F.conv1d(F.pad(x, (2, 0)), weight, padding=1))
+    assert torch.equal(after, F.conv1d(x, weight, padding=1)[..., :-1])
+
+
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("shape", ((2, 6, 9), (6, 9)), ids=str)
+def test_residual(shape, training, device):
+    x, weight, bias = operands((2, 6, 9), (6, 6, 3), dtype=torch.float64, device=device)
+    x, residual = x[: len(x)] if len(shape) == 3 else x[0], integers(shape, torch.float64, device, seed=4)
+    tensors = x, weight, bias, residual
+    ours = lambda x, w, b, r: conv1d(x, w, b, padding=1, residual=r, activation="relu")  # noqa: E731
+    torchs = lambda x, w, b, r: (F.conv1d(x, w, b, padding=1) + r).relu()  # noqa: E731
+    if training:
+        for got, want in zip(results(ours, tensors), results(torchs, tensors), strict=True):
+            assert torch.equal(got, want)
+    with torch.no_grad():
+        assert torch.equal(ours(*tensors), torchs(*tensors))
+        wide = x, weight, bias, residual[..., :1]  # a residual that torch has to spread
+        assert torch.equal(ours(*wide), torchs(*wide))
+
+
 @pytest.mark.parametrize("activation", ("relu", "silu", "leaky_relu(0.5)"))
 def test_activation(activation, device):
-    tensors = operands((2, 3, 9), (4, 3, 3), dtype=torch.float64, device=device)
+    tensors = operands((2, 5, 9), (6, 5, 3), dtype=torch.float64, device=device)
     torchs = {"relu": F.relu, "silu": F.silu, "leaky_relu(0.5)": lambda x: F.leaky_relu(x, 0.5)}[activation]
-    dy = integers((2, 4, 7), torch.float64, device, seed=3)
+    dy = integers((2, 6, 7), torch.float64, device, seed=3)
     for got, want in zip(
         results(conv1d, tensors, dy, activation=activation),
         results(lambda *t: torchs(F.conv1d(*t)), tensors, dy),
@@ -108,8 +157,10 @@ def test_activation(activation, device):
 
 
 @pytest.mark.parametrize("function", (conv1d, causal_conv1d))
-def test_gradcheck_to_the_second_order(function, device):
-    tensors = [t.requires_grad_() for t in operands((1, 2, 5), (2, 2, 3), normal, torch.float64, device)]
+@pytest.mark.parametrize("channels", (2, 5))
+def test_gradcheck_to_the_second_order(function, channels, device):
+    shapes = (1, channels, 5), (channels, channels, 3)
+    tensors = [t.requires_grad_() for t in operands(*shapes, normal, torch.float64, device)]
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
@@ -140,7 +191,7 @@ def test_refusals_are_torchs_own(options, shape, device):
 
 
 def test_a_pack_follows_its_weight(device):
-    x, weight, _ = operands((2, 3, 9), (4, 3, 3), device=device)
+    x, weight, _ = operands((2, 5, 9), (6, 5, 3), device=device)
     for _ in range(2):
         with torch.no_grad():
             assert torch.equal(conv1d(x, weight), F.conv1d(x, weight))

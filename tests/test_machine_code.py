@@ -13,7 +13,7 @@ import torch
 from tritonconv import configs, launch
 from tritonconv.configs import TileConfig
 from tritonconv.engines import Launch
-from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry
+from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry, RowGeometry
 from tritonconv.machine_code import MATRIX, SPILL, TARGETS, MachineCode, compile_launch, matching
 
 f16, bf16, f32, f64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -52,7 +52,7 @@ class Case:
             return made, (dtype,) * 4 + (None,) * 6
         if self.op == "dgrad":
             made = launch.conv.dgrad_launch(target, geometry, dtype, self.precision, None, self.config)
-            return made, (dtype, dtype, None, dtype)
+            return made, (dtype, dtype, None, dtype) + (None,) * 4
         made = launch.conv.wgrad_launch(target, geometry, dtype, self.precision, True, self.config)
         return made, (dtype, dtype, f64 if dtype is f64 else f32)  # partial sums
 
@@ -164,8 +164,8 @@ def test_other_kernels_fit_the_target(dtype, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
-def test_batch_norm_fits_the_target(dtype, target):
-    geometry = NormGeometry(32 * 56 * 56, 256)
+@pytest.mark.parametrize("geometry", (NormGeometry(32 * 56 * 56, 256), NormGeometry(1000, 256, 32, True)), ids=str)
+def test_batch_norm_fits_the_target(geometry, dtype, target):
     applied = target, geometry, dtype, 1e-5, "relu"
     for made, dtypes in (
         (launch.norm.moments_launch(target, geometry, dtype), (dtype, f32)),
@@ -237,6 +237,20 @@ def test_winograds_algorithm_fits_the_target(dtype, target):
         assert code.occupancy >= 1
         made = launch.winograd.filter_launch(target, "dgrad", (64, 64, 3, 3), (576, 9, 3, 1), config.OUT, config.BN)
         check(compile_launch(made, (dtype, f32), target), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
+def test_1d_convolution_fits_the_target(dtype, target):
+    problem = target, RowGeometry(32, 512, 1, 1024, 512, 1, 3, dilation=(1, 2)), dtype, "ieee"
+    for made, dtypes in (
+        (launch.conv1d.fprop_launch(*problem, "relu"), (dtype,) * 4 + (None,) * 6),
+        (launch.conv1d.dgrad_launch(*problem, None), (dtype, dtype, None, dtype) + (None,) * 6),
+        (launch.conv1d.wgrad_launch(*problem, False), (dtype,) * 3),
+    ):
+        code = compile_launch(made, dtypes, target)
+        check(code, target)
+        assert (matching(code.loop, MATRIX) == 0) == (dtype is f32 and target != "gfx942")
 
 
 @pytest.mark.parametrize(("target", "block"), (("sm_90", 1 << 13), ("gfx942", 1 << 15)))

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import FLOATS, integers, normal
-from tolerance import assert_as_good_as
+from tolerance import assert_as_good_as, assert_bounded
 
 from tritonconv import configs, launch
-from tritonconv.functional import batch_norm, conv2d, conv2d_batch_norm
+from tritonconv.functional import batch_norm, conv1d_batch_norm, conv2d, conv2d_batch_norm
 from tritonconv.geometry import NormGeometry
 from tritonconv.ops.activations import activation, canonical
 
@@ -86,20 +86,23 @@ def test_statistics_survive_cancellation(device):
     torch.testing.assert_close(running[0].double(), x.double().mean((0, 2, 3)), rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("shape", ((2, 5, 6, 7), (1, 70, 3, 3), (3, 1, 1, 2)), ids=str)
-def test_every_config(shape, device):
+@pytest.mark.parametrize("memory_format", (torch.channels_last, torch.contiguous_format), ids=str)
+@pytest.mark.parametrize("shape", ((2, 5, 6, 7), (1, 70, 3, 3), (3, 1, 1, 2), (2, 3, 33, 40)), ids=str)
+def test_every_config(shape, memory_format, device):
     """Integers and a variance of 3: all sums are exact, and the rest is a rounding away."""
     N, C, H, W = shape
-    x = integers(shape, torch.float32, device).contiguous(memory_format=torch.channels_last)
-    dy = integers(shape, torch.float32, device, seed=1).contiguous(memory_format=torch.channels_last)
+    x = integers(shape, torch.float32, device).contiguous(memory_format=memory_format)
+    dy = integers(shape, torch.float32, device, seed=1).contiguous(memory_format=memory_format)
     mean, var = integers((C,), torch.float32, device), torch.full((C,), 3.0, device=device)
     given = launch.norm.Norm(mean, var, None, None, 1.0)
     target = "interpreter" if device.type == "cpu" else "sm_90"
-    for config in {*configs.space("norm", NormGeometry(N * H * W, C), x.dtype, target),
-                   *configs.space("norm", NormGeometry(N * H * W, C), x.dtype, "cpu")}:
+    planar = memory_format is torch.contiguous_format
+    geometry = NormGeometry(H * W, C, N, planar) if planar else NormGeometry(N * H * W, C)
+    for config in {c for t in (target, "cpu") for c in configs.space("norm", geometry, x.dtype, t)}:
         found = launch.norm.finalize(launch.norm.moments(x, config), N * H * W)
         torch.testing.assert_close(found[0].double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(found[1].double(), x.double().var((0, 2, 3), correction=0), rtol=1e-6, atol=0)
+        variance = x.double().var((0, 2, 3), correction=0)
+        assert_bounded(found[1], variance, variance, N * H * W)
         y = launch.norm.apply(x, given, dy, "relu", config)
         assert torch.equal(y, ((x - mean[:, None, None]) / 2 + dy).relu())
         da = torch.where(y <= 0, 0, dy)
@@ -198,3 +201,76 @@ def test_activations_and_their_gradients(act, dtype, device):
 def test_no_such_activation(text):
     with pytest.raises(ValueError, match="activation must be None or one of relu, .*got"):
         conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1), activation=text)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
+@pytest.mark.parametrize("shape", ((3, 5, 40), (7, 5)), ids=str)
+def test_one_dimension_as_torch(shape, dtype, device):
+    """Values, gradients and running statistics, in evaluation and training."""
+    x, dy = normal(shape, dtype, device), normal(shape, dtype, device, seed=1)
+    weight, bias = normal(shape[1:2], dtype, device, seed=2), normal(shape[1:2], dtype, device, seed=3)
+    for training in (False, True):
+        results: list[list[torch.Tensor]] = []
+        for function, kind in ((batch_norm, dtype), (F.batch_norm, dtype), (F.batch_norm, torch.float64)):
+            wide = torch.float32 if kind.itemsize == 2 else kind  # of the parameters, as under autocast
+            statistics = [torch.full(shape[1:2], n, dtype=wide, device=device) for n in (0.5, 2.0)]
+            leaves = [x.to(kind).requires_grad_(), *(t.to(wide).requires_grad_() for t in (weight, bias))]
+            y = function(leaves[0], *statistics, *leaves[1:], training, MOMENTUM, EPS)
+            results.append([y, *torch.autograd.grad(y, leaves, dy.to(kind)), *statistics])
+        (y, dx, dweight, dbias, *running), (y_exact, _, dweight_exact, dbias_exact, *_) = results[0], results[2]
+        for got, torchs, exact in zip((y, dx, *running), *(r[:2] + r[4:] for r in results[1:]), strict=True):
+            assert got.stride() == torchs.stride()
+            assert_as_good_as(got, torchs, exact)
+        normal_x = (y_exact - per_channel(bias.double(), x)) / per_channel(weight.double(), x)
+        axes = (0, *range(2, x.dim()))
+        assert_bounded(dweight, dweight_exact, (dy.double() * normal_x).abs().sum(axes), x.numel() // x.shape[1])
+        assert_bounded(dbias, dbias_exact, dy.double().abs().sum(axes), x.numel() // x.shape[1])
+
+
+def per_channel(vector, like):
+    return vector.view(-1, *[1] * (like.dim() - 2))
+
+
+def test_one_dimension_in_any_memory(device):
+    x = normal((3, 5, 8), torch.float32, device).transpose(1, 2).contiguous().transpose(1, 2)
+    mean, var = torch.zeros(5, device=device), torch.ones(5, device=device)
+    got, want = (f(x, mean, var, training=False) for f in (batch_norm, F.batch_norm))
+    assert got.stride() == want.stride()
+    torch.testing.assert_close(got, want)
+
+
+CONV1D = {"stride": 1, "padding": 2, "dilation": 2}
+
+
+@pytest.mark.parametrize("options", (CONV1D, CONV1D | {"stride": 2}, CONV1D | {"groups": 6}), ids=str)
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("residual", (True, False))
+def test_behind_a_1d_convolution(residual, training, options, device):
+    """In float64 against torch: values, all gradients, running statistics; without gradients as well."""
+    groups = options.get("groups", 1)
+    shapes = (2, 6, 21), (6, 6 // groups, 3), (6,), (6,), (6,)
+    tensors = [normal(shape, torch.float64, device, seed=i) for i, shape in enumerate(shapes)]
+    plain = F.conv1d(*tensors[:2], **options)
+    tensors.append(normal(plain.shape, torch.float64, device, seed=9) if residual else None)
+
+    def ours(x, w, b, gamma, beta, added, statistics):
+        return conv1d_batch_norm(
+            x, w, b, *statistics, gamma, beta, training, MOMENTUM, EPS, **options, residual=added, activation="relu"
+        )
+
+    def torchs(x, w, b, gamma, beta, added, statistics):
+        y = F.batch_norm(F.conv1d(x, w, b, **options), *statistics, gamma, beta, training, MOMENTUM, EPS)
+        return (y if added is None else y + added).relu()
+
+    results = []
+    for function in (ours, torchs):
+        statistics = [torch.full((6,), n, dtype=torch.float64, device=device) for n in (0.5, 2.0)]
+        leaves = [None if t is None else t.clone().requires_grad_() for t in tensors]
+        y = function(*leaves, statistics)
+        given = [leaf for leaf in leaves if leaf is not None]
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), given), *statistics])
+        with torch.no_grad():
+            results[-1].append(function(*tensors, [t.clone() for t in statistics]))
+    for got, want in zip(*results, strict=True):
+        assert got.stride() == want.stride()
+        torch.testing.assert_close(got, want)

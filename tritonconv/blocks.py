@@ -7,6 +7,7 @@ parameter or shape. So it survives deepcopy, a new input size and a module that 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
@@ -40,11 +41,15 @@ def _name(activation: str | None) -> str | None:
 class ConvBlock:
     """Convolution, bias, batch norm, the addition of a residual, activation, max-pooling.
 
+    `kind` is the convolution's function. Where padding of its own comes before it, or what it padded is sliced off
+    after it, `padding` is that of a 1-D convolution, before and after, beside its own; or a module's path.
     `activation` is its text; `activation_module` is None where the forward calls a function instead. Of `window` and
     `pool_module` likewise one is None, or both without pooling. `pool_first`: whether the activation comes last.
     """
 
+    kind: str
     conv: str
+    padding: Pair | str = (0, 0)
     norm: str | None = None
     residual: bool = False
     activation: str | None = None
@@ -60,12 +65,15 @@ class ConvBlock:
     @property
     def pattern(self) -> str:
         last = self._ordered(_name(self.activation), self.pools and "max_pool2d")
-        parts = "conv2d", self.norm and "batch_norm", self.residual and "add", *last
+        pad = "pad" if isinstance(self.padding, str) or max(self.padding) > 0 else None
+        slice = "slice" if not isinstance(self.padding, str) and min(self.padding) < 0 else None
+        parts = pad, self.kind, slice, self.norm and "batch_norm", self.residual and "add", *last
         return "+".join(part for part in parts if part)
 
     @property
     def members(self) -> tuple[str, ...]:
-        paths = self.conv, self.norm, *self._ordered(self.activation_module, self.pool_module)
+        padding = self.padding if isinstance(self.padding, str) else None
+        paths = self.conv, padding, self.norm, *self._ordered(self.activation_module, self.pool_module)
         return tuple(path for path in paths if path is not None)
 
     def _ordered(self, activation, pool) -> tuple:
@@ -74,20 +82,22 @@ class ConvBlock:
 
 @dataclass(frozen=True)
 class ActivatedBlock:
-    """A module of another kind, and the activation after it."""
+    """A module of another kind, and the batch norm and the activation after it."""
 
     kind: str
     module: str
+    norm: str | None = None
     activation: str | None = None
     activation_module: str | None = None
 
     @property
     def pattern(self) -> str:
-        return "+".join(part for part in (self.kind, _name(self.activation)) if part)
+        parts = self.kind, self.norm and "batch_norm", _name(self.activation)
+        return "+".join(part for part in parts if part)
 
     @property
     def members(self) -> tuple[str, ...]:
-        return (self.module,) if self.activation_module is None else (self.module, self.activation_module)
+        return tuple(path for path in (self.module, self.norm, self.activation_module) if path is not None)
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,23 @@ class PoolBlock:
         return () if self.pool is None else (self.pool,)
 
 
-Block = ConvBlock | ActivatedBlock | PoolBlock
+@dataclass(frozen=True)
+class CallBlock:
+    """A convolution whose function the forward calls on parameters, `pattern` being its name; `padding` as above."""
+
+    function: str
+    padding: Pair = (0, 0)
+
+    @property
+    def pattern(self) -> str:
+        return f"pad+{self.function}" if max(self.padding) > 0 else self.function
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return ()
+
+
+Block = ConvBlock | ActivatedBlock | PoolBlock | CallBlock
 
 
 def intercepted(module: nn.Module) -> bool:
@@ -127,10 +153,10 @@ def activation_text(activation: nn.Module | str | None) -> str | None:
         return ""
 
 
-def conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
-    """`conv(input)` as one kernel. input: (N, C, H, W) or (C, H, W)."""
+def convolution(conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> Tensor:
+    """`conv(input)` as one kernel. input: (N, C, H, W) or (C, H, W), of 1-D ones (N, C, W) or (C, W)."""
     if conv.padding_mode != "zeros":  # set after patching, as is done to make images that tile
-        return nn.Conv2d.forward(conv, input)
+        return conv._conv_forward(input, conv.weight, conv.bias)
     repeated = repeat.inference(conv, None, None, input)
     if repeated is not None:
         return repeated
@@ -139,30 +165,32 @@ def conv2d(conv: nn.Conv2d, input: Tensor) -> Tensor:
 
 
 def conv_transpose2d(
-    conv: nn.ConvTranspose2d, input: Tensor, output_size: list[int] | None = None, *, activation: str | None = None
+    conv: nn.ConvTranspose2d,
+    input: Tensor,
+    output_size: list[int] | None = None,
+    *,
+    norm: nn.BatchNorm2d | None = None,
+    activation: str | None = None,
 ) -> Tensor:
-    """`activation(conv(input, output_size))` as one kernel. input: (N, C, H, W) or (C, H, W)."""
+    """`activation(norm(conv(input, output_size)))` as one kernel. input: (N, C, H, W) or (C, H, W)."""
     if conv.padding_mode != "zeros":  # set after patching; no other is known, and torch says so
         return nn.ConvTranspose2d.forward(conv, input, output_size)
     output_padding = conv._output_padding(
         input, output_size, conv.stride, conv.padding, conv.kernel_size, 2, conv.dilation
     )
     options = conv.stride, conv.padding, output_padding, conv.groups, conv.dilation
-    return faster("conv_transpose2d", input, conv.weight, conv.bias, *options, activation=activation)
+    if norm is None:
+        return faster("conv_transpose2d", input, conv.weight, conv.bias, *options, activation=activation)
+    operands = input, conv.weight, conv.bias, *calls.statistics(norm)
+    return faster("conv_transpose2d_batch_norm", *operands, *options, activation=activation)
 
 
-def conv1d(conv: nn.Conv1d, input: Tensor, *, activation: str | None = None) -> Tensor:
-    """`activation(conv(input))` as one kernel. input: (N, C, W) or (C, W)."""
-    if conv.padding_mode != "zeros":
-        return _run(activation, nn.Conv1d.forward(conv, input))
-    convolution = conv.stride, conv.padding, conv.dilation, conv.groups
-    return faster("conv1d", input, conv.weight, conv.bias, *convolution, activation=activation)
-
-
-def batch_norm2d(norm: nn.BatchNorm2d, input: Tensor, *, activation: str | None = None) -> Tensor:
-    """`activation(norm(input))` in one pass. input: (N, C, H, W)."""
-    norm._check_input_dim(input)
-    return faster("batch_norm", input, *calls.statistics(norm), activation=activation)
+def batch_norm(
+    module: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor, *, norm: None = None, activation: str | None = None
+) -> Tensor:
+    """`activation(module(input))` in one pass. input: (N, C, H, W); of 1-D ones (N, C, L) or (N, C)."""
+    module._check_input_dim(input)
+    return faster("batch_norm", input, *calls.statistics(module), activation=activation)
 
 
 def _pooling(function: str, *attributes: str) -> Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, Tensor]]:
@@ -199,29 +227,48 @@ def _run(activation: nn.Module | str | None, value: Tensor) -> Tensor:
 
 
 def conv_block(
-    conv: nn.Conv2d,
-    norm: nn.BatchNorm2d | None,
+    conv: nn.Conv1d | nn.Conv2d,
+    norm: nn.Module | None,
     activation: nn.Module | str | None,
     input: Tensor,
     residual: Tensor | None = None,
     pool: nn.MaxPool2d | Pair | None = None,
     pool_first: bool = False,
+    padding: Pair | nn.Module = (0, 0),
 ) -> Tensor:
     """A fused `ConvBlock` of a rewritten forward. A hook needs the values in between, so they then run one by one."""
-    text = activation_text(activation)
-    members = (module for module in (conv, norm, activation, pool) if isinstance(module, nn.Module))
+    text, extra = activation_text(activation), extra_padding(padding)
+    members = (module for module in (conv, padding, norm, activation, pool) if isinstance(module, nn.Module))
     window = window_of(pool) if isinstance(pool, nn.Module) else pool
     fusable = text != "" and conv.padding_mode == "zeros" and (residual is None or isinstance(residual, Tensor))
-    fusable = fusable and (pool is None or window is not None) and (norm is None or input.dim() == 4)
+    fusable = fusable and (pool is None or window is not None) and extra is not None
+    fusable = fusable and (norm is None or input.dim() == conv.weight.dim())
     if not fusable or any(map(intercepted, members)):
-        value = conv(input) if norm is None else norm(conv(input))
+        value = _padded_convolution(conv, padding, input)
+        value = value if norm is None else norm(value)
         value = value if residual is None else value + residual
         return _run(activation, _pooled(pool, value)) if pool_first else _pooled(pool, _run(activation, value))
-    repeated = repeat.inference(conv, norm, text, input, residual, window)
+    repeated = repeat.inference(conv, norm, text, input, residual, window, extra)
     if repeated is not None:
         return repeated
-    op, arguments, options = calls.convolution(conv, norm, input, residual, text, window)
+    op, arguments, options = calls.convolution(conv, norm, input, residual, text, window, extra)
     return faster(op, *arguments, **options)
+
+
+def extra_padding(padding: Pair | nn.Module) -> Pair | None:
+    """The padding of a `ConvBlock`, if it is by zeros."""
+    if isinstance(padding, tuple):
+        return padding
+    return tuple(padding.padding) if padding.value == 0 else None
+
+
+def _padded_convolution(conv: nn.Conv1d | nn.Conv2d, padding: Pair | nn.Module, input: Tensor) -> Tensor:
+    if isinstance(padding, nn.Module):
+        return conv(padding(input))
+    before, after = padding
+    if after < 0:
+        return conv(input)[..., :after]
+    return conv(F.pad(input, padding) if any(padding) else input)
 
 
 def _pooled(pool: nn.MaxPool2d | Pair | None, value: Tensor) -> Tensor:
@@ -230,18 +277,25 @@ def _pooled(pool: nn.MaxPool2d | Pair | None, value: Tensor) -> Tensor:
     return value if pool is None else pool(value)
 
 
-def activated_block(module: nn.Module, activation: nn.Module | str, *args, **kwargs) -> Tensor:
+def activated_block(
+    module: nn.Module, norm: nn.Module | None, activation: nn.Module | str | None, *args, **kwargs
+) -> Tensor:
     """A fused `ActivatedBlock` of a rewritten forward; the arguments are those of `module`."""
     text = activation_text(activation)
-    members = (each for each in (module, activation) if isinstance(each, nn.Module))
-    if text == "" or any(map(intercepted, members)):
-        return _run(activation, module(*args, **kwargs))
+    members = (each for each in (module, norm, activation) if isinstance(each, nn.Module))
+    if text == "" or any(map(intercepted, members)) or (norm is not None and args[0].dim() != 4):
+        value = module(*args, **kwargs)
+        return _run(activation, value if norm is None else norm(value))
     run = next(run for cls, run in ACTIVATED.items() if isinstance(module, cls))
-    return run(module, *args, **kwargs, activation=text)
+    return run(module, *args, **kwargs, norm=norm, activation=text)
 
 
-# Modules that run with an activation in their kernel, beside Conv2d.
-ACTIVATED = {nn.Conv1d: conv1d, nn.ConvTranspose2d: conv_transpose2d, nn.BatchNorm2d: batch_norm2d}
+# Modules that run with an activation in their kernel, beside convolutions.
+ACTIVATED = {
+    nn.ConvTranspose2d: conv_transpose2d,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+}
 # The poolings, by the name of the function that computes each.
 POOLS = {
     nn.MaxPool2d: "max_pool2d",
@@ -253,8 +307,8 @@ POOLS = {
 }
 # The modules that `patch` swaps wherever they are, and what they then run. A norm alone is not worth it.
 LEAVES = {
-    nn.Conv1d: conv1d,
-    nn.Conv2d: conv2d,
+    nn.Conv1d: convolution,
+    nn.Conv2d: convolution,
     nn.ConvTranspose2d: conv_transpose2d,
     nn.MaxPool2d: _pooling(
         "max_pool2d", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"

@@ -10,24 +10,29 @@ Call = tuple[str, tuple, dict]
 
 
 def convolution(
-    conv: nn.Conv2d,
-    norm: nn.BatchNorm2d | None,
+    conv: nn.Conv1d | nn.Conv2d,
+    norm: nn.Module | None,
     input: Tensor,
     residual: Tensor | None,
     activation: str | None,
     max_pool: Pair | None = None,
+    extra_padding: Pair = (0, 0),
 ) -> Call:
-    """activation(norm(conv(input)) + residual), max-pooled in windows side by side. In training it counts the batch."""
+    """activation(norm(conv(input)) + residual), max-pooled in windows side by side. In training it counts the batch.
+    `extra_padding` is that of 1-D ones."""
+    op = "conv1d" if isinstance(conv, nn.Conv1d) else "conv2d"
     window = conv.stride, conv.padding, conv.dilation, conv.groups
     options = {"residual": residual, "activation": activation}
     if max_pool is not None:
         options["max_pool"] = max_pool
+    if any(extra_padding):
+        options["extra_padding"] = extra_padding
     if norm is None:
-        return "conv2d", (input, conv.weight, conv.bias, *window), options
-    return "conv2d_batch_norm", (input, conv.weight, conv.bias, *statistics(norm), *window), options
+        return op, (input, conv.weight, conv.bias, *window), options
+    return f"{op}_batch_norm", (input, conv.weight, conv.bias, *statistics(norm), *window), options
 
 
-def statistics(norm: nn.BatchNorm2d) -> tuple:
+def statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple:
     """What `norm` hands to `batch_norm` after the input; counts the batch, as its forward does."""
     momentum = norm.momentum or 0.0
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from .blocks import LEAVES
@@ -41,7 +42,8 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
     place = {fqn: place for place, (fqn, _) in enumerate(model.named_modules(remove_duplicate=False))}
     forwards, untraced, sites = {}, {}, {}
     for fqn, module in model.named_modules():
-        if module in refusals:
+        calls_itself = refusals.get(module) == _subclassed(module) and accept(fqn, module) and not _is_lazy(module)
+        if module in refusals and not calls_itself:
             # Unless the forward that calls it has listed it, or it is one that is fused but never swapped.
             if isinstance(module, tuple(LEAVES)) and not any(fqn in site.members for site in sites):
                 note = untraced.get(_caller(model, fqn), "")
@@ -51,14 +53,19 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
                 found = traces(module)
             except CannotTrace as refusal:
                 untraced[fqn] = f"nothing fused: {type(module).__name__}.forward cannot be traced: {refusal}"
-                continue
+                found = []
 
             def refusal(node, fqn=fqn, module=module):
                 return "" if accept(_join(fqn, node.name), module) else EXCLUDED
 
-            forwards[module] = [(trace, list(matches(module, trace.graph, leaves, refusal))) for trace in found]
-            for _, blocks in forwards[module]:
-                for match in blocks:
+            blocks = [(trace, list(matches(module, trace.graph, leaves, refusal))) for trace in found]
+            if calls_itself and not any(matched for _, matched in blocks):
+                sites[_leaf_site(fqn, module, refusals[module], "")] = place[fqn]
+                continue
+            if blocks:
+                forwards[module] = blocks
+            for _, matched in blocks:
+                for match in matched:
                     sites[block_site(fqn, match)] = place[fqn] + _depth_first_place(module, match.nodes[0])
     return Capture([leaf for leaf in leaves if type(leaf) in LEAVES], forwards, sorted(sites, key=sites.get))
 
@@ -68,7 +75,7 @@ def _refusal(module: nn.Module) -> str:
     if is_parametrized(module):
         return "it is parametrized"
     if type(module) not in KINDS:
-        return f"{type(module).__name__} is a subclass and may compute something else"
+        return _subclassed(module)
     if "forward" in vars(module):
         return "the instance has a forward of its own"
     if getattr(module, "qconfig", None) is not None:
@@ -76,6 +83,16 @@ def _refusal(module: nn.Module) -> str:
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode is {module.padding_mode!r}; only 'zeros' is supported"
     return ""
+
+
+def _subclassed(module: nn.Module) -> str:
+    """Why a subclass of a convolution or pooling is not swapped. Its forward, if it can be traced, may call one."""
+    return f"{type(module).__name__} is a subclass and may compute something else"
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    """Whether it has no weight yet: when it gets one, it changes its class."""
+    return isinstance(module, LazyModuleMixin)
 
 
 def _has_forward(module: nn.Module) -> bool:
@@ -99,10 +116,8 @@ def _leaf_site(fqn: str, module: nn.Module, refusal: str, note: str) -> Site:
 
 
 def block_site(fqn: str, match: Match) -> Site:
-    first = match.nodes[0]
-    name = first.target if first.op == "call_module" else first.name
     members = tuple(_join(fqn, member) for member in match.block.members)
-    return Site(_join(fqn, name), match.block.pattern, match.status, match.reason, members)
+    return Site(_join(fqn, match.name), match.block.pattern, match.status, match.reason, members)
 
 
 def _depth_first_place(module: nn.Module, node: fx.Node) -> int:

@@ -6,6 +6,7 @@ on: sizes, dtypes, memory formats, other arguments, autocast, and whether gradie
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -15,12 +16,17 @@ from torch import Tensor
 import autotune
 
 from . import engines, functional
+from .geometry import Pair
 from .ops import activations
 from .ops.conv import finish
+from .ops.conv1d import by_torch
 from .ops.support import is_channels_last, unsupported_call
 
 TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
-_MOMENTUM = {"batch_norm": 6, "conv2d_batch_norm": 8}  # its place among the arguments
+# The place of momentum among the arguments.
+_MOMENTUM = {"batch_norm": 6} | dict.fromkeys(
+    ("conv1d_batch_norm", "conv2d_batch_norm", "conv_transpose2d_batch_norm"), 8
+)
 _verdicts: dict[tuple, bool] = {}
 _MANY = 4096  # calls of different sizes; beyond that they start afresh
 
@@ -37,7 +43,9 @@ def kernels(op: str) -> Callable:
 
 def torchs(op: str) -> Callable:
     """torch's own functions for `functional.<op>`, one after the other."""
-    function = _conv2d_batch_norm if op == "conv2d_batch_norm" else getattr(F, op)
+    convolution, norm = op.removesuffix("_batch_norm"), op.endswith("_batch_norm") and op != "batch_norm"
+    function = _conv1d if convolution == "conv1d" else getattr(F, convolution)
+    function = functools.partial(_with_batch_norm, function) if norm else function
 
     def run(*args, residual: Tensor | None = None, activation: str | None = None, max_pool=None, **options):
         text = None if activation is None else activations.canonical(activation)
@@ -47,8 +55,13 @@ def torchs(op: str) -> Callable:
     return run
 
 
-def _conv2d_batch_norm(input, weight, bias, mean, var, gamma, beta, training, momentum, eps, *window):
-    return F.batch_norm(F.conv2d(input, weight, bias, *window), mean, var, gamma, beta, training, momentum, eps)
+def _with_batch_norm(conv, input, weight, bias, mean, var, gamma, beta, training, momentum, eps, *window, **given):
+    y = conv(input, weight, bias, *window, **given)
+    return F.batch_norm(y, mean, var, gamma, beta, training, momentum, eps)
+
+
+def _conv1d(*args, extra_padding: Pair = (0, 0), **options) -> Tensor:
+    return by_torch(*args, **options, extra=extra_padding)
 
 
 def forget() -> None:

@@ -47,7 +47,8 @@ def cases(target: str) -> Iterator[Case]:
         for layer in layers:
             problem = target, LAYERS[layer], dtype, precision
             yield layer, name, "fprop", launch.conv.fprop_launch(*problem, "relu"), (dtype,) * 4 + (None,) * 6
-            yield layer, name, "dgrad", launch.conv.dgrad_launch(*problem, None), (dtype, dtype, None, dtype)
+            made = launch.conv.dgrad_launch(*problem, None)
+            yield layer, name, "dgrad", made, (dtype, dtype, None, dtype, *[None] * 4)
             yield layer, name, "wgrad", launch.conv.wgrad_launch(*problem, True), (dtype, dtype, f32)
     layer = "64, 112²"
     yield layer, "float16", "max_pool", launch.pool.max_pool_launch(target, POOL, f16), (f16, f16, torch.int64)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .ops import avg_pool, conv, conv_pool, conv_transpose, norm
+from .ops import avg_pool, conv, conv_norm, conv_pool, conv_transpose, norm, pool1d
 from .ops import conv1d as one_dimensional
 from .ops import max_pool as maxima
 
@@ -59,13 +59,17 @@ def conv1d(
     dilation: int | tuple[int] = 1,
     groups: int = 1,
     *,
+    extra_padding: tuple[int, int] = (0, 0),
+    residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.conv1d`, followed by an activation in the same kernel; as `conv2d` above.
+    """`torch.nn.functional.conv1d`, followed by an addition and an activation in the same kernel; as `conv2d` above.
 
-    input [N, C, W] or [C, W]; weight [K, C/groups, S]; bias [K]. Returns [N, K, Q] or [K, Q].
+    input [N, C, W] or [C, W]; weight [K, C/groups, S]; bias [K]; residual as the result, [N, K, Q] or [K, Q].
+    extra_padding: zeros before and after the input beside `padding`; negative numbers take some of that away.
     """
-    return one_dimensional.conv1d(input, weight, bias, stride, padding, dilation, groups, activation)
+    options = stride, padding, dilation, groups
+    return one_dimensional.conv1d(input, weight, bias, *options, residual, activation, extra_padding)
 
 
 def causal_conv1d(
@@ -112,9 +116,36 @@ def conv2d_batch_norm(
     of its output beside it, merged without loss to cancellation (Chan, Golub and LeVeque 1983), and one more pass does
     the rest, but for max-pooling; the running statistics are updated as torch does.
     """
-    return norm.conv2d_batch_norm(
+    return conv_norm.conv2d_batch_norm(
         input, weight, bias, stride, padding, dilation, groups,
         running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool,
+    )  # fmt: skip
+
+
+def conv1d_batch_norm(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stride: int | tuple[int] = 1,
+    padding: str | int | tuple[int] = 0,
+    dilation: int | tuple[int] = 1,
+    groups: int = 1,
+    *,
+    extra_padding: tuple[int, int] = (0, 0),
+    residual: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """activation(batch_norm(conv1d(input)) + residual), as `conv2d_batch_norm`."""
+    return conv_norm.conv1d_batch_norm(
+        input, weight, bias, stride, padding, dilation, groups,
+        running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, extra_padding,
     )  # fmt: skip
 
 
@@ -133,7 +164,8 @@ def batch_norm(
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`, followed by an addition and an activation in the same pass.
 
-    input, residual [N, C, H, W] (other shapes are torch's business); running_mean, running_var, weight, bias [C].
+    input, residual [N, C, H, W], [N, C, L] or [N, C] (other shapes are torch's business); running_mean, running_var,
+    weight, bias [C].
     """
     return norm.batch_norm(
         input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation
@@ -160,6 +192,33 @@ def conv_transpose2d(
     return conv_transpose.conv_transpose2d(
         input, weight, bias, stride, padding, output_padding, groups, dilation, activation
     )
+
+
+def conv_transpose2d_batch_norm(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    output_padding: int | tuple[int, int] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, int] = 1,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """activation(batch_norm(conv_transpose2d(input))), as `conv2d_batch_norm`; in training one pass takes the
+    statistics, and one applies them."""
+    return conv_norm.conv_transpose2d_batch_norm(
+        input, weight, bias, stride, padding, output_padding, groups, dilation,
+        running_mean, running_var, gamma, beta, training, momentum, eps, activation,
+    )  # fmt: skip
 
 
 def max_pool2d(
@@ -238,3 +297,51 @@ def lp_pool2d(
 ) -> Tensor:
     """`torch.nn.functional.lp_pool2d`: (Σ xᵖ)^(1/p) of each window, one kernel for p = 2; otherwise as `avg_pool2d`."""
     return avg_pool.lp_pool2d(input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: int | tuple[int],
+    stride: int | tuple[int] | None = None,
+    padding: int | tuple[int] = 0,
+    dilation: int | tuple[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`torch.nn.functional.max_pool1d`: input [N, C, L] or [C, L]; otherwise as `max_pool2d`."""
+    return pool1d.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def adaptive_max_pool1d(
+    input: Tensor, output_size: int | tuple[int], return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`torch.nn.functional.adaptive_max_pool1d`: input [N, C, L] or [C, L]; otherwise as `adaptive_max_pool2d`."""
+    return pool1d.adaptive_max_pool1d(input, output_size, return_indices)
+
+
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: int | tuple[int],
+    stride: int | tuple[int] | None = None,
+    padding: int | tuple[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """`torch.nn.functional.avg_pool1d`: input [N, C, L] or [C, L]; otherwise as `avg_pool2d`."""
+    return pool1d.avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: int | tuple[int]) -> Tensor:
+    """`torch.nn.functional.adaptive_avg_pool1d`: input [N, C, L] or [C, L]; otherwise as `adaptive_avg_pool2d`."""
+    return pool1d.adaptive_avg_pool1d(input, output_size)
+
+
+def lp_pool1d(
+    input: Tensor,
+    norm_type: float,
+    kernel_size: int,
+    stride: int | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.lp_pool1d`: input [N, C, L] or [C, L]; otherwise as `lp_pool2d`."""
+    return pool1d.lp_pool1d(input, norm_type, kernel_size, stride, ceil_mode)

@@ -91,6 +91,11 @@ class ConvGeometry:
         return output_size(self.W, self.S, self.stride[1], self.padding[1], self.dilation[1])
 
     @property
+    def input(self) -> tuple[int, int, int, int]:
+        """[N, C, H, W]"""
+        return self.N, self.C, self.H, self.W
+
+    @property
     def output(self) -> tuple[int, int, int, int]:
         """[N, K, P, Q]"""
         return self.N, self.K, self.P, self.Q
@@ -140,6 +145,19 @@ class ConvGeometry:
         """Input, weight and output, each moved once."""
         elements = self.N * self.C * self.H * self.W + self.parameters + self.N * self.K * self.P * self.Q
         return elements * itemsize
+
+
+@dataclass(frozen=True)
+class RowGeometry(ConvGeometry):
+    """A convolution of images of one row at stride 1, [N, C, 1, W], whose kernels leave activations in NCHW memory."""
+
+    def gemm(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of the GEMM behind "conv1d_fprop" or "conv1d_dgrad", for one image and group, or "conv1d_wgrad"."""
+        if op == "conv1d_fprop":
+            return self.Kg, self.Q, self.Cg
+        if op == "conv1d_dgrad":
+            return self.Cg, self.W, self.Kg
+        return self.Kg, self.Cg, self.Q
 
 
 @dataclass(frozen=True)
@@ -217,7 +235,10 @@ def adaptive_geometry(N: int, C: int, H: int, W: int, P: int, Q: int) -> PoolGeo
 
 @dataclass(frozen=True)
 class NormGeometry:
-    """A batch norm over M = N·H·W pixels of C channels."""
+    """A batch norm over M pixels of C channels: all N·H·W of channels_last memory; where it is `planar`, [N, C, M], the
+    H·W pixels of each of N images."""
 
     M: int
     C: int
+    N: int = 1
+    planar: bool = False

@@ -104,3 +104,41 @@ class LPPool2d(torch.nn.LPPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.lp_pool2d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+
+class MaxPool1d(torch.nn.MaxPool1d):
+    """`torch.nn.MaxPool1d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return functional.max_pool1d(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )
+
+
+class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
+    """`torch.nn.AdaptiveMaxPool1d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return functional.adaptive_max_pool1d(input, self.output_size, self.return_indices)
+
+
+class AvgPool1d(torch.nn.AvgPool1d):
+    """`torch.nn.AvgPool1d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        window = self.kernel_size, self.stride, self.padding
+        return functional.avg_pool1d(input, *window, self.ceil_mode, self.count_include_pad)
+
+
+class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
+    """`torch.nn.AdaptiveAvgPool1d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool1d(input, self.output_size)
+
+
+class LPPool1d(torch.nn.LPPool1d):
+    """`torch.nn.LPPool1d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.lp_pool1d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)

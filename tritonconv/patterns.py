@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .blocks import (
-    ACTIVATED,
     ACTIVATION_MODULES,
     LEAVES,
     POOLS,
     ActivatedBlock,
     Block,
+    CallBlock,
     ConvBlock,
     PoolBlock,
     activation_text,
@@ -33,6 +33,10 @@ _POOL_CALLS = {getattr(F, name): name for name in POOLS.values()} | {
     torch.max_pool2d: "max_pool2d",
     F.adaptive_max_pool2d_with_indices: "adaptive_max_pool2d",
 }
+_CONV_CALLS = {F.conv1d: "conv1d"}
+# The batch norm that goes with a convolution.
+_NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.ConvTranspose2d: nn.BatchNorm2d}
+_PADDINGS = (nn.ConstantPad1d, nn.ZeroPad1d)
 _ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _IN_PLACE_ADDS = {operator.iadd, "add_"}
 _ACTIVATION_CALLS = {
@@ -66,6 +70,11 @@ class Match:
         return self.status == "fused" or (self.status == "swapped" and not self.block.members)
 
     @property
+    def name(self) -> str:
+        """What the site goes by: the convolution, pooling or norm, or the call of its function."""
+        return next(iter(self.block.members), None) or self.nodes[-1].name
+
+    @property
     def place(self) -> fx.Node:
         """The node in whose place the block runs: its first, since what comes later may overwrite the input; with a
         residual the addition, up to which nothing does."""
@@ -84,12 +93,19 @@ def matches(
             continue
         if node.op == "call_module" and (child := module.get_submodule(node.target)) in leaves:
             kind, extensions = KINDS[type(child)]
-            match = _extend(module, Match(kind(node.target), (node,)), extensions, taken | refused)
+            start = _after_padding(module, Match(kind(node.target), (node,)))
+            match = _extend(module, start, extensions, taken | refused)
+            if match.nodes[-1].target is operator.getitem:  # a slice by itself is a view, which has strides of its own
+                match = start
             if match.status == "swapped" and type(child) not in LEAVES:
                 continue
         elif node.op == "call_function" and node.target in _POOL_CALLS:
             refusal = accept(node)
             match = Match(PoolBlock(_POOL_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
+        elif node.op == "call_function" and node.target in _CONV_CALLS and _on_parameters(node):
+            refusal = accept(node)
+            match = Match(CallBlock(_CONV_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
+            match = match if refusal else _after_padding(module, match)
         else:
             continue
         taken.update(match.nodes)
@@ -123,8 +139,69 @@ def _refused(module: nn.Module, node: fx.Node, leaves: Container[nn.Module], acc
     return module.get_submodule(node.target) not in leaves if node.op == "call_module" else bool(accept(node))
 
 
+def _on_parameters(node: fx.Node) -> bool:
+    """Whether it convolves with the module's own weight, as a subclass does in its forward."""
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    return isinstance(weight, fx.Node) and weight.op == "get_attr"
+
+
+def _after_padding(module: nn.Module, match: Match) -> Match:
+    """`match` with the padding by zeros before it, of a 1-D convolution."""
+    (conv,) = match.nodes
+    pad = conv.args[0] if conv.args else None
+    if not isinstance(match.block, CallBlock) and not match.block.pattern.startswith("conv1d"):
+        return match
+    if not isinstance(pad, fx.Node) or len(pad.users) > 1:
+        return match
+    padding = _padding(module, pad)
+    if padding is None or (isinstance(padding, str) and isinstance(match.block, CallBlock)):
+        return match
+    status = "fused" if isinstance(match.block, ConvBlock) else match.status
+    return replace(match, block=replace(match.block, padding=padding), nodes=(pad, conv), status=status)
+
+
+def _padding(module: nn.Module, node: fx.Node) -> tuple[int, int] | str | None:
+    """What `node` pads by, before and after, or the module that does it; None if it does something else."""
+    if node.op == "call_module":
+        child = module.get_submodule(node.target)
+        ours = type(child) in _PADDINGS and child.value == 0 and min(child.padding) >= 0
+        return node.target if ours and not intercepted(child) else None
+    if node.op != "call_function" or node.target is not F.pad:
+        return None
+    given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+    pad = given["pad"]
+    plain = given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
+    ints = isinstance(pad, (tuple, list)) and len(pad) == 2 and all(type(n) is int and n >= 0 for n in pad)
+    return tuple(pad) if plain and ints else None
+
+
+def _with_slice(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    """The last positions cut off, as what follows a causal convolution that pads on both sides."""
+    conv = module.get_submodule(match.block.conv)
+    if conv.stride != (1,) or match.block.padding != (0, 0):
+        return None
+    if user.target is not operator.getitem or not isinstance(user.args[1], tuple):
+        return None
+    *others, last = user.args[1]
+    whole = others in ([slice(None)] * 2, [...])
+    if not whole or not isinstance(last, slice) or (last.start, last.step) != (None, None):
+        return None
+    if type(last.stop) is not int or not -conv.kernel_size[0] * conv.dilation[0] <= last.stop < 0:
+        return None
+    return _longer(match, user, padding=(0, last.stop))
+
+
+def _with_contiguous(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    """The copy of such a slice, which the block does not need."""
+    sliced = isinstance(match.block.padding, tuple) and match.block.padding[1] < 0
+    return _longer(match, user) if sliced and user.target == "contiguous" and not user.kwargs else None
+
+
 def _with_norm(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
-    if user.op != "call_module" or type(module.get_submodule(user.target)) is not nn.BatchNorm2d:
+    if user.op != "call_module" or not user.args or user.args[0] is not match.nodes[-1]:
+        return None
+    kind = type(module.get_submodule(match.name))
+    if type(module.get_submodule(user.target)) is not _NORMS[kind]:
         return None
     return _longer(match, user, norm=user.target)
 
@@ -176,17 +253,16 @@ def _longer(match: Match, node: fx.Node, **block) -> Match:
 
 
 _ACTIVATION = {"activation": _with_activation}
-_EPILOGUE = {
-    "batch norm": _with_norm,
-    "addition": _with_residual,
-    **_ACTIVATION,
-    "max-pooling": _with_pool,
-    "activation of the maxima": _with_late_activation,
-}
+_EPILOGUE = {"batch norm": _with_norm, "addition": _with_residual, **_ACTIVATION}
+_POOLED = {"max-pooling": _with_pool, "activation of the maxima": _with_late_activation}
+_NORMED = {"batch norm": _with_norm, **_ACTIVATION}
 KINDS = {
-    nn.Conv2d: (ConvBlock, _EPILOGUE),
+    nn.Conv1d: (partial(ConvBlock, "conv1d"), {"slice": _with_slice, "copy": _with_contiguous, **_EPILOGUE}),
+    nn.Conv2d: (partial(ConvBlock, "conv2d"), _EPILOGUE | _POOLED),
     **{pool: (partial(PoolBlock, name), {}) for pool, name in POOLS.items()},
-    **{cls: (partial(ActivatedBlock, run.__name__), _ACTIVATION) for cls, run in ACTIVATED.items()},
+    nn.ConvTranspose2d: (partial(ActivatedBlock, "conv_transpose2d"), _NORMED),
+    nn.BatchNorm1d: (partial(ActivatedBlock, "batch_norm1d"), _ACTIVATION),
+    nn.BatchNorm2d: (partial(ActivatedBlock, "batch_norm2d"), _ACTIVATION),
 }
 
 
@@ -211,7 +287,7 @@ def _can_wait(module: nn.Module, match: Match, user: fx.Node) -> bool:
     between = takewhile(lambda node: node is not user, _after(match.nodes[0]))
     others = [node for node in between if node not in match.nodes and node.op != "get_attr"]
     # What a convolution or norm made is a tensor of its own; activations on the way may have worked in place on it.
-    made_by = (nn.Conv2d, nn.BatchNorm2d)
+    made_by = (*_NORMS, *_NORMS.values())
     chain = [match.nodes[0].all_input_nodes[0]]
     while _activation(module, chain[-1]):
         chain.append(chain[-1].all_input_nodes[0])

@@ -15,7 +15,7 @@ from torch import nn
 
 from . import configs, engines, launch
 from .configs import Geometry, TileConfig, winograd
-from .geometry import ConvGeometry, PoolGeometry
+from .geometry import ConvGeometry, PoolGeometry, RowGeometry
 from .launch import depthwise
 from .launch.common import config_of
 from .reporting import Printable, Site
@@ -178,6 +178,8 @@ def _choice(op: str, geometry: Geometry, layer: Layer) -> tuple[str, str, Geomet
     """How `op` is computed, and the operation and geometry that the tile is chosen for: as the launches do."""
     if not isinstance(geometry, ConvGeometry):
         return "direct", op, geometry
+    if isinstance(geometry, RowGeometry):
+        return "implicit GEMM", f"conv1d_{op}", geometry
     if depthwise.takes(geometry):
         return "direct", f"depthwise_{op}", geometry
     if configs.algorithm(op, geometry, layer.dtype, _target(layer)) == "winograd":

@@ -20,7 +20,8 @@ from .launch import conv as launch
 from .launch import conv_pool
 from .launch.common import precision_of
 from .launch.norm import Norm
-from .ops.conv import geometry_of
+from .ops.conv import formatted, geometry_of
+from .ops.conv1d import geometry_1d, image
 from .ops.conv_pool import takes
 from .ops.norm import unsupported
 from .ops.support import fits, is_channels_last, nchw, unsupported_call
@@ -42,15 +43,16 @@ _last: dict[int, tuple[weakref.ref, Call]] = {}
 
 
 def inference(
-    conv: nn.Conv2d,
-    norm: nn.BatchNorm2d | None,
+    conv: nn.Conv1d | nn.Conv2d,
+    norm: nn.Module | None,
     activation: str | None,
     x: Tensor,
     residual: Tensor | None = None,
     window: Pair | None = None,
+    extra_padding: Pair = (0, 0),
 ) -> Tensor | None:
     """activation(norm(conv(x)) + residual), max-pooled if there is a window, or None if it takes the long way.
-    `activation` is canonical."""
+    `activation` is canonical, `extra_padding` that of `functional.conv1d`."""
     if torch.is_grad_enabled() or unsupported_call(x) is not None or torch.is_autocast_enabled(x.device.type):
         return None
     state, own = conv.__dict__, conv._parameters
@@ -58,7 +60,7 @@ def inference(
         return None
     parameters = [own["weight"], own["bias"]]
     settings = activation, state["stride"], state["padding"], state["dilation"], state["groups"]
-    settings += engines.engine_for(x.device), precision_of(x), window
+    settings += engines.engine_for(x.device), precision_of(x), window, extra_padding
     if norm is not None:
         parameters += (*norm._parameters.values(), *norm._buffers.values())
         settings += norm.training, norm.eps, norm.momentum
@@ -67,7 +69,8 @@ def inference(
         operands += type(residual), residual.shape, residual.stride(), residual.dtype, residual.device
     _, last = _last.get(id(conv), (None, None))
     if last is None or last.settings != settings or last.operands != operands or not _as_seen(last, parameters):
-        run = None if norm is not None and norm.training else _bound(conv, norm, activation, x, residual, window)
+        call = conv, norm, activation, x, residual, window, extra_padding
+        run = None if norm is not None and norm.training else _bound(*call)
         if run is None:
             return None
         last = Call(settings, operands, parameters, _look(parameters), Snapshot.of(conv.weight), run)
@@ -90,18 +93,25 @@ def _as_seen(last: Call, parameters: list[Tensor | None]) -> bool:
     return same and _look(parameters) == last.seen and last.snapshot.shows(parameters[0])
 
 
-def _bound(conv, norm, activation, x, residual, window) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+def _bound(conv, norm, activation, x, residual, window, extra) -> Callable[[Tensor, Tensor | None], Tensor] | None:
     """The kernel for such a call, all but input and residual given; None where there is none."""
     weight, bias = conv.weight, conv.bias
-    geometry = geometry_of(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    if isinstance(geometry, str) or x.dim() != 4 or weight.is_inference():  # such a weight has no version counter
+    problem = x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups
+    rows = weight.dim() == 3
+    geometry = geometry_1d(*problem, extra) if rows else geometry_of(*problem)
+    if isinstance(geometry, str) or x.dim() != weight.dim() or weight.is_inference():  # it has no version counter
         return None
-    op, (_, *others), options = calls.convolution(conv, norm, x, residual, activation, window)
+    op, (_, *others), options = calls.convolution(conv, norm, x, residual, activation, window, extra)
     if choice.torch_is_faster(op, (x, *others), options):
         theirs = choice.torchs(op)
         del options["residual"]  # it comes with every call
         return lambda x, residual: theirs(x, *others, residual=residual, **options)
-    channels_last = is_channels_last(x) or is_channels_last(weight)
+    if rows:
+        if residual is not None and residual.dim() != 3:
+            return None
+        channels_last, x, residual = is_channels_last(weight.unsqueeze(-2)), image(x), image(residual)
+    else:
+        channels_last = is_channels_last(x) or is_channels_last(weight)
     if residual is not None and not fits(residual, geometry.output, x, channels_last):
         return None
     given = None
@@ -119,4 +129,6 @@ def _bound(conv, norm, activation, x, residual, window) -> Callable[[Tensor, Ten
         run = lambda x, residual: pooled(x)  # noqa: E731
     else:
         return None
+    if rows:
+        return lambda x, residual: formatted(run(image(x), image(residual)), geometry, channels_last).squeeze(-2)
     return run if channels_last else lambda x, residual: nchw(run(x, residual))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from . import blocks, choice, swap
-from .blocks import ActivatedBlock, ConvBlock, PoolBlock
+from .blocks import ActivatedBlock, CallBlock, ConvBlock, PoolBlock
 from .geometry import Pair
 from .patterns import Match
 from .trace import Trace
@@ -40,16 +40,19 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
     residual = () if match.residual is None else (match.residual,)
     with graph.inserting_before(match.place):
         conv, norm = (path and graph.get_attr(path) for path in (block.conv, block.norm))
-        pooling = {"pool": _pool(graph, block), "pool_first": block.pool_first} if block.pools else {}
+        options = {"pool": _pool(graph, block), "pool_first": block.pool_first} if block.pools else {}
+        if block.padding != (0, 0):
+            options["padding"] = graph.get_attr(block.padding) if isinstance(block.padding, str) else block.padding
         modules = conv, norm, _activation(graph, block)
-        fused = graph.call_function(blocks.conv_block, (*modules, input, *residual), pooling)
+        fused = graph.call_function(blocks.conv_block, (*modules, input, *residual), options)
     _replace(graph, match, fused)
 
 
 def _fuse_activated(graph: fx.Graph, match: Match) -> None:
     block, (call, *_) = match.block, match.nodes
     with graph.inserting_before(match.place):
-        modules = graph.get_attr(block.module), _activation(graph, block)
+        module, norm = (path and graph.get_attr(path) for path in (block.module, block.norm))
+        modules = module, norm, _activation(graph, block)
         fused = graph.call_function(blocks.activated_block, (*modules, *call.args), call.kwargs)
     _replace(graph, match, fused)
 
@@ -75,7 +78,21 @@ def _retarget_pool(graph: fx.Graph, match: Match) -> None:
     call.target, call.args = choice.faster, (match.block.pattern, *call.args)
 
 
-_REWRITES = {ConvBlock: _fuse_conv, ActivatedBlock: _fuse_activated, PoolBlock: _retarget_pool}
+def _retarget_convolution(graph: fx.Graph, match: Match) -> None:
+    block, call = match.block, match.nodes[-1]
+    if len(match.nodes) > 1:
+        call.replace_input_with(match.nodes[0], match.nodes[0].all_input_nodes[0])
+        call.kwargs = {**call.kwargs, "extra_padding": block.padding}
+        graph.erase_node(match.nodes[0])
+    call.target, call.args = choice.faster, (block.function, *call.args)
+
+
+_REWRITES = {
+    ConvBlock: _fuse_conv,
+    ActivatedBlock: _fuse_activated,
+    PoolBlock: _retarget_pool,
+    CallBlock: _retarget_convolution,
+}
 
 
 def _holders(graph: fx.Graph) -> list[str]:

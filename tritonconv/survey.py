@@ -19,7 +19,7 @@ from .capture import Accept, Capture, block_site, capture
 from .configs import Geometry
 from .fields import Field, Fields
 from .geometry import NormGeometry, PoolGeometry
-from .ops import conv, conv_transpose, pool
+from .ops import conv, conv1d, conv_transpose, pool
 from .reporting import Site
 from .sample import call, inference, tensors_of
 
@@ -172,9 +172,8 @@ def _convolution(input, weight, bias, stride, padding, dilation, transposed, out
     if transposed:
         options = stride, padding, output_padding, groups, dilation
         return "dgrad", conv_transpose.geometry_of(input, weight, bias, *options)
-    if weight.dim() == 3:  # images of one row
-        input, weight = input.unsqueeze(-2), weight.unsqueeze(-2)
-        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    if weight.dim() == 3:
+        return "fprop", conv1d.geometry_1d(input, weight, bias, *map(tuple, (stride, padding, dilation)), groups)
     return "fprop", conv.geometry_of(input, weight, bias, stride, padding, dilation, groups)
 
 

@@ -7,7 +7,7 @@ import functools
 import torch
 
 from ..geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry
-from . import depthwise, gemm, norm, pool, winograd
+from . import conv1d, depthwise, gemm, norm, pool, winograd
 from .tile import TileConfig
 
 __all__ = ["Geometry", "TileConfig", "algorithm", "space"]
@@ -16,6 +16,7 @@ _SPACES = {
     "fprop": gemm.space,
     "dgrad": gemm.space,
     "wgrad": gemm.space,
+    **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad"), conv1d.space),
     "depthwise_fprop": depthwise.space,
     "depthwise_dgrad": depthwise.space,
     "depthwise_wgrad": depthwise.space,

@@ -18,9 +18,14 @@ _TILES = {
 
 
 def space(op: str, geometry: NormGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
-    BN = min(next_power_of_2(geometry.C), 64)
-    tiles = (
-        TileConfig(min(area // BN, next_power_of_2(geometry.M)), BN, num_warps=warps)
-        for area, warps in _TILES[kind_of(target)]
-    )
+    tiles = (_fit(area, warps, geometry) for area, warps in _TILES[kind_of(target)])
     return tuple(dict.fromkeys(tiles))
+
+
+def _fit(area: int, num_warps: int, geometry: NormGeometry) -> TileConfig:
+    pixels, channels = next_power_of_2(geometry.M), next_power_of_2(geometry.C)
+    if geometry.planar:  # what lies side by side is long
+        BM = min(pixels, 1024)
+        return TileConfig(BM, min(channels, area // BM), num_warps=num_warps)
+    BN = min(channels, 64)
+    return TileConfig(min(area // BN, pixels), BN, num_warps=num_warps)

@@ -284,9 +284,18 @@ def _streams(product: Product, state) -> bool:
         p = e.pointer(e.at(load.operands[0], idx))
     e.width = outer
     size = SIZE[load.result.type.elem]
-    if not isinstance(p.off, Aff) or p.off.step != size or any(depth >= kk.depth for depth, _ in p.off.terms):
+    if not isinstance(p.off, Aff) or p.off.step != size:
+        return False
+    if _stays_in_cache(load):
+        return True
+    if any(depth >= kk.depth for depth, _ in p.off.terms):
         return False
     return 0 < dict(p.off.ivs).get(kk, 0) <= product.n * size
+
+
+def _stays_in_cache(load: ir.Op) -> bool:
+    """Whether it was given `eviction_policy="evict_last"`; before Triton 3.9 that is number 3."""
+    return load.int("evict", 0) == 3 or "evict_last" in load.attrs.get("cachePolicy", "")
 
 
 def _replay(low, op, state, rest):

@@ -129,15 +129,16 @@ def conv_fprop(
 
 @triton.jit
 def conv_dgrad(
-    dy_ptr, w_ptr, bias_ptr, dx_ptr, N, H, W, P, Q,
+    dy_ptr, w_ptr, bias_ptr, dx_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, N, H, W, P, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, SPLIT: tl.constexpr,
     BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
-    """dx[n, h, w, c] = activation(bias[c] + Σ dy[n, p, q, k] w[r, s, k, c]), summed where p·stride + r·dilation =
-    h + pad, and so for (q, s) and w. With bias and activation it is transposed convolution of dy.
+    """dx[n, h, w, c] = activation(norm(bias[c] + Σ dy[n, p, q, k] w[r, s, k, c])), summed where p·stride + r·dilation =
+    h + pad, and so for (q, s) and w. With bias, norm (see `conv_fprop`) and activation it is transposed convolution.
 
     Which taps take part depends only on (h, w) modulo the stride, so each residue class is a GEMM of its own, without a
     wasted product. A class that no tap reaches still writes: zeros, through the epilogue.
@@ -202,8 +203,8 @@ def conv_dgrad(
         store_rows(p_partial, dx_pixel.to(tl.int64) * (GROUPS * C), in_range, acc, c, C, BN)
     else:
         finish(
-            acc, bias_ptr, dx_ptr, None, None, None, None, None, None,
-            dx_pixel, in_range, 0, 0, group * C, c, C, GROUPS * C, 0.0, ACTIVATION, BN,
+            acc, bias_ptr, dx_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, None, None,
+            dx_pixel, in_range, 0, 0, group * C, c, C, GROUPS * C, EPS, ACTIVATION, BN,
         )  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""Batch norm over NHWC activations, seen as a matrix of M pixels × C channels.
+"""Batch norm over activations seen as matrices of M pixels × C channels.
+
+NHWC memory is one such matrix. PLANAR memory, [N, C, M], is one for each image, transposed.
 
 Statistics come as partials: of each group of rows, per channel, the mean and the sum of squared deviations from that
 mean ("M2"). Merging these loses nothing to cancellation, as Σx² − (Σx)² / M would (Chan, Golub and LeVeque 1983).
@@ -50,15 +52,42 @@ def store_moments(partial_ptr, tile, tiles, values, m_row, count, n, n_column, C
 
 
 @triton.jit
-def norm_moments(x_ptr, partial_ptr, M, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Partials [3, tiles of M, C] of x [M, C], one for each BM rows. Grid: (tiles of M, tiles of C)."""
+def store_row_moments(partial_ptr, tile, tiles, values, m_column, count, n, n_row, C: tl.constexpr):
+    """`store_moments` of a transposed tile: of the columns m_column [BN] of values [BM, BN], to channels n [BM]."""
+    mean = tl.sum(tl.where(m_column[None, :], values, 0.0), 1) / count
+    deviation = tl.where(m_column[None, :], values - mean[:, None], 0.0)
+    m2 = tl.sum(deviation * deviation, 1)
+    counts = tl.zeros_like(mean) + count
+    store_partial(partial_ptr, tile, tiles, counts, mean, m2, n, n_row, C)
+
+
+@triton.jit
+def place(M, C: tl.constexpr, PLANAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Of this program's tile: its pixels [BM] and channels [BN], and where its elements lie [BM, BN]."""
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    if PLANAR:
+        tiles = tl.cdiv(M, BM)
+        n = (tl.program_id(0) // tiles).to(tl.int64)
+        m = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
+        at = (n * C + c)[None, :] * M + m[:, None]
+    else:
+        m = tl.program_id(0) * BM + tl.arange(0, BM)
+        at = m.to(tl.int64)[:, None] * C + c[None, :]
+    return m, c, at
+
+
+@triton.jit
+def norm_moments(
+    x_ptr, partial_ptr, M, N, C: tl.constexpr, PLANAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Partials [3, N·tiles of M, C] of x, one for each BM rows. Grid: (N·tiles of M, tiles of C)."""
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     tile = tl.program_id(0)
-    m = tile * BM + tl.arange(0, BM)
-    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    m, c, at = place(M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
-    x = tl.load(x_ptr + m.to(tl.int64)[:, None] * C + c[None, :], mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    store_moments(partial_ptr, tile, tl.num_programs(0), x, m < M, tl.minimum(M - tile * BM, BM), c, c < C, C)
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    count = tl.minimum(M - tile % tl.cdiv(M, BM) * BM, BM)
+    store_moments(partial_ptr, tile, tl.num_programs(0), x, m < M, count, c, c < C, C)
 
 
 @triton.jit
@@ -76,7 +105,7 @@ def norm_finalize(partial_ptr, mean_ptr, var_ptr, M, tiles, C: tl.constexpr, BN:
         count_b, mean_b, m2_b = load_partial(p_partial, plane, c < C)
         count, mean, m2 = merge(count, mean, m2, count_b, mean_b, m2_b)
     tl.store(mean_ptr + c, mean.to(mean_ptr.dtype.element_ty), mask=c < C)
-    tl.store(var_ptr + c, (m2 / M).to(var_ptr.dtype.element_ty), mask=c < C)
+    tl.store(var_ptr + c, (m2 / count).to(var_ptr.dtype.element_ty), mask=c < C)
 
 
 @triton.jit
@@ -99,14 +128,6 @@ def affine(x, weight_ptr, bias_ptr, first, c, C: tl.constexpr):
 
 
 @triton.jit
-def place(M, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Of this program's tile of [M, C]: its channels [BN], where its elements lie [BM, BN], and which there are."""
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    c = tl.program_id(1) * BN + tl.arange(0, BN)
-    return c, m.to(tl.int64)[:, None] * C + c[None, :], (m < M)[:, None] & (c < C)[None, :]
-
-
-@triton.jit
 def behind(dy_ptr, y_ptr, at, mask, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
     """What the activation, y being its result, makes of dy on the way back; [BM, BN]."""
     da = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
@@ -117,12 +138,14 @@ def behind(dy_ptr, y_ptr, at, mask, ACTIVATION: tl.constexpr, ACC: tl.constexpr)
 
 @triton.jit
 def norm_apply(
-    x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, M,
-    C: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, M, N,
+    C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """y = activation((x − mean) / √(var + EPS) · weight + bias + residual). Grid: (tiles of M, tiles of C)."""
+    """y = activation((x − mean) / √(var + EPS) · weight + bias + residual). Grid: (N·tiles of M, tiles of C)."""
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    c, at, mask = place(M, C, BM, BN)
+    m, c, at = place(M, C, PLANAR, BM, BN)
+    mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
     x = affine(x, weight_ptr, bias_ptr, 0, c, C)
@@ -133,15 +156,17 @@ def norm_apply(
 
 @triton.jit
 def norm_backward_sums(
-    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, partial_ptr, M,
-    C: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, partial_ptr, M, N,
+    C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Partials [tiles of M, 2, C] of Σ da and Σ da · x̂, where da is dy behind the activation and x̂ the normalized x.
+    """Partials [N·tiles of M, 2, C] of Σ da and Σ da · x̂, where da is dy behind the activation and x̂ the normalized x.
 
-    Grid: (tiles of M, tiles of C).
+    Grid: (N·tiles of M, tiles of C).
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    c, at, mask = place(M, C, BM, BN)
+    m, c, at = place(M, C, PLANAR, BM, BN)
+    mask = (m < M)[:, None] & (c < C)[None, :]
     da = behind(dy_ptr, y_ptr, at, mask, ACTIVATION, ACC)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
@@ -152,24 +177,26 @@ def norm_backward_sums(
 
 @triton.jit
 def norm_backward(
-    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, sums_ptr, dx_ptr, da_ptr, M,
-    C: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, sums_ptr, dx_ptr, da_ptr, M, N,
+    C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dx = weight / √(var + EPS) · (da − Σda / M − x̂ · Σ(da · x̂) / M), and da itself, unless `da_ptr` is None.
+    """dx = weight / √(var + EPS) · (da − Σda / (N·M) − x̂ · Σ(da · x̂) / (N·M)), and da itself, unless `da_ptr` is None.
 
     `sums_ptr`: [2, C], those of `norm_backward_sums`; None where the statistics are constants: then dx lacks both.
-    Grid: (tiles of M, tiles of C).
+    Grid: (N·tiles of M, tiles of C).
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    c, at, mask = place(M, C, BM, BN)
+    m, c, at = place(M, C, PLANAR, BM, BN)
+    mask = (m < M)[:, None] & (c < C)[None, :]
     da = behind(dy_ptr, y_ptr, at, mask, ACTIVATION, ACC)
     if da_ptr is not None:
         tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=mask)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, rstd = normalized(x, mean_ptr, var_ptr, c, C, EPS)
     if sums_ptr is not None:
-        mean_da = tl.load(sums_ptr + c, mask=c < C, other=0.0).to(ACC) / M  # [BN]
-        mean_dax = tl.load(sums_ptr + C + c, mask=c < C, other=0.0).to(ACC) / M  # [BN]
+        mean_da = tl.load(sums_ptr + c, mask=c < C, other=0.0).to(ACC) / (M * N)  # [BN]
+        mean_dax = tl.load(sums_ptr + C + c, mask=c < C, other=0.0).to(ACC) / (M * N)  # [BN]
         da -= mean_da[None, :] + x * mean_dax[None, :]
     dx = affine(da * rstd[None, :], weight_ptr, None, 0, c, C)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)

@@ -3,9 +3,9 @@
 `*_launch` are pure functions from a target and a problem to a `Launch`, which a compiler can take without a device;
 they run once a problem. The others run once a call: they allocate the output, fetch the packed weight and start the
 bound kernel. Activations are [N, C, H, W] tensors of any strides, and results are in channels_last memory: NHWC, as the
-kernels see them.
+kernels see them. Those of `conv1d` are in NCHW memory, and those of `norm` in that of their input.
 """
 
-from . import common, conv, conv_pool, depthwise, norm, pool, split, winograd
+from . import common, conv, conv1d, conv_pool, depthwise, norm, pool, split, winograd
 
-__all__ = ["common", "conv", "conv_pool", "depthwise", "norm", "pool", "split", "winograd"]
+__all__ = ["common", "conv", "conv1d", "conv_pool", "depthwise", "norm", "pool", "split", "winograd"]

@@ -1,4 +1,4 @@
-"""What every family's launches share: the config, the bound kernel, NHWC tensors."""
+"""What every family's launches share: the config, the bound kernel, memory formats."""
 
 from __future__ import annotations
 
@@ -60,6 +60,22 @@ def precision_of(x: Tensor) -> str:
     # The flag is cuDNN's: AMD GPUs, of which few know TF32, convolve in true float32.
     cudnn = engines.engine_for(x.device).target(x.device).startswith("sm_")
     return "tf32" if cudnn and torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether torch takes a 4-D x to be in channels_last memory: judged by strides, as its `suggest_memory_format`.
+
+    Strides grow in the order C, W, H, N; where sizes of 1 leave NCHW possible too, it is NCHW.
+    """
+    sizes, strides = x.shape, x.stride()
+    if strides[1] == 0:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if sizes[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * sizes[axis]
+    return True
 
 
 def nhwc(x: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from triton import cdiv
 from .. import configs, engines, packing
 from ..configs import TileConfig, boxes
 from ..engines import Box, Launch
-from ..geometry import ConvGeometry, NormGeometry
+from ..geometry import ConvGeometry, NormGeometry, RowGeometry
 from ..kernels import conv
-from . import depthwise, split, winograd
+from . import conv1d, depthwise, split, winograd
 from .common import (
     accumulator_of,
     config_of,
@@ -107,14 +107,18 @@ def fprop_launch(
     return Launch(conv.conv_fprop, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages, described)
 
 
-def dgrad_launch(target: str, geometry: ConvGeometry, dtype, precision, activation, config=None) -> Launch:
-    """Tensors: dy, panels "dgrad", bias or None, dx; of several splits dy, panels, None, [splits, elements of dx]."""
+def dgrad_launch(
+    target: str, geometry: ConvGeometry, dtype, precision, activation, config=None, eps: float = 0.0
+) -> Launch:
+    """Tensors: dy, panels "dgrad", bias, dx, then mean, var, gamma, beta of a norm. All but dy, panels and dx may be
+    None. Of several splits only dy, panels and [splits, elements of dx] parts are given."""
     config = config or config_of("dgrad", geometry, dtype, target)
     if config.boxed:
         geometry = boxes.in_a_row(geometry)
     tiles = boxes.m_tiles(config, "dgrad", geometry) * cdiv(geometry.Cg, config.BN)
     grid = tiles * geometry.stride[0] * geometry.stride[1], geometry.groups, config.SPLIT
     constexprs = conv_constexprs(geometry, precision, config) | _gemm_constexprs("dgrad", geometry, config) | {
+        "EPS": eps,
         "ACTIVATION": activation,
     }
     described = _described("dgrad", geometry, config)
@@ -152,10 +156,13 @@ def bind_fprop(
     config: TileConfig | None = None,
     norm: Norm | None = None,
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """A function of (x, residual or None): activation(norm(x ∗ weight + bias) + residual), [N, K, P, Q].
+    """A function of (x, residual or None): activation(norm(x ∗ weight + bias) + residual), [N, K, P, Q], in the memory
+    format of the geometry's kernels.
 
     It holds for other inputs of the shape and dtype of `x`. `keep_pack` is False for a weight in training.
     """
+    if isinstance(geometry, RowGeometry):
+        return conv1d.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
     if depthwise.takes(geometry):
         return depthwise.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
     if by_winograd("fprop", x, geometry, config):
@@ -202,6 +209,8 @@ def fprop_with_moments(
     config: TileConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x ∗ weight + bias, [N, K, P, Q], and its partial statistics (`norm.finalize`)."""
+    if isinstance(geometry, RowGeometry):
+        return conv1d.fprop_with_moments(x, weight, bias, geometry, keep_pack, config)
     if depthwise.takes(geometry):
         y = depthwise.bind_fprop(x, weight, bias, geometry, None, keep_pack, config)(x)
         return y, moments(y)
@@ -223,19 +232,24 @@ def dgrad(
     activation: str | None = None,
     keep_pack: bool = True,
     config: TileConfig | None = None,
+    norm: Norm | None = None,
 ) -> Tensor:
     """The gradient [N, C, H, W] of the input, given that of the output, dy [N, K, P, Q]; or transposed convolution of
-    dy, which is activation(gradient + bias)."""
-    if bias is None and activation is None:  # else the others have no epilogue
+    dy, which is activation(norm(gradient + bias))."""
+    if isinstance(geometry, RowGeometry):
+        return conv1d.dgrad(dy, weight, bias, geometry, activation, keep_pack, config, norm)
+    if bias is None and activation is None and norm is None:  # else the others have no epilogue
         if depthwise.takes(geometry):
             return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
         if by_winograd("dgrad", dy, geometry, config):
             return winograd.dgrad(dy, weight, geometry, keep_pack)
-    launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config)
-    _, run = split.bind(dy, launch, run, NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C), activation)
-    dx = empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
+    eps, statistics = (0.0, (None,) * 4) if norm is None else (norm.eps, norm.tensors)
+    launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config, eps)
+    seen = NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C)
+    _, run = split.bind(dy, launch, run, seen, activation, eps)
+    dx = empty_nhwc(dy, *geometry.input)
     panels = packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"], keep_pack)
-    run(nhwc(dy), panels, None if bias is None else bias.contiguous(), dx)
+    run(nhwc(dy), panels, None if bias is None else bias.contiguous(), dx, *statistics)
     return dx
 
 
@@ -247,6 +261,8 @@ def wgrad(
     config: TileConfig | None = None,
 ) -> Tensor:
     """The gradient [K, C/groups, R, S] of the weight, in `memory_format`; the order of summation is always the same."""
+    if isinstance(geometry, RowGeometry):
+        return conv1d.wgrad(dy, x, geometry, memory_format, config)
     if depthwise.takes(geometry):
         return depthwise.wgrad(dy, x, geometry, memory_format, config)
     device = dy.device

@@ -12,7 +12,7 @@ from ..configs import TileConfig
 from ..engines import Launch
 from ..geometry import NormGeometry
 from ..kernels import norm
-from .common import accumulator_of, config_of, empty_nhwc, nhwc, prepare, sum_splits
+from .common import accumulator_of, config_of, is_channels_last, prepare, sum_splits
 
 
 class Norm(NamedTuple):
@@ -36,9 +36,9 @@ def empty_moments(like: Tensor, tiles: int, C: int) -> Tensor:
 
 def _launch(kernel, target: str, geometry: NormGeometry, dtype, constexprs: dict, config: TileConfig | None) -> Launch:
     config = config or config_of("norm", geometry, dtype, target)
-    grid = cdiv(geometry.M, config.BM), cdiv(geometry.C, config.BN), 1
-    constexprs = {"C": geometry.C, **constexprs, "BM": config.BM, "BN": config.BN}
-    return Launch(kernel, grid, (geometry.M,), constexprs, config.num_warps, 1)
+    grid = geometry.N * cdiv(geometry.M, config.BM), cdiv(geometry.C, config.BN), 1
+    constexprs = {"C": geometry.C, "PLANAR": geometry.planar, **constexprs, "BM": config.BM, "BN": config.BN}
+    return Launch(kernel, grid, (geometry.M, geometry.N), constexprs, config.num_warps, 1)
 
 
 def moments_launch(target: str, geometry: NormGeometry, dtype, config=None) -> Launch:
@@ -68,15 +68,30 @@ def backward_launch(target: str, geometry: NormGeometry, dtype, eps: float, acti
     return _launch(norm.norm_backward, target, geometry, dtype, {"EPS": eps, "ACTIVATION": activation}, config)
 
 
-def _geometry(x: Tensor) -> NormGeometry:
-    return NormGeometry(x.numel() // x.shape[1], x.shape[1])
+def _seen(x: Tensor) -> tuple[NormGeometry, torch.memory_format]:
+    """How kernels see x [N, C, H, W], and the memory format that it, and all that goes with it, must have."""
+    N, C, H, W = x.shape
+    if is_channels_last(x):
+        return NormGeometry(N * H * W, C), torch.channels_last
+    if H * W == 1:  # rows of channels, in either format
+        return NormGeometry(N, C), torch.contiguous_format
+    return NormGeometry(H * W, C, N, planar=True), torch.contiguous_format
+
+
+def _laid(memory_format: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous(memory_format=memory_format) for t in tensors]
+
+
+def _empty(like: Tensor, memory_format: torch.memory_format) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 def moments(x: Tensor, config: TileConfig | None = None) -> Tensor:
     """Partial statistics [3, tiles, C] of x [N, C, H, W]."""
-    launch, run = prepare(x.device, moments_launch, _geometry(x), x.dtype, config)
-    partial = empty_moments(x, launch.grid[0], x.shape[1])
-    run(nhwc(x), partial)
+    geometry, memory_format = _seen(x)
+    launch, run = prepare(x.device, moments_launch, geometry, x.dtype, config)
+    partial = empty_moments(x, launch.grid[0], geometry.C)
+    run(*_laid(memory_format, x), partial)
     return partial
 
 
@@ -92,10 +107,12 @@ def finalize(moments: Tensor, M: int) -> tuple[Tensor, Tensor]:
 def apply(
     x: Tensor, norm: Norm, residual: Tensor | None, activation: str | None, config: TileConfig | None = None
 ) -> Tensor:
-    """activation((x − mean) / √(var + eps) · weight + bias + residual), [N, C, H, W]."""
-    _, run = prepare(x.device, apply_launch, _geometry(x), x.dtype, norm.eps, activation, config)
-    y = empty_nhwc(x, *x.shape)
-    run(nhwc(x), *norm.tensors, None if residual is None else nhwc(residual), y)
+    """activation((x − mean) / √(var + eps) · weight + bias + residual), [N, C, H, W] in the memory format of x."""
+    geometry, memory_format = _seen(x)
+    _, run = prepare(x.device, apply_launch, geometry, x.dtype, norm.eps, activation, config)
+    x, residual = _laid(memory_format, x, residual)
+    y = _empty(x, memory_format)
+    run(x, *norm.tensors, residual, y)
     return y
 
 
@@ -115,9 +132,10 @@ def backward(
     `batch`: whether the statistics are those of x, so that its gradient needs the sums. `y`, the result of `apply`, is
     needed with an activation only.
     """
-    problem = _geometry(x), x.dtype, norm.eps, activation, config
+    geometry, memory_format = _seen(x)
+    problem = geometry, x.dtype, norm.eps, activation, config
     mean, var, weight, _ = norm.tensors
-    dy, y, x = nhwc(dy), None if y is None else nhwc(y), nhwc(x)
+    dy, y, x = _laid(memory_format, dy, y, x)
     sums = None
     if needs_sums:
         launch, run = prepare(x.device, backward_sums_launch, *problem)
@@ -126,6 +144,6 @@ def backward(
         sums = torch.empty_like(partial[0])
         sum_splits(partial, sums)
     _, run = prepare(x.device, backward_launch, *problem)
-    dx, da = empty_nhwc(x, *x.shape), empty_nhwc(x, *x.shape) if needs_da else None
+    dx, da = _empty(x, memory_format), _empty(x, memory_format) if needs_da else None
     run(dy, y, x, mean, var, weight, sums if batch else None, dx, da)
     return dx, da, sums

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from ..geometry import ConvGeometry, same_padding
+from ..geometry import ConvGeometry, RowGeometry, same_padding
 from ..launch import conv as launch
 from . import activations
 from .support import (
@@ -180,6 +180,11 @@ def on_images(x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor]) -> Ten
     y = run(batched)
     y = y if gives_channels_last(batched, weight) else nchw(y)
     return y if x.dim() == 4 else y.squeeze(0)
+
+
+def formatted(y: Tensor, geometry: ConvGeometry, channels_last: bool) -> Tensor:
+    """A result of the geometry's kernels in the memory format asked for."""
+    return y if channels_last or isinstance(geometry, RowGeometry) else nchw(y)
 
 
 def run(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: ConvGeometry, activation) -> Tensor:

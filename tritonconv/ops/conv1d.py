@@ -1,61 +1,94 @@
-"""1-D convolution: a 2-D one of images of one row. Input and weight become such by views; nothing is copied."""
+"""1-D convolution: a 2-D one of images of one row. Input and weight become such by views; nothing is copied.
+
+`extra` is padding, before and after, beside that of the arguments: what `pad` or a padding module put before the
+convolution. A negative number takes away what was padded, as slicing the result does.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
+from dataclasses import fields, replace
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import ConvGeometry
+from ..geometry import ConvGeometry, Pair, RowGeometry
+from ..launch import conv1d as launch
 from . import activations
-from .conv import finish, geometry_of, run
-from .support import autocast, is_channels_last, nchw, unsupported_call
+from .conv import finish, formatted, geometry_of, run
+from .support import autocast, fits, is_channels_last, unsupported_call, with_row
 
 
-def _with_row(value: int | tuple[int], row: int) -> tuple[int, int] | None:
-    """An argument for one axis as one for (height, width); None if it is not an integer."""
-    value = value if isinstance(value, (tuple, list)) else (value,)
-    return (row, *value) if len(value) == 1 and type(value[0]) is int else None
+@functools.lru_cache(maxsize=4096)
+def _of_kernels(geometry: ConvGeometry, row_memory: bool, extra: Pair) -> ConvGeometry | str:
+    """`geometry` with the extra padding, as a `RowGeometry` if that is what computes it."""
+    padding = tuple(map(sum, zip(geometry.padding[1], extra, strict=True)))
+    geometry = replace(geometry, padding=(geometry.padding[0], padding))
+    if geometry.Q < 1:
+        return "the kernel is larger than the padded input"
+    if not (row_memory and launch.takes(geometry)):
+        return geometry
+    return RowGeometry(*(getattr(geometry, field.name) for field in fields(geometry)))
 
 
-def _geometry(x, w, b, stride, padding, dilation, groups) -> ConvGeometry | str:
+def geometry_1d(x, w, b, stride, padding, dilation, groups, extra: Pair = (0, 0)) -> ConvGeometry | str:
     """The geometry of a call of `conv1d`, or, where it is torch that has to run it, why."""
     reason = unsupported_call(x, w)
     if reason is not None:
         return reason
     if x.dim() not in (2, 3) or w.dim() != 3:
         return f"an input of {x.dim()} dimensions with a weight of {w.dim()}"
-    stride, dilation = _with_row(stride, 1), _with_row(dilation, 1)
-    padding = padding if isinstance(padding, str) else _with_row(padding, 0)
-    return geometry_of(x.unsqueeze(-2), w.unsqueeze(-2), b, stride, padding, dilation, groups)
+    stride, dilation = with_row(stride, 1), with_row(dilation, 1)
+    if min(extra) < 0 and stride != (1, 1):
+        return f"extra_padding {extra} with stride {stride}"
+    padding = padding if isinstance(padding, str) else with_row(padding, 0)
+    before, after = extra
+    if type(padding) is tuple and padding[1] >= 0:  # both sides as the larger one first: no input is then too small
+        most = max(before, after, 0)
+        padding, before, after = (0, padding[1] + most), before - most, after - most
+    row, filters = x.unsqueeze(-2), w.unsqueeze(-2)
+    geometry = geometry_of(row, filters, b, stride, padding, dilation, groups)
+    if isinstance(geometry, str):
+        return geometry
+    # torch lets the weight's memory format be that of the result.
+    return _of_kernels(geometry, not is_channels_last(filters), (before, after))
 
 
-def _run(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, activation: str | None) -> Tensor:
-    row = x.unsqueeze(-2)
-    y = run(row if x.dim() == 3 else row.unsqueeze(0), w, b, None, geometry, activation)
-    # Unlike that of a 2-D convolution, torch's result has the input's memory format in no case.
-    y = (y if is_channels_last(w.unsqueeze(-2)) else nchw(y)).squeeze(2)
-    return y if x.dim() == 3 else y.squeeze(0)
+def by_torch(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, extra: Pair = (0, 0)) -> Tensor:
+    """The same in torch's functions."""
+    before, after = extra
+    x = F.pad(input, (max(before, 0), max(after, 0))) if max(extra) > 0 else input
+    y = F.conv1d(x, weight, bias, stride, padding, dilation, groups)
+    return y[..., max(-before, 0) : y.shape[-1] + min(after, 0)] if min(extra) < 0 else y
 
 
-def conv1d(input, weight, bias, stride, padding, dilation, groups, activation) -> Tensor:
+def conv1d(
+    input, weight, bias, stride, padding, dilation, groups, residual, activation, extra: Pair = (0, 0)
+) -> Tensor:
     """See `tritonconv.functional.conv1d`."""
     activation = None if activation is None else activations.canonical(activation)
+    options = stride, padding, dilation, groups
     x, w, b = autocast(input, weight, bias)
-    geometry = _geometry(x, w, b, stride, padding, dilation, groups)
+    geometry = geometry_1d(x, w, b, *options, extra)
     if isinstance(geometry, str):
-        return finish(F.conv1d(input, weight, bias, stride, padding, dilation, groups), None, activation)
-    return _run(x, w, b, geometry, activation)
+        return finish(by_torch(input, weight, bias, *options, extra), residual, activation)
+    left = ()  # of the epilogue, to torch
+    if residual is not None and residual.dim() != x.dim():
+        left, residual, activation = (residual, activation), None, None
+    row, added, channels_last = image(x), image(residual), is_channels_last(w.unsqueeze(-2))
+    if added is not None and not fits(added, geometry.output, row, channels_last):
+        left, added, activation = (residual, activation), None, None
+    y = formatted(run(row, w, b, added, geometry, activation), geometry, channels_last)
+    y = y.squeeze(-2) if x.dim() == 3 else y[0, :, 0]
+    return finish(y, *left) if left else y
+
+
+def image(x: Tensor | None) -> Tensor | None:
+    """[N, C, W] or [C, W] as [N, C, 1, W]."""
+    return None if x is None else x.unsqueeze(-2) if x.dim() == 3 else x.unsqueeze(-2).unsqueeze(0)
 
 
 def causal_conv1d(input, weight, bias, dilation, groups, activation) -> Tensor:
     """See `tritonconv.functional.causal_conv1d`."""
-    activation = None if activation is None else activations.canonical(activation)
-    x, w, b = autocast(input, weight, bias)
     left = dilation * (weight.shape[-1] - 1)
-    geometry = _geometry(x, w, b, 1, left, dilation, groups)
-    if isinstance(geometry, str):
-        y = F.conv1d(F.pad(input, (left, 0)), weight, bias, dilation=dilation, groups=groups)
-        return finish(y, None, activation)
-    return _run(x, w, b, replace(geometry, padding=((0, 0), (left, 0))), activation)
+    return conv1d(input, weight, bias, 1, 0, dilation, groups, None, activation, (left, 0))

@@ -13,17 +13,8 @@ from torch import Tensor
 from ..geometry import ConvGeometry, input_size
 from ..launch import conv as launch
 from . import activations
-from .conv import Dgrad, finish
-from .support import (
-    autocast,
-    is_channels_last,
-    nchw,
-    needs_gradient,
-    operand,
-    pair,
-    unsupported_call,
-    unsupported_operands,
-)
+from .conv import Dgrad, finish, on_images
+from .support import autocast, needs_gradient, operand, pair, unsupported_call, unsupported_operands
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,14 +65,13 @@ def conv_transpose2d(input, weight, bias, stride, padding, output_padding, group
     geometry = geometry_of(x, w, b, *options)
     if isinstance(geometry, str):
         return finish(F.conv_transpose2d(input, weight, bias, *options), None, activation)
-    batched = x if x.dim() == 4 else x.unsqueeze(0)
-    left = None  # of the epilogue, to torch
-    if needs_gradient(x, w, b):
-        if activation is not None and activations.activation(activation).backward is None:
-            left, activation = activation, None
-        y = Dgrad.apply(batched, w, b, geometry, activation)
-    else:
-        y = launch.dgrad(batched, w, b, geometry, activation)
-    if not (is_channels_last(batched) or is_channels_last(w)):
-        y = nchw(y)
-    return finish(y if x.dim() == 4 else y.squeeze(0), None, left)
+    return on_images(x, w, lambda x: run(x, w, b, geometry, activation))
+
+
+def run(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, activation: str | None) -> Tensor:
+    """activation(x transposed-convolved with w, + b), [N, C, H, W] in channels_last memory."""
+    if not needs_gradient(x, w, b):
+        return launch.dgrad(x, w, b, geometry, activation)
+    if activation is not None and activations.activation(activation).backward is None:
+        return finish(Dgrad.apply(x, w, b, geometry, None), None, activation)
+    return Dgrad.apply(x, w, b, geometry, activation)

@@ -1,7 +1,6 @@
-"""Batch norm with autograd, alone and behind a convolution; in both cases with a residual and an activation after it.
+"""Batch norm with autograd, with a residual and an activation after it.
 
-In training a convolution leaves the statistics of its output beside it, so that the output is read once more, not
-twice. What a normalization keeps for its gradient is its input, and its result where there is an activation.
+What a normalization keeps for its gradient is its input, and its result where there is an activation.
 """
 
 from __future__ import annotations
@@ -10,26 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import Parameter
 
-from ..launch import conv as launch_conv
-from ..launch import conv_pool as launch_pool
 from ..launch import norm as launch
 from ..launch.norm import Norm
 from . import activations
-from .conv import FpropWithMoments, conv2d, finish, geometry_of, gives_channels_last, run
-from .conv_pool import takes
-from .max_pool import max_pool2d
-from .support import (
-    autocast,
-    fits,
-    is_channels_last,
-    nchw,
-    needs_gradient,
-    operand,
-    pair,
-    unsupported_call,
-    unsupported_operands,
-)
+from .conv import finish
+from .support import fits, is_channels_last, needs_gradient, operand, unsupported_call, unsupported_operands
 
 
 class Normalize(Function):
@@ -105,8 +91,9 @@ def _update(running_mean: Tensor | None, running_var: Tensor | None, mean, var, 
         running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
 
 
-def _finish(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tensor:
-    """What follows the convolution, given statistics. y, and the residual, are [N, C, H, W]."""
+def normalize(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tensor:
+    """activation(norm(y) + residual) by given statistics, `batch` if they are those of y. y, and the residual, are
+    [N, C, H, W]."""
     if not needs_gradient(y, *norm[2:4], residual):
         return launch.apply(y, norm, residual, activation)
     mean, var, weight, bias, eps = norm
@@ -120,67 +107,33 @@ def batch_norm(
 ) -> Tensor:
     """See `tritonconv.functional.batch_norm`."""
     activation = None if activation is None else activations.canonical(activation)
-    if unsupported(input.shape, input, training, (running_mean, running_var), (weight, bias)):
+    x = _image(input)
+    if unsupported(x.shape, x, training, (running_mean, running_var), (weight, bias)):
         y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return finish(y, residual, activation)
-    channels_last = is_channels_last(input)
     left = ()  # of the epilogue, to torch
-    if residual is not None and not fits(residual, input.shape, input, channels_last):
-        left, residual, activation = (residual, activation), None, None
-    mean, var = running_mean, running_var
-    if training:
-        count = input.numel() // input.shape[1]
-        mean, var = launch.finalize(launch.moments(input.detach()), count)
-        _update(running_mean, running_var, mean, var, count, momentum)
-    y = _finish(input, Norm(mean, var, weight, bias, eps), training, residual, activation)
-    y = y if channels_last else nchw(y)
-    return finish(y, *left) if left else y
-
-
-def conv2d_batch_norm(
-    input, weight, bias, stride, padding, dilation, groups,
-    running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool=None,
-) -> Tensor:  # fmt: skip
-    """See `tritonconv.functional.conv2d_batch_norm`."""
-    activation = None if activation is None else activations.canonical(activation)
-    x, w, b = autocast(input, weight, bias)
-    geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
-    norm = training, (running_mean, running_var), (gamma, beta)
-    differentiable = needs_gradient(x, w, b, gamma, beta, residual)
-    if max_pool is not None:
-        # Statistics need all of the outputs, and so do gradients of what is normalized by given ones.
-        window, alone = pair(max_pool), not (training or differentiable) and residual is None and x.dim() == 4
-        fused = alone and window is not None and takes(x, geometry, window, activation)
-        if fused and not unsupported(geometry.output, x, *norm):
-            given = Norm(running_mean, running_var, gamma, beta, eps)
-            y = launch_pool.fprop(x, w, b, geometry, window, activation, norm=given)
-            return y if gives_channels_last(x, w) else nchw(y)
-        y = conv2d_batch_norm(
-            input, weight, bias, stride, padding, dilation, groups,
-            running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation,
-        )  # fmt: skip
-        return max_pool2d(y, max_pool, None, 0, 1, False, False)
-    if isinstance(geometry, str) or x.dim() != 4 or unsupported(geometry.output, x, *norm):
-        y = conv2d(input, weight, bias, stride, padding, dilation, groups, None, None)
-        return batch_norm(y, running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation)
-    channels_last = gives_channels_last(x, w)
-    left = ()  # of the epilogue, to torch
-    if residual is not None and not fits(residual, geometry.output, x, channels_last):
-        left, residual, activation = (residual, activation), None, None
-    if training:
-        count = geometry.N * geometry.P * geometry.Q
-        if differentiable:
-            y, moments = FpropWithMoments.apply(x, w, b, geometry)
+    if residual is not None:
+        if residual.shape == input.shape and fits(_image(residual), x.shape, x, is_channels_last(x)):
+            residual = _image(residual)
         else:
-            y, moments = launch_conv.fprop_with_moments(x, w, b, geometry)
-        mean, var = launch.finalize(moments, count)
-        _update(running_mean, running_var, mean, var, count, momentum)
-        y = _finish(y, Norm(mean, var, gamma, beta, eps), True, residual, activation)
-    elif differentiable:
-        y = run(x, w, b, None, geometry, None)
-        y = _finish(y, Norm(running_mean, running_var, gamma, beta, eps), False, residual, activation)
-    else:
-        norm = Norm(running_mean, running_var, gamma, beta, eps)
-        y = launch_conv.fprop(x, w, b, geometry, activation, norm=norm, residual=residual)
-    y = y if channels_last else nchw(y)
+            left, residual, activation = (residual, activation), None, None
+    norm = Norm(running_mean, running_var, weight, bias, eps)
+    if training:
+        norm = of_batch(norm, launch.moments(x.detach()), x.numel() // x.shape[1], momentum)
+    y = normalize(x, norm, training, residual, activation).view(input.shape)
     return finish(y, *left) if left else y
+
+
+def _image(x: Tensor) -> Tensor:
+    """[N, C, H, W]; of [N, C] and [N, C, L] a view as such."""
+    if type(x) not in (Tensor, Parameter) or x.layout is not torch.strided or x.dim() not in (2, 3):
+        return x
+    x = x.contiguous()  # as torch's result is, whatever the strides of its input
+    return x.unsqueeze(-2) if x.dim() == 3 else x[:, :, None, None]
+
+
+def of_batch(norm: Norm, moments: Tensor, count: int, momentum: float) -> Norm:
+    """`norm` by the statistics of `count` pixels; the running ones, which it had, are updated."""
+    mean, var = launch.finalize(moments, count)
+    _update(norm.mean, norm.var, mean, var, count, momentum)
+    return norm._replace(mean=mean, var=var)

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from .. import engines
 from ..geometry import Pair
+from ..launch.common import is_channels_last
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -68,6 +69,12 @@ def pair(value: int | Sequence[int]) -> Pair | None:
     return values if len(values) == 2 and all(type(v) is int for v in values) else None
 
 
+def with_row(value: int | Sequence[int], row: int) -> Pair | None:
+    """An argument for one axis as one for (height, width); None if it is not an integer."""
+    value = value if isinstance(value, (tuple, list)) else (value,)
+    return (row, *value) if len(value) == 1 and type(value[0]) is int else None
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors as autocast hands them to torch's operators of reduced precision; float64 stays as it is."""
     device = getattr(tensors[0], "device", torch.device("meta")).type
@@ -80,22 +87,6 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensor if exempt else tensor.to(dtype)
 
     return tuple(map(cast, tensors))
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether torch takes a 4-D x to be in channels_last memory: judged by strides, as its `suggest_memory_format`.
-
-    Strides grow in the order C, W, H, N; where sizes of 1 leave NCHW possible too, it is NCHW.
-    """
-    sizes, strides = x.shape, x.stride()
-    if strides[1] == 0:
-        return False
-    least = 0
-    for axis in (1, 3, 2, 0):
-        if sizes[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
-            return False
-        least = strides[axis] * sizes[axis]
-    return True
 
 
 def nchw(y: Tensor) -> Tensor:

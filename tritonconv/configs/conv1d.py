@@ -1,0 +1,61 @@
+"""Tiles of 1-D convolution: fprop and dgrad, whose columns are positions of one image, and wgrad."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import torch
+from triton import cdiv, next_power_of_2
+
+from ..geometry import RowGeometry
+from .tile import MACHINES, TileConfig, kind_of
+
+_HALF = TileConfig(64, 128, 64, num_warps=4, num_stages=4), TileConfig(64, 64, 64, num_warps=4, num_stages=4)
+_SINGLE = TileConfig(64, 64, 32, num_warps=8, num_stages=3), TileConfig(32, 64, 16, num_warps=4, num_stages=3)
+_DOUBLE = TileConfig(32, 32, 16, num_warps=4, num_stages=2), TileConfig(16, 32, 16, num_warps=4, num_stages=2)
+_GPU_TILES = {2: _HALF, 4: _SINGLE, 8: _DOUBLE}
+_TILES = {
+    "cuda": _GPU_TILES,
+    # Two stages are one buffer of shared memory, of which AMD has little.
+    "hip": {size: tuple(replace(tile, num_stages=2) for tile in tiles) for size, tiles in _GPU_TILES.items()},
+    "cpu": dict.fromkeys(
+        (2, 4, 8), tuple(TileConfig(*tile) for tile in itertools.product((128, 64, 32), (128, 64), (128,)))
+    ),
+    "interpreter": dict.fromkeys((2, 4, 8), (TileConfig(256, 4096, 512), TileConfig(16, 64, 16))),
+}
+
+
+def space(op: str, geometry: RowGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
+    kind = kind_of(target)
+    tiles = dict.fromkeys(_fit(tile, op, geometry, kind) for tile in _TILES[kind][dtype.itemsize])
+    return tuple(sorted(tiles, key=lambda tile: _cost(tile, op, geometry, kind)))
+
+
+def _programs(tile: TileConfig, op: str, geometry: RowGeometry) -> int:
+    M, N, _ = geometry.gemm(op)
+    copies = geometry.taps * tile.SPLIT if op == "conv1d_wgrad" else geometry.N
+    return cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
+
+
+def _fit(tile: TileConfig, op: str, geometry: RowGeometry, kind: str) -> TileConfig:
+    """`tile`, no larger than the problem and with the splits that fill the machine."""
+    machine = MACHINES[kind]
+    extents = (max(next_power_of_2(size), machine.smallest) for size in geometry.gemm(op))
+    BM, BN, BK = map(min, (tile.BM, tile.BN, tile.BK), extents)
+    if machine.loops and geometry.taps == 1 and BK > 1 and geometry.gemm(op)[2] <= BK:
+        BK //= 2
+    tile = replace(tile, BM=BM, BN=BN, BK=BK)
+    if op != "conv1d_wgrad":
+        return tile
+    wanted = 2 * machine.programs // _programs(tile, op, geometry)
+    return replace(tile, SPLIT=max(1, min(wanted, geometry.Q // (4 * BK))))
+
+
+def _cost(tile: TileConfig, op: str, geometry: RowGeometry, kind: str) -> float:
+    """Multiply-adds of a program, padding included, times how many programs run one after the other."""
+    machine = MACHINES[kind]
+    _, _, K = geometry.gemm(op)
+    reduction = geometry.N * cdiv(K, tile.SPLIT) if op == "conv1d_wgrad" else geometry.taps * K
+    program = reduction * (tile.BM * tile.BN + machine.load * (tile.BM + tile.BN))
+    return cdiv(_programs(tile, op, geometry), machine.programs) * (machine.start + program)

@@ -1,0 +1,136 @@
+"""1-D convolution at stride 1: fprop, dgrad and wgrad, which leave activations in the memory format they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from triton import cdiv
+
+from .. import packing
+from ..configs import TileConfig
+from ..engines import Launch
+from ..geometry import ConvGeometry, RowGeometry
+from ..kernels import conv1d
+from .common import accumulator_of, config_of, nhwc, precision_of, prepare, sum_splits
+from .norm import empty_moments
+
+
+def takes(geometry: ConvGeometry) -> bool:
+    """Whether these kernels compute it, and well: a tap of few channels is no product."""
+    one_row = (geometry.H, geometry.R, *geometry.padding[0]) == (1, 1, 0, 0)
+    return one_row and geometry.stride == (1, 1) and min(geometry.Cg, geometry.Kg) > 4
+
+
+def _constexprs(geometry: RowGeometry, precision: str, config: TileConfig) -> dict:
+    return {
+        "GROUPS": geometry.groups,
+        "C": geometry.Cg,
+        "K": geometry.Kg,
+        "FIRST": -geometry.padding[1][0],
+        "STEP": geometry.dilation[1],
+        "PRECISION": precision,
+        "BM": config.BM,
+        "BN": config.BN,
+        "BK": config.BK,
+    }
+
+
+def _rows_launch(op, target, geometry, dtype, precision, activation, config, eps, numbers, exchanged) -> Launch:
+    config = config or config_of(op, geometry, dtype, target)
+    M, N, _ = geometry.gemm(op)
+    grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, geometry.N
+    constexprs = _constexprs(geometry, precision, config) | exchanged
+    constexprs |= {"S": geometry.S, "EPS": eps, "ACTIVATION": activation}
+    return Launch(conv1d.conv1d, grid, numbers, constexprs, config.num_warps, config.num_stages)
+
+
+def fprop_launch(
+    target: str, geometry: RowGeometry, dtype, precision, activation, config=None, eps: float = 0.0
+) -> Launch:
+    """Tensors: those of `conv.fprop_launch`, the weight as rows [groups, K, S·C]."""
+    numbers = geometry.W, geometry.Q
+    return _rows_launch("conv1d_fprop", target, geometry, dtype, precision, activation, config, eps, numbers, {})
+
+
+def dgrad_launch(
+    target: str, geometry: RowGeometry, dtype, precision, activation, config=None, eps: float = 0.0
+) -> Launch:
+    """Tensors: as of `fprop_launch`, with dy for x, dx for y and rows [groups, C, S·K]."""
+    numbers = geometry.Q, geometry.W
+    left = geometry.padding[1][0]
+    exchanged = {"C": geometry.Kg, "K": geometry.Cg, "FIRST": left, "STEP": -geometry.dilation[1]}
+    return _rows_launch("conv1d_dgrad", target, geometry, dtype, precision, activation, config, eps, numbers, exchanged)
+
+
+def wgrad_launch(target: str, geometry: RowGeometry, dtype, precision, channels_last: bool, config=None) -> Launch:
+    """Tensors: dy, x in NHWC memory, and either dw (one split) or [splits, elements of dw] partial sums."""
+    config = config or config_of("conv1d_wgrad", geometry, dtype, target)
+    M, N, _ = geometry.gemm("conv1d_wgrad")
+    positions = cdiv(cdiv(geometry.Q, config.SPLIT), config.BK) * config.BK  # of a split
+    stride_c, stride_tap = (1, geometry.Cg) if channels_last else (geometry.S, 1)
+    strides = geometry.parameters, geometry.Cg * geometry.S, stride_c, stride_tap
+    splits = cdiv(geometry.Q, positions)
+    grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.S, geometry.groups * splits
+    numbers = geometry.N, geometry.W, geometry.Q, positions, *strides
+    constexprs = _constexprs(geometry, precision, config)
+    return Launch(conv1d.conv1d_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
+
+
+def _bind(
+    make, layout, shape, x, weight, bias, geometry, activation=None, keep_pack=True, config=None, norm=None
+) -> tuple[Launch, Callable[..., Tensor]]:
+    """A function of (x, residual or None, room for statistics or None) that gives a result of `shape`."""
+    eps = 0.0 if norm is None else norm.eps
+    launch, run = prepare(x.device, make, geometry, x.dtype, precision_of(x), activation, config, eps)
+    rows = packing.panels(weight, geometry, layout, 1, keep_pack)
+    bias = None if bias is None else bias.contiguous()
+    statistics = (None,) * 4 if norm is None else norm.tensors
+
+    def conv(x: Tensor, residual: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
+        y = torch.empty(shape, dtype=x.dtype, device=x.device)
+        residual = None if residual is None else residual.contiguous()
+        run(x.contiguous(), rows, bias, y, *statistics, residual, moments)
+        return y
+
+    return launch, conv
+
+
+def bind_fprop(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: RowGeometry, *options, **named):
+    """See `conv.bind_fprop`."""
+    return _bind(fprop_launch, "fprop", geometry.output, x, weight, bias, geometry, *options, **named)[1]
+
+
+def fprop_with_moments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: RowGeometry, keep_pack: bool, config: TileConfig | None
+) -> tuple[Tensor, Tensor]:
+    """See `conv.fprop_with_moments`."""
+    problem = x, weight, bias, geometry, None, keep_pack, config
+    launch, run = _bind(fprop_launch, "fprop", geometry.output, *problem)
+    moments = empty_moments(x, geometry.N * cdiv(geometry.Q, launch.constexprs["BN"]), geometry.K)
+    return run(x, None, moments), moments
+
+
+def dgrad(dy: Tensor, weight: Tensor, bias: Tensor | None, geometry: RowGeometry, *options, **named) -> Tensor:
+    """See `conv.dgrad`."""
+    return _bind(dgrad_launch, "dgrad", geometry.input, dy, weight, bias, geometry, *options, **named)[1](dy)
+
+
+def wgrad(
+    dy: Tensor, x: Tensor, geometry: RowGeometry, memory_format: torch.memory_format, config: TileConfig | None
+) -> Tensor:
+    """See `conv.wgrad`."""
+    channels_last = memory_format is torch.channels_last
+    problem = geometry, dy.dtype, precision_of(dy), channels_last, config
+    launch, run = prepare(dy.device, wgrad_launch, *problem)
+    shape = geometry.K, geometry.Cg, geometry.R, geometry.S
+    dw = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
+    splits = launch.grid[2] // geometry.groups
+    if splits == 1:
+        run(dy.contiguous(), nhwc(x), dw)
+    else:
+        partial = torch.empty((splits, dw.numel()), dtype=accumulator_of(dy), device=dy.device)
+        run(dy.contiguous(), nhwc(x), partial)
+        sum_splits(partial, dw)
+    return dw
