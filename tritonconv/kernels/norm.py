@@ -105,7 +105,7 @@ def norm_finalize(partial_ptr, mean_ptr, var_ptr, M, tiles, C: tl.constexpr, BN:
         count_b, mean_b, m2_b = load_partial(p_partial, plane, c < C)
         count, mean, m2 = merge(count, mean, m2, count_b, mean_b, m2_b)
     tl.store(mean_ptr + c, mean.to(mean_ptr.dtype.element_ty), mask=c < C)
-    tl.store(var_ptr + c, (m2 / count).to(var_ptr.dtype.element_ty), mask=c < C)
+    tl.store(var_ptr + c, (m2 / M).to(var_ptr.dtype.element_ty), mask=c < C)
 
 
 @triton.jit
