@@ -188,11 +188,21 @@ class PoolGeometry:
         """Whether there is one window: the image."""
         return (self.R, self.S, *self.padding) == (self.H, self.W, 0, 0)
 
+    @functools.cached_property
+    def are_whole(self) -> bool:
+        """Whether all windows lie inside of the image and its padding."""
+        spans = ((size - 1) * dilation + 1 for size, dilation in zip((self.R, self.S), self.dilation, strict=True))
+        axes = zip((self.H, self.W), spans, (self.P, self.Q), self.stride, self.padding, strict=True)
+        return all((count - 1) * stride + span <= size + 2 * pad for size, span, count, stride, pad in axes)
+
+    @property
+    def are_inside(self) -> bool:
+        """Whether all windows lie inside of the image."""
+        return self.are_whole and self.padding == (0, 0)
+
     def divisor(self, count_include_pad: bool) -> int | str:
         """What means divide by: R·S where each window has as many pixels, else "padded" or "inside", their place."""
-        axes = zip((self.H, self.W), (self.R, self.S), (self.P, self.Q), self.stride, self.padding, strict=True)
-        whole = all((count - 1) * stride + window <= size + 2 * pad for size, window, count, stride, pad in axes)
-        if whole and (count_include_pad or self.padding == (0, 0)):
+        if self.are_inside or (self.are_whole and count_include_pad):
             return self.R * self.S
         return "padded" if count_include_pad else "inside"
 

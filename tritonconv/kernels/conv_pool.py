@@ -11,7 +11,7 @@ from .common import unravel
 from .conv import implicit_gemm
 from .epilogue import store_rows
 from .norm import affine, normalized
-from .pool import tile_of
+from .windows import tile_of
 
 
 @triton.jit

@@ -10,31 +10,36 @@ from triton import cdiv
 
 from ..configs import TileConfig
 from ..engines import Launch
-from ..geometry import AdaptiveGeometry, PoolGeometry
-from ..kernels import pool
+from ..geometry import AdaptiveGeometry, Pair, PoolGeometry
+from ..kernels import avg_pool as averages
+from ..kernels import max_pool as maxima
 from .common import config_of, empty_nhwc, nhwc, prepare, sizes, window
 
 Geometry = PoolGeometry | AdaptiveGeometry
 
+_LARGEST = 36  # taps of a window, or pixels of a cell, that are written out one by one
+
 
 def max_pool_launch(target: str, geometry: Geometry, dtype, config=None) -> Launch:
     """Tensors: x, y, indices or None."""
-    return _pool_launch(pool.max_pool, target, geometry, dtype, config)
+    return _forward_launch(maxima.max_pool, target, geometry, dtype, config)
 
 
 def max_pool_backward_launch(target: str, geometry: Geometry, dtype, config=None) -> Launch:
     """Tensors: dy, indices, dx."""
-    return _pool_launch(pool.max_pool_backward, target, geometry, dtype, config)
+    kernels = maxima.max_pool_backward, maxima.max_pool_backward_cells
+    return _backward_launch(*kernels, target, geometry, dtype, config)
 
 
 def avg_pool_launch(target: str, geometry: Geometry, dtype, divisor: int | str, norm: int = 1, config=None) -> Launch:
     """Tensors: x, y."""
-    return _pool_launch(pool.avg_pool, target, geometry, dtype, config, DIVISOR=divisor, NORM=norm)
+    return _forward_launch(averages.avg_pool, target, geometry, dtype, config, DIVISOR=divisor, NORM=norm)
 
 
 def avg_pool_backward_launch(target: str, geometry: Geometry, dtype, divisor: int | str, config=None) -> Launch:
     """Tensors: dy, dx."""
-    return _pool_launch(pool.avg_pool_backward, target, geometry, dtype, config, DIVISOR=divisor)
+    kernels = averages.avg_pool_backward, averages.avg_pool_backward_cells
+    return _backward_launch(*kernels, target, geometry, dtype, config, DIVISOR=divisor)
 
 
 def max_unpool_launch(target: str, geometry: AdaptiveGeometry, dtype, config=None) -> Launch:
@@ -43,7 +48,7 @@ def max_unpool_launch(target: str, geometry: AdaptiveGeometry, dtype, config=Non
     pixels = geometry.P * geometry.Q
     grid = cdiv(geometry.N * pixels, config.BM), cdiv(geometry.C, config.BN), 1
     problem = geometry.N * pixels, geometry.C, pixels, geometry.H * geometry.W
-    return Launch(pool.max_unpool, grid, problem, {"BM": config.BM, "BN": config.BN}, config.num_warps, 1)
+    return Launch(maxima.max_unpool, grid, problem, {"BM": config.BM, "BN": config.BN}, config.num_warps, 1)
 
 
 def global_avg_pool_launch(target: str, geometry: PoolGeometry, dtype, config=None) -> Launch:
@@ -52,23 +57,44 @@ def global_avg_pool_launch(target: str, geometry: PoolGeometry, dtype, config=No
     grid = cdiv(geometry.N, config.BM), cdiv(geometry.C, config.BN), 1
     constexprs = {"BM": config.BM, "BN": config.BN, "BK": config.BK}
     problem = geometry.N, geometry.C, geometry.H * geometry.W
-    return Launch(pool.global_avg_pool, grid, problem, constexprs, config.num_warps, config.num_stages)
+    return Launch(averages.global_avg_pool, grid, problem, constexprs, config.num_warps, config.num_stages)
 
 
-def _pool_launch(kernel, target: str, geometry: Geometry, dtype, config: TileConfig | None, **constexprs) -> Launch:
-    """A launch of a kernel with windows: over the input's pixels for a gradient, else over the output's."""
-    op = kernel.__name__
-    backward = op.endswith("backward")
-    config = config or config_of(op, geometry, dtype, target)
-    rows, columns = (geometry.H, geometry.W) if backward else (geometry.P, geometry.Q)
-    grid = cdiv(geometry.N * rows, config.BM), cdiv(columns, config.BK), cdiv(geometry.C, config.BN)
+def _forward_launch(kernel, target: str, geometry: Geometry, dtype, config: TileConfig | None, **constexprs) -> Launch:
+    """A launch of a kernel with windows, over the output's pixels."""
+    config = config or config_of(kernel.__name__, geometry, dtype, target)
     if isinstance(geometry, AdaptiveGeometry):
-        R, S = geometry.coverings if backward else geometry.windows
-        windows = {"R": R, "S": S, "STRIDE_H": 1, "STRIDE_W": 1, "PAD_H": 0, "PAD_W": 0, "DIL_H": 1, "DIL_W": 1}
-        constexprs |= windows | {"ADAPTIVE": True}
+        constexprs |= _adaptive(geometry.windows) | {"WHOLE": False}  # they differ in length
     else:
-        constexprs |= window(geometry, geometry.padding) | {"ADAPTIVE": False}
-    constexprs |= {"BM": config.BM, "BN": config.BN, "BK": config.BK}
+        constexprs |= window(geometry, geometry.padding) | {"ADAPTIVE": False, "WHOLE": geometry.are_inside}
+    return _launch(kernel, geometry, geometry.P, geometry.Q, config, constexprs)
+
+
+def _backward_launch(
+    kernel, cells, target: str, geometry: Geometry, dtype, config: TileConfig | None, **constexprs
+) -> Launch:
+    """A launch of a gradient's kernel: over the input's pixels, or, where the windows are small, over its cells."""
+    config = config or config_of(kernel.__name__, geometry, dtype, target)
+    if isinstance(geometry, AdaptiveGeometry):
+        constexprs |= _adaptive(geometry.coverings)
+        return _launch(kernel, geometry, geometry.H, geometry.W, config, constexprs)
+    constexprs |= window(geometry, geometry.padding)
+    if max(geometry.R * geometry.S, geometry.stride[0] * geometry.stride[1]) > _LARGEST:
+        return _launch(kernel, geometry, geometry.H, geometry.W, config, constexprs | {"ADAPTIVE": False})
+    axes = zip((geometry.H, geometry.W), geometry.padding, geometry.stride, strict=True)
+    rows, columns = (cdiv(size + pad, stride) for size, pad, stride in axes)
+    return _launch(cells, geometry, rows, columns, config, constexprs)
+
+
+def _adaptive(longest: Pair) -> dict[str, object]:
+    regular = {"STRIDE_H": 1, "STRIDE_W": 1, "PAD_H": 0, "PAD_W": 0, "DIL_H": 1, "DIL_W": 1}
+    return {"R": longest[0], "S": longest[1], **regular, "ADAPTIVE": True}
+
+
+def _launch(kernel, geometry: Geometry, rows: int, columns: int, config: TileConfig, constexprs: dict) -> Launch:
+    """Over rows × columns of each image."""
+    grid = cdiv(geometry.N * rows, config.BM), cdiv(columns, config.BK), cdiv(geometry.C, config.BN)
+    constexprs = constexprs | {"BM": config.BM, "BN": config.BN, "BK": config.BK}
     N, *image = sizes(geometry)
     return Launch(kernel, grid, (N, geometry.C, *image), constexprs, config.num_warps, config.num_stages)
 
