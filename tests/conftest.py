@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tritonconv import engines
+from tritonconv import choice, engines
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +21,9 @@ def device(request):
     """The device of a test's tensors, once for each engine that can run here; kernels run on that engine."""
     with engines.use(request.param):
         yield torch.device("cuda" if request.param == "triton" else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def kernels_for_small_inputs(monkeypatch):
+    """Leaves no pooling to torch for its size: tests are about kernels, and small."""
+    monkeypatch.setattr(choice, "_ON_CPUS", {})

@@ -149,3 +149,28 @@ def test_momentum_makes_no_other_call_of_it():
     first = tuning.problems(model.train(), x)
     model(x)
     assert tuning.problems(model, x) == first
+
+
+ON_CPUS = choice._ON_CPUS  # which tests do without, otherwise
+
+
+def test_a_small_pooling_is_left_to_torch_unless_tuned(monkeypatch):
+    monkeypatch.setattr(choice, "_ON_CPUS", ON_CPUS)
+    small, large = torch.zeros(1, 64, 8, 8), torch.zeros(1, 64, 64, 64)
+    for x, faster in ((small, True), (large, False)):
+        tuning.forget()
+        arguments = (x, 2, 2, 0, 1, False, False), {}
+        assert choice.torch_is_faster("max_pool2d", *arguments) is faster
+        with engines.use("interpreter"):
+            assert not choice.torch_is_faster("max_pool2d", *arguments)
+        (key, *_) = (k for k in _asked(arguments) if k["target"] == "cpu")
+        autotune.record(key, choice.TORCH if not faster else choice.KERNELS, {"how": "measured"})
+        tuning.forget()
+        assert choice.torch_is_faster("max_pool2d", *arguments) is not faster
+
+
+def _asked(arguments):
+    tuning.forget()
+    with autotune.asked() as keys:
+        choice.torch_is_faster("max_pool2d", *arguments)
+    return keys

@@ -118,7 +118,24 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
         arguments = list(map(_without_gradient, key["arguments"]))
         given = {name: _without_gradient(value) for name, value in key["options"].items()}
         found = autotune.lookup(key | {"backward": False, "arguments": arguments, "options": given})
+    if found is None and key["target"] == "cpu" and op in _ON_CPUS:
+        return not _ON_CPUS[op](args[0], key["backward"])
     return found == TORCH
+
+
+def _many(x: Tensor, elements: int) -> bool:
+    """Whether x is so large in channels_last memory, or, where torch is slow, a fourth of that in NCHW."""
+    return x.numel() >= (elements if is_channels_last(x) else elements // 4)
+
+
+# Which poolings of which inputs (and whether with a gradient) a kernel runs faster on CPUs, as `python -m benchmarks
+# pool` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows better.
+_ON_CPUS: dict[str, Callable[[Tensor, bool], bool]] = {
+    "max_pool2d": lambda x, backward: _many(x, 1 << 18),
+    "avg_pool2d": lambda x, backward: _many(x, 1 << 21) and (backward or not is_channels_last(x)),
+    "adaptive_max_pool2d": lambda x, backward: _many(x, 1 << 18) and not is_channels_last(x),
+    "adaptive_avg_pool2d": lambda x, backward: False,
+}
 
 
 def _autocast(x: Tensor) -> str | None:

@@ -104,6 +104,30 @@ def avg_pool_backward_cells(
 
 
 @triton.jit
+def avg_window(
+    acc, i, dy_ptr, n, last_p, last_q, count_p, count_q, in_range, c, H, W, P, Q, C,
+    R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr, COUNT_W: tl.constexpr,
+    ADAPTIVE: tl.constexpr, DIVISOR: tl.constexpr,
+):  # fmt: skip
+    """acc [BM·BK, BN] and what the i-th of the windows that cover a pixel hands to it."""
+    u = i // COUNT_W
+    v = i % COUNT_W
+    p = last_p - u * STEP_H
+    q = last_q - v * STEP_W
+    m_row = in_range & (u < count_p) & (v < count_q) & inside(p, q, P, Q)
+    mask = m_row[:, None] & (c < C)[None, :]
+    o_y = ((n * P + p) * Q + q).to(tl.int64)[:, None] * C + c[None, :]
+    dy = tl.load(dy_ptr + o_y, mask=mask, other=0.0).to(acc.dtype)  # [BM·BK, BN]
+    if DIVISOR == "padded" or DIVISOR == "inside":
+        size_h = pixels_of(p, H, P, R, STRIDE_H, PAD_H, ADAPTIVE, DIVISOR == "padded")
+        size_w = pixels_of(q, W, Q, S, STRIDE_W, PAD_W, ADAPTIVE, DIVISOR == "padded")
+        # A window that is not there may have no pixels.
+        dy /= tl.where(m_row, size_h * size_w, 1).to(acc.dtype)[:, None]
+    return acc + dy
+
+
+@triton.jit
 def avg_pool_backward(
     dy_ptr, dx_ptr, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -119,28 +143,24 @@ def avg_pool_backward(
     STEP_W: tl.constexpr = window_step(STRIDE_W, DIL_W)
     COUNT_H: tl.constexpr = most_windows(R, STRIDE_H, DIL_H, ADAPTIVE)
     COUNT_W: tl.constexpr = most_windows(S, STRIDE_W, DIL_W, ADAPTIVE)
-    COUNTED: tl.constexpr = DIVISOR == "padded" or DIVISOR == "inside"
     n, h, w, in_range = tile_of(N, H, W, BM, BK)
     c = tl.program_id(2) * BN + tl.arange(0, BN)
     last_p, count_p = covering(h, H, P, R, STRIDE_H, PAD_H, DIL_H, ADAPTIVE)
     last_q, count_q = covering(w, W, Q, S, STRIDE_W, PAD_W, DIL_W, ADAPTIVE)
     acc = tl.zeros((BM * BK, BN), ACC)
-    for i in range(0, COUNT_H * COUNT_W):
-        u = i // COUNT_W
-        v = i % COUNT_W
-        p = last_p - u * STEP_H
-        q = last_q - v * STEP_W
-        m_row = in_range & (u < count_p) & (v < count_q) & inside(p, q, P, Q)
-        mask = m_row[:, None] & (c < C)[None, :]
-        o_y = ((n * P + p) * Q + q).to(tl.int64)[:, None] * C + c[None, :]
-        dy = tl.load(dy_ptr + o_y, mask=mask, other=0.0).to(ACC)  # [BM·BK, BN]
-        if COUNTED:
-            size_h = pixels_of(p, H, P, R, STRIDE_H, PAD_H, ADAPTIVE, DIVISOR == "padded")
-            size_w = pixels_of(q, W, Q, S, STRIDE_W, PAD_W, ADAPTIVE, DIVISOR == "padded")
-            # A window that is not there may have no pixels.
-            dy /= tl.where(m_row, size_h * size_w, 1).to(ACC)[:, None]
-        acc += dy
-    if not COUNTED:
+    if few(COUNT_H * COUNT_W):
+        for i in tl.static_range(COUNT_H * COUNT_W):
+            acc = avg_window(
+                acc, i, dy_ptr, n, last_p, last_q, count_p, count_q, in_range, c, H, W, P, Q, C,
+                R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W, STEP_H, STEP_W, COUNT_W, ADAPTIVE, DIVISOR,
+            )  # fmt: skip
+    else:
+        for i in range(0, COUNT_H * COUNT_W):
+            acc = avg_window(
+                acc, i, dy_ptr, n, last_p, last_q, count_p, count_q, in_range, c, H, W, P, Q, C,
+                R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W, STEP_H, STEP_W, COUNT_W, ADAPTIVE, DIVISOR,
+            )  # fmt: skip
+    if DIVISOR != "padded" and DIVISOR != "inside":
         acc /= DIVISOR
     o_x = ((n * H + h) * W + w).to(tl.int64)[:, None] * C + c[None, :]
     tl.store(dx_ptr + o_x, acc.to(dx_ptr.dtype.element_ty), mask=in_range[:, None] & (c < C)[None, :])

@@ -113,6 +113,24 @@ def max_pool_backward_cells(
 
 
 @triton.jit
+def max_window(
+    acc, i, dy_ptr, index_ptr, n, pixel, last_p, last_q, count_p, count_q, in_range, c, P, Q, C,
+    STEP_H: tl.constexpr, STEP_W: tl.constexpr, COUNT_W: tl.constexpr,
+):  # fmt: skip
+    """acc [BM·BK, BN] and what the i-th of the windows that cover a pixel hands to it."""
+    u = i // COUNT_W
+    v = i % COUNT_W
+    p = last_p - u * STEP_H
+    q = last_q - v * STEP_W
+    m_row = in_range & (u < count_p) & (v < count_q) & inside(p, q, P, Q)
+    mask = m_row[:, None] & (c < C)[None, :]
+    o_y = ((n * P + p) * Q + q).to(tl.int64)[:, None] * C + c[None, :]
+    index = tl.load(index_ptr + o_y, mask=mask, other=-1)  # [BM·BK, BN]
+    dy = tl.load(dy_ptr + o_y, mask=mask, other=0.0).to(acc.dtype)  # [BM·BK, BN]
+    return acc + tl.where(index == pixel[:, None], dy, 0.0)
+
+
+@triton.jit
 def max_pool_backward(
     dy_ptr, index_ptr, dx_ptr, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -130,17 +148,18 @@ def max_pool_backward(
     last_p, count_p = covering(h, H, P, R, STRIDE_H, PAD_H, DIL_H, ADAPTIVE)
     last_q, count_q = covering(w, W, Q, S, STRIDE_W, PAD_W, DIL_W, ADAPTIVE)
     acc = tl.zeros((BM * BK, BN), ACC)
-    for i in range(0, COUNT_H * COUNT_W):
-        u = i // COUNT_W
-        v = i % COUNT_W
-        p = last_p - u * STEP_H
-        q = last_q - v * STEP_W
-        m_row = in_range & (u < count_p) & (v < count_q) & inside(p, q, P, Q)
-        mask = m_row[:, None] & (c < C)[None, :]
-        o_y = ((n * P + p) * Q + q).to(tl.int64)[:, None] * C + c[None, :]
-        index = tl.load(index_ptr + o_y, mask=mask, other=-1)  # [BM·BK, BN]
-        dy = tl.load(dy_ptr + o_y, mask=mask, other=0.0).to(ACC)  # [BM·BK, BN]
-        acc += tl.where(index == (h * W + w)[:, None], dy, 0.0)
+    if few(COUNT_H * COUNT_W):
+        for i in tl.static_range(COUNT_H * COUNT_W):
+            acc = max_window(
+                acc, i, dy_ptr, index_ptr, n, h * W + w, last_p, last_q, count_p, count_q, in_range, c, P, Q, C,
+                STEP_H, STEP_W, COUNT_W,
+            )  # fmt: skip
+    else:
+        for i in range(0, COUNT_H * COUNT_W):
+            acc = max_window(
+                acc, i, dy_ptr, index_ptr, n, h * W + w, last_p, last_q, count_p, count_q, in_range, c, P, Q, C,
+                STEP_H, STEP_W, COUNT_W,
+            )  # fmt: skip
     o_x = ((n * H + h) * W + w).to(tl.int64)[:, None] * C + c[None, :]
     tl.store(dx_ptr + o_x, acc.to(dx_ptr.dtype.element_ty), mask=in_range[:, None] & (c < C)[None, :])
 
