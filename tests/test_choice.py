@@ -169,6 +169,13 @@ def test_a_small_pooling_is_left_to_torch_unless_tuned(monkeypatch):
         assert choice.torch_is_faster("max_pool2d", *arguments) is not faster
 
 
+@pytest.mark.parametrize("pool", (nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveMaxPool2d(3), nn.AdaptiveAvgPool2d(3)))
+def test_a_pooling_of_one_image_without_a_batch(pool, monkeypatch):
+    monkeypatch.setattr(choice, "_ON_CPUS", ON_CPUS)
+    x = torch.randn(4, 6, 6)
+    assert torch.equal(tritonconv.patch(nn.Sequential(copy.deepcopy(pool)))(x), pool(x))
+
+
 def _asked(arguments):
     tuning.forget()
     with autotune.asked() as keys:

@@ -123,17 +123,21 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
     return found == TORCH
 
 
+def _is_nhwc(x: Tensor) -> bool:
+    return x.dim() == 4 and is_channels_last(x)
+
+
 def _many(x: Tensor, elements: int) -> bool:
     """Whether x is so large in channels_last memory, or, where torch is slow, a fourth of that in NCHW."""
-    return x.numel() >= (elements if is_channels_last(x) else elements // 4)
+    return x.numel() >= (elements if _is_nhwc(x) else elements // 4)
 
 
 # Which poolings of which inputs (and whether with a gradient) a kernel runs faster on CPUs, as `python -m benchmarks
 # pool` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows better.
 _ON_CPUS: dict[str, Callable[[Tensor, bool], bool]] = {
     "max_pool2d": lambda x, backward: _many(x, 1 << 18),
-    "avg_pool2d": lambda x, backward: _many(x, 1 << 21) and (backward or not is_channels_last(x)),
-    "adaptive_max_pool2d": lambda x, backward: _many(x, 1 << 18) and not is_channels_last(x),
+    "avg_pool2d": lambda x, backward: _many(x, 1 << 21) and (backward or not _is_nhwc(x)),
+    "adaptive_max_pool2d": lambda x, backward: _many(x, 1 << 18) and not _is_nhwc(x),
     "adaptive_avg_pool2d": lambda x, backward: False,
 }
 
@@ -150,7 +154,7 @@ def _described(value: object) -> object:
         return {
             "shape": list(value.shape),
             "dtype": str(value.dtype).removeprefix("torch."),
-            "channels_last": value.dim() == 4 and is_channels_last(value),
+            "channels_last": _is_nhwc(value),
             "requires_grad": value.requires_grad and torch.is_grad_enabled(),
         }
     return list(value) if isinstance(value, tuple) else value
