@@ -237,6 +237,13 @@ def test_winograds_algorithm_fits_the_target(dtype, target):
         assert code.occupancy >= 1
         made = launch.winograd.filter_launch(target, "dgrad", (64, 64, 3, 3), (576, 9, 3, 1), config.OUT, config.BN)
         check(compile_launch(made, (dtype, f32), target), target)
+    wgrad = launch.winograd_wgrad
+    for made, dtypes in (
+        *((wgrad.gather_launch(target, geometry, dtype, outputs, 0), (dtype, f32)) for outputs in (True, False)),
+        (wgrad.correlate_launch(target, geometry, dtype, "ieee", False), (f32, f32, f32)),
+        (wgrad.taps_launch(target, geometry, dtype, True), (f32, dtype)),
+    ):
+        check(compile_launch(made, dtypes, target), target)
 
 
 @pytest.mark.parametrize("target", TARGETS)

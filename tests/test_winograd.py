@@ -12,6 +12,7 @@ from tolerance import assert_bounded
 
 from tritonconv import configs, functional, launch
 from tritonconv.configs import TileConfig
+from tritonconv.cpu.target import Caches
 from tritonconv.geometry import ConvGeometry
 from tritonconv.launch.norm import Norm
 
@@ -65,6 +66,20 @@ def test_every_size_padding_and_dilation(case, OUT, device):
     dx = launch.winograd.dgrad(dy, weight, case.geometry, config=small(OUT))
     options = {"padding": case.padding, "dilation": case.dilation}
     assert close(dx, torch.nn.grad.conv2d_input(x.shape, weight, dy, **options))
+
+
+@pytest.mark.parametrize("OUT", OUTS)
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_of_weights(case, memory_format, OUT, device, monkeypatch):
+    """Some in several stretches of tiles, whose last is not full."""
+    monkeypatch.setattr(launch.winograd_wgrad, "caches", lambda: Caches(first=0, second=0, last=0))
+    x, weight, _ = operands(case, torch.float64, device)
+    options = {"padding": case.padding, "dilation": case.dilation}
+    dy = normal(F.conv2d(x, weight, **options).shape, torch.float64, device, seed=3)
+    dw = launch.winograd_wgrad.wgrad(dy, x, case.geometry, memory_format, small(OUT))
+    assert close(dw, torch.nn.grad.conv2d_weight(x, weight.shape, dy, **options))
+    assert dw.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("threads", (1, 8))
@@ -195,7 +210,8 @@ def chosen(monkeypatch):
     """Winograd's algorithm wherever it can be."""
 
     def algorithm(op, geometry, *rest):
-        return "gemm" if configs.winograd.as_fprop(op, geometry) is None else "winograd"
+        taken = configs.winograd.takes(geometry) and (op == "wgrad" or configs.winograd.as_fprop(op, geometry))
+        return "winograd" if taken else "gemm"
 
     monkeypatch.setattr(configs, "algorithm", algorithm)
 
@@ -242,6 +258,8 @@ LAYER = ConvGeometry(1, 64, 56, 56, 64, 3, 3, padding=((1, 1), (1, 1)))
 f32 = torch.float32
 OTHERS = (
     (replace(LAYER, stride=(2, 2)), f32, "cpu", "fprop"),
+    (replace(LAYER, stride=(1, 2)), f32, "cpu", "wgrad"),
+    (replace(LAYER, H=1, W=1), f32, "cpu", "wgrad"),
     (replace(LAYER, padding=((40, 40), (40, 40)), dilation=(40, 40)), f32, "cpu", "fprop"),
     (replace(LAYER, groups=2), f32, "cpu", "fprop"),
     (replace(LAYER, S=1), f32, "cpu", "fprop"),
@@ -255,7 +273,7 @@ OTHERS = (
 
 
 def test_a_layer_for_which_it_is_chosen():
-    for op in ("fprop", "dgrad"):
+    for op in ("fprop", "dgrad", "wgrad"):
         for dtype in (f32, torch.float16, torch.bfloat16):
             for geometry in (LAYER, replace(LAYER, padding=((2, 2), (2, 2)), dilation=(2, 2))):
                 assert configs.algorithm(op, geometry, dtype, "cpu") == "winograd"

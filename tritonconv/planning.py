@@ -183,7 +183,8 @@ def _choice(op: str, geometry: Geometry, layer: Layer) -> tuple[str, str, Geomet
     if depthwise.takes(geometry):
         return "direct", f"depthwise_{op}", geometry
     if configs.algorithm(op, geometry, layer.dtype, _target(layer)) == "winograd":
-        return "Winograd", "winograd", winograd.as_fprop(op, geometry)
+        wgrad = op == "wgrad"
+        return "Winograd", *(("winograd_wgrad", geometry) if wgrad else ("winograd", winograd.as_fprop(op, geometry)))
     overlap = op == "fprop" and launch.conv.overlaps(geometry)
     return "implicit GEMM", op, launch.conv.overlapping(geometry) if overlap else geometry
 

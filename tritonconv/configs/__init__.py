@@ -28,6 +28,7 @@ _SPACES = {
     "global_avg_pool": pool.global_space,
     "norm": norm.space,
     "winograd": winograd.space,
+    "winograd_wgrad": winograd.wgrad_space,
 }
 _COSTS = dict.fromkeys(("fprop", "dgrad", "wgrad"), gemm.cost)
 
@@ -44,17 +45,20 @@ def space(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> tuple
 
 @functools.lru_cache(maxsize=4096)
 def algorithm(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> str:
-    """The cheapest predicted way to compute "fprop" or "dgrad": "gemm" or "winograd".
+    """The cheapest predicted way to compute "fprop", "dgrad" or "wgrad": "gemm" or "winograd".
 
     Winograd's is for CPUs, not for float64, and from 16 channels on: it rounds more, and few channels gain little.
     """
-    problem = winograd.as_fprop(op, geometry)
-    if target != "cpu" or dtype is torch.float64 or problem is None or min(geometry.C, geometry.K) < 16:
+    if target != "cpu" or dtype is torch.float64 or min(geometry.C, geometry.K) < 16 or not winograd.takes(geometry):
         return "gemm"
-    direct, fast = space(op, geometry, dtype, target)[0], space("winograd", problem, dtype, target)[0]
-    size = dtype.itemsize
-    cycles = gemm.cpu_cycles(direct, op, geometry, size), winograd.cpu_cycles(fast, problem, size)
-    return "gemm" if cycles[0] <= cycles[1] else "winograd"
+    direct, size = space(op, geometry, dtype, target)[0], dtype.itemsize
+    if op == "wgrad":
+        fast = winograd.wgrad_cycles(space("winograd_wgrad", geometry, dtype, target)[0], geometry, size)
+    elif (problem := winograd.as_fprop(op, geometry)) is None:
+        return "gemm"
+    else:
+        fast = winograd.cpu_cycles(space("winograd", problem, dtype, target)[0], problem, size)
+    return "gemm" if gemm.cpu_cycles(direct, op, geometry, size) <= fast else "winograd"
 
 
 def cost(config: TileConfig, op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> float | None:

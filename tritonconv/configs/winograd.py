@@ -15,13 +15,18 @@ from .tile import MACHINES, TileConfig, kind_of
 _EXTENTS = {"cuda": (16,), "hip": (16,), "cpu": (8, 16, 32), "interpreter": (64,)}  # of BM
 
 
+def takes(geometry: ConvGeometry) -> bool:
+    """Whether the algorithm can compute anything of such a convolution."""
+    return (geometry.R, geometry.S, *geometry.stride, geometry.groups) == (3, 3, 1, 1, 1)
+
+
 def as_fprop(op: str, geometry: ConvGeometry) -> ConvGeometry | None:
-    """The fprop by which the algorithm computes `op` of a convolution; None where it cannot.
+    """The fprop by which the algorithm computes "fprop" or "dgrad" of a convolution; None where it cannot.
 
     At stride 1 dgrad convolves dy with the flipped, transposed weight.
     """
     g = geometry
-    if (g.R, g.S, *g.stride, g.groups) != (3, 3, 1, 1, 1) or op not in ("fprop", "dgrad"):
+    if not takes(g):
         return None
     if op == "fprop":
         return g
@@ -42,6 +47,14 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
         BM = max(min(extent, next_power_of_2(tiles(geometry, OUT))), least)
         configs.append(TileConfig(BM, BN, BK, OUT=OUT, num_warps=2 * OUT))  # a GPU holds all points in registers
     return tuple(sorted(dict.fromkeys(configs), key=lambda tile: cpu_cycles(tile, geometry, dtype.itemsize)))
+
+
+def wgrad_space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
+    """Of the gradient of a weight: BM × BN output and input channels, BK tiles at a time."""
+    least = MACHINES[kind_of(target)].smallest
+    BM, BN = (max(min(next_power_of_2(channels), 64), least) for channels in (geometry.K, geometry.C))
+    BK = max(min(next_power_of_2(tiles(geometry, 4)) // 2, 16), least)
+    return (TileConfig(BM, BN, BK, OUT=4, num_warps=8),)
 
 
 def _channels(C: int) -> int:
@@ -89,3 +102,19 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
     memory = (weights * passes - geometry.parameters * itemsize) / _MEMORY_RATE
     shared = weights * blocks / _CACHE_RATE if weights > caches().second else 0
     return compute + (memory + shared) / programs
+
+
+def wgrad_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float:
+    """As `cpu_cycles`, of the gradient of a weight."""
+    machine, programs = host(), MACHINES["cpu"].programs
+    size = max(itemsize, 4)
+    points, count = (tile.OUT + 2) ** 2, tiles(geometry, tile.OUT)
+    panels = cdiv(geometry.K, tile.BM), cdiv(geometry.C, tile.BN)
+    channels = panels[0] * tile.BM + panels[1] * tile.BN
+    count = cdiv(count, 2 * tile.BK) * 2 * tile.BK  # as the launches take them
+    gather = count * (sum(panels) * _PIXELS + channels * _TRANSFORM * points / 36 * size / 32)
+    rows, vectors, across = register_tile(tile, size, machine)
+    product = cdiv(tile.BM, rows) * across * (TILE_STARTS + count * step(rows, vectors, machine))
+    sums = points * geometry.C * geometry.K * size
+    memory = 2 * sums / _MEMORY_RATE if sums > caches().second else 0
+    return (gather + memory) / programs + cdiv(points * panels[0] * panels[1], programs) * product

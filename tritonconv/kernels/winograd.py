@@ -103,25 +103,51 @@ def winograd_filter(
 
 
 @triton.jit
+def tile_at(tile, P, Q, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.constexpr):
+    """(n, p, q) of the first output of each tile. Neighbouring tiles are of different phases, which read between each
+    other's pixels."""
+    n, p, q = unravel(tile, tl.cdiv(P, OUT * DIL_H) * DIL_H, tl.cdiv(Q, OUT * DIL_W) * DIL_W)
+    return n, p // DIL_H * (OUT * DIL_H) + p % DIL_H, q // DIL_W * (OUT * DIL_W) + q % DIL_W
+
+
+@triton.jit
+def count_tiles(N, P, Q, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.constexpr):
+    return N * (tl.cdiv(P, OUT * DIL_H) * DIL_H) * (tl.cdiv(Q, OUT * DIL_W) * DIL_W)
+
+
+@triton.jit
+def load_square(
+    x_ptr, h, w, H, W, m_row, c,
+    C: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The rows of SIDE × SIDE pixels from (h, w) [BM] on, a dilation apart, [BM, BC] each, of channels c [BC].
+
+    `x_ptr` [BM] points at channel 0 of (h, w); pixels outside the H × W image and rows not m_row count as zero.
+    """
+    p_x = x_ptr[:, None] + c[None, :]
+    rows = ()
+    for i in tl.static_range(SIDE):
+        row = ()
+        for j in tl.static_range(SIDE):
+            mask = (m_row & inside(h + i * DIL_H, w + j * DIL_W, H, W))[:, None] & (c < C)[None, :]
+            at = tl.cast(i * DIL_H * W + j * DIL_W, tl.int64) * C
+            row = row + (tl.load(p_x + at, mask=mask, other=0.0).to(ACC),)  # [BM, BC]
+        rows = rows + (row,)
+    return rows
+
+
+@triton.jit
 def store_input(
     v_ptr, x_ptr, h, w, H, W, m_row, c,
     C: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """v [points, BM, C]: the transforms of the (OUT + 2)² pixels from (h, w) [BM] on, of channels c [BC].
-
-    `x_ptr` [BM] points at channel 0 of (h, w); pixels outside the H × W image and rows not m_row count as zero.
-    """
+    """v [points, BM, C]: the transforms of the (OUT + 2)² pixels from (h, w) [BM] on, of channels c [BC]."""
     IN: tl.constexpr = OUT + 2
-    p_x = x_ptr[:, None] + c[None, :]
     p_v = v_ptr + tl.arange(0, BM)[:, None] * C + c[None, :]
+    pixels = load_square(x_ptr, h, w, H, W, m_row, c, C, DIL_H, DIL_W, IN, v_ptr.dtype.element_ty)
     rows = ()
     for i in tl.static_range(IN):
-        row = ()
-        for j in tl.static_range(IN):
-            mask = (m_row & inside(h + i * DIL_H, w + j * DIL_W, H, W))[:, None] & (c < C)[None, :]
-            at = tl.cast(i * DIL_H * W + j * DIL_W, tl.int64) * C
-            row = row + (tl.load(p_x + at, mask=mask, other=0.0).to(v_ptr.dtype.element_ty),)  # [BM, BC]
-        rows = rows + (transform_input(row, OUT),)
+        rows = rows + (transform_input(pixels[i], OUT),)
     for j in tl.static_range(IN):
         column = transform_input(column_of(rows, j), OUT)
         for i in tl.static_range(IN):
@@ -224,10 +250,7 @@ def conv_winograd(
     POINTS: tl.constexpr = (OUT + 2) * (OUT + 2)
     K_TILES: tl.constexpr = (K + BN - 1) // BN
     ACC: tl.constexpr = workspace_ptr.dtype.element_ty
-    # Neighbouring tiles are of different phases, which read between each other's pixels.
-    tiles_p = tl.cdiv(P, OUT * DIL_H) * DIL_H
-    tiles_q = tl.cdiv(Q, OUT * DIL_W) * DIL_W
-    tiles = N * tiles_p * tiles_q
+    tiles = count_tiles(N, P, Q, DIL_H, DIL_W, OUT)
     blocks = tl.cdiv(tiles, BM)
     share = tl.cdiv(K_TILES, tl.num_programs(1))
     first = tl.program_id(1) * share
@@ -238,9 +261,7 @@ def conv_winograd(
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         tile = block * BM + tl.arange(0, BM)
         m_row = tile < tiles
-        n, p, q = unravel(tile, tiles_p, tiles_q)
-        p = p // DIL_H * (OUT * DIL_H) + p % DIL_H
-        q = q // DIL_W * (OUT * DIL_W) + q % DIL_W
+        n, p, q = tile_at(tile, P, Q, DIL_H, DIL_W, OUT)
         h = p - PAD_H
         w = q - PAD_W
         p_x = x_ptr + ((n * H + h) * W + w).to(tl.int64) * C

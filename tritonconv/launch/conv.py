@@ -15,7 +15,7 @@ from ..configs import TileConfig, boxes
 from ..engines import Box, Launch
 from ..geometry import ConvGeometry, NormGeometry, RowGeometry
 from ..kernels import conv
-from . import conv1d, depthwise, split, winograd
+from . import conv1d, depthwise, split, winograd, winograd_wgrad
 from .common import (
     accumulator_of,
     config_of,
@@ -265,6 +265,8 @@ def wgrad(
         return conv1d.wgrad(dy, x, geometry, memory_format, config)
     if depthwise.takes(geometry):
         return depthwise.wgrad(dy, x, geometry, memory_format, config)
+    if by_winograd("wgrad", dy, geometry, config):
+        return winograd_wgrad.wgrad(dy, x, geometry, memory_format)
     device = dy.device
     pixel, shape = geometry.C, (geometry.K, geometry.Cg, geometry.R, geometry.S)
     computed = memory_format
