@@ -57,7 +57,7 @@ def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
             yield f"wgrad {name}", launch.conv.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, f32)
     g = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
     made = launch.winograd.fprop_launch("cpu", g, f32, "ieee", "relu", threads=2)
-    yield "winograd 3×3 64→64", made, (f32,) * 4 + (None,) * 6 + (f32,)
+    yield "winograd 3×3 64→64", made, (f32,) * 4 + (None,) * 7 + (f32,)
     made = launch.winograd.filter_launch("cpu", "fprop", (64, 64, 3, 3), (576, 9, 3, 1), made.constexprs["OUT"], 32)
     yield "winograd_filter", made, (f32, f32)
     norm = NormGeometry(56 * 56, 64)

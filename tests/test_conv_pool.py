@@ -246,3 +246,29 @@ def test_pooling_in_the_kernel_is_pooling(sizes, kernel, stride, padding, window
         results(ours("relu", window), tensors, case), results(torchs("relu", window), tensors, case), strict=True
     ):
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("OUT", (2, 4))
+@pytest.mark.parametrize("window", ((2, 2), (1, 2)), ids=str)
+def test_winograds_tiles_are_pooled_too(OUT, window, device):
+    """Outputs of 7 × 9 fill no tile, and leave a row and a column in no window."""
+    case = ConvCase((2, 5, 7, 9), (6, 3, 3), padding=(1, 1))
+    x, weight, bias = operands(case, normal, torch.float64, device)
+    config = TileConfig(8, 4, 2, OUT=OUT)
+    run = launch.winograd.bind_max_pool(x, weight, bias, case.geometry, window, "relu", config=config)
+    z, indices = F.max_pool2d(F.conv2d(x, weight, bias, padding=1), window, return_indices=True)
+    taps = torch.zeros(z.shape, dtype=torch.uint8, device=device).contiguous(memory_format=torch.channels_last)
+    y = run(x, taps)
+    torch.testing.assert_close(y, F.relu(z))
+    assert torch.equal(taps, places(indices, window, 9))
+    assert torch.equal(run(x), y)
+
+
+def test_derivatives_where_winograds_algorithm_runs(monkeypatch):
+    monkeypatch.setattr(configs, "algorithm", lambda *problem: "winograd")
+    case = ConvCase((1, 2, 5, 6), (3, 3, 3), padding=(1, 1))
+    tensors = operands(case, normal, torch.float64, "cpu")
+    for got, want in zip(
+        results(ours("tanh", 2), tensors, case), results(torchs("tanh", 2), tensors, case), strict=True
+    ):
+        torch.testing.assert_close(got, want)

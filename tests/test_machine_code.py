@@ -229,7 +229,7 @@ def test_winograds_algorithm_fits_the_target(dtype, target):
     geometry = GEOMETRIES["first 3x3"]
     for config in configs.space("winograd", geometry, dtype, target):
         made = launch.winograd.fprop_launch(target, geometry, dtype, "ieee", "relu", 132, config)
-        code = compile_launch(made, (dtype, f32, dtype, dtype, *(None,) * 6, f32), target)
+        code = compile_launch(made, (dtype, f32, dtype, dtype, *(None,) * 7, f32), target)
         # ptxas spills a little around the loop to fit another block beside this one.
         assert matching(code.code, SPILL) <= 8
         assert matching(code.loop, SPILL) == 0

@@ -231,12 +231,47 @@ def store_tile_moments(
     store_partial(partial_ptr, block, blocks, count, mean, tl.sum(m2, 0), k, k < K, K)
 
 
+@triton.constexpr_function
+def tap_of_tile(window, tap, pool_h, pool_w, OUT):
+    """Which of a tile's OUT² outputs is the tap of a window, the windows counted by rows."""
+    i = window // (OUT // pool_w) * pool_h + tap // pool_w
+    return OUT * i + window % (OUT // pool_w) * pool_w + tap % pool_w
+
+
+@triton.jit
+def store_maxima(
+    z, y_ptr, tap_ptr, n, p, q, P, Q, m_row, k, K: tl.constexpr, ACTIVATION: tl.constexpr,
+    POOL_H: tl.constexpr, POOL_W: tl.constexpr, OUT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """y [N, P // POOL_H, Q // POOL_W, K] and the taps, of the OUT² outputs z [BM, BN] of tiles at (p, q) [BM]."""
+    windows_p = P // POOL_H
+    windows_q = Q // POOL_W
+    for window in tl.static_range(OUT * OUT // (POOL_H * POOL_W)):
+        i = window // (OUT // POOL_W)
+        j = window % (OUT // POOL_W)
+        best = tl.full(z[0].shape, float("-inf"), ACC)
+        best_tap = tl.zeros(z[0].shape, tl.int32)
+        for tap in tl.static_range(POOL_H * POOL_W):
+            value = z[tap_of_tile(window, tap, POOL_H, POOL_W, OUT)].to(ACC)
+            better = (value > best) | (value != value)
+            best = tl.where(better, value, best)
+            best_tap = tl.where(better, tap, best_tap)
+        p_y = p // POOL_H + i
+        q_y = q // POOL_W + j
+        at = ((n * windows_p + p_y) * windows_q + q_y).to(tl.int64)[:, None] * K + k[None, :]
+        mask = (m_row & (p_y < windows_p) & (q_y < windows_q))[:, None] & (k < K)[None, :]
+        tl.store(y_ptr + at, activate(best, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
+        if tap_ptr is not None:
+            tl.store(tap_ptr + at, best_tap.to(tap_ptr.dtype.element_ty), mask=mask)
+
+
 @triton.jit
 def conv_winograd(
-    x_ptr, u_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, workspace_ptr,
-    N, H, W, P, Q,
+    x_ptr, u_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, tap_ptr,
+    workspace_ptr, N, H, W, P, Q,
     C: tl.constexpr, K: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    POOL_H: tl.constexpr, POOL_W: tl.constexpr,
     OUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """What `conv_fprop` computes of a 3 × 3 window with stride 1, without groups.
@@ -246,7 +281,10 @@ def conv_winograd(
     tile of K multiplies and transforms back. What lies between, [points, BM, C] and [points, BM, BN] of
     `workspace_ptr`, is its own, and stays in cache. `u_ptr`: transformed weights [tiles of K, points, C, BN].
     `moments_ptr`, where it is not None, gets the partial statistics [3, blocks, K] of what is stored.
+    What is stored are the maxima of POOL_H × POOL_W windows, as `conv_max_pool` has them, if there is more than one
+    output in a window. POOL_H and POOL_W divide OUT; then there are no dilation, residual and statistics.
     """
+    POOLED: tl.constexpr = POOL_H * POOL_W > 1
     POINTS: tl.constexpr = (OUT + 2) * (OUT + 2)
     K_TILES: tl.constexpr = (K + BN - 1) // BN
     ACC: tl.constexpr = workspace_ptr.dtype.element_ty
@@ -288,11 +326,15 @@ def conv_winograd(
                     if residual_ptr is not None:
                         at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
                         z += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-                    y = y + (activate(z, ACTIVATION).to(y_ptr.dtype.element_ty),)
-            for i in tl.static_range(OUT):
-                for j in tl.static_range(OUT):
-                    at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
-                    tl.store(y_ptr + at, y[OUT * i + j], mask=mask)
+                    z = z if POOLED else activate(z, ACTIVATION)
+                    y = y + (z.to(y_ptr.dtype.element_ty),)
+            if POOLED:
+                store_maxima(y, y_ptr, tap_ptr, n, p, q, P, Q, m_row, k, K, ACTIVATION, POOL_H, POOL_W, OUT, ACC)
+            else:
+                for i in tl.static_range(OUT):
+                    for j in tl.static_range(OUT):
+                        at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
+                        tl.store(y_ptr + at, y[OUT * i + j], mask=mask)
             if moments_ptr is not None:
                 store_tile_moments(
                     moments_ptr, block, blocks, y_ptr, o_y, p, q, P, Q, m_row, k, K, DIL_H, DIL_W, OUT, ACC

@@ -14,7 +14,7 @@ from ..engines import Launch
 from ..geometry import ConvGeometry, Pair, PoolGeometry
 from ..kernels import conv_pool
 from ..packing import panels
-from . import depthwise
+from . import depthwise, winograd
 from .common import config_of, empty_nhwc, nhwc, precision_of, prepare, sizes
 from .conv import by_winograd, conv_constexprs, overlapping, overlaps, padded
 from .norm import Norm
@@ -23,7 +23,11 @@ from .norm import Norm
 def takes(x: Tensor, geometry: ConvGeometry, window: Pair) -> bool:
     """Whether the convolution's kernel can pool, over whole windows that lie side by side."""
     fits = 1 <= window[0] <= geometry.P and 1 <= window[1] <= geometry.Q
-    return fits and not depthwise.takes(geometry) and not by_winograd("fprop", x, geometry, None)
+    if not fits or depthwise.takes(geometry):
+        return False
+    # The windows lie whole in the smallest tiles of Winograd's algorithm, and so in all of them.
+    side_by_side = 2 % window[0] == 2 % window[1] == 0 and geometry.dilation == (1, 1)
+    return side_by_side or not by_winograd("fprop", x, geometry, None)
 
 
 def pooling(geometry: ConvGeometry, window: Pair) -> PoolGeometry:
@@ -79,6 +83,8 @@ def bind_fprop(
     taps, uint8 of the same shape in channels_last memory, gets which output of its window each maximum is. All else is
     as in `conv.bind_fprop`.
     """
+    if by_winograd("fprop", x, geometry, config):
+        return winograd.bind_max_pool(x, weight, bias, geometry, window, activation, keep_pack, None, norm)
     overlap = overlaps(geometry)
     problem = (overlapping(geometry) if overlap else geometry).firsts(window)
     made = problem, window, x.dtype, precision_of(x), activation, config, 0.0 if norm is None else norm.eps, geometry.C

@@ -14,17 +14,19 @@ from ..configs import TileConfig
 from ..configs.tile import kind_of
 from ..configs.winograd import as_fprop, tiles
 from ..engines import Launch
-from ..geometry import ConvGeometry
+from ..geometry import ConvGeometry, Pair
 from ..kernels import winograd
 from .common import accumulator_of, config_of, empty_nhwc, nhwc, precision_of, prepare, scratch, sizes
 from .norm import Norm, empty_moments
 
 
 def fprop_launch(
-    target: str, geometry: ConvGeometry, dtype, precision, activation, threads: int, config=None, eps: float = 0.0
-) -> Launch:
-    """Tensors: x, filters, bias, y, then mean, var, gamma, beta of a norm, residual, moments, workspace. All but x,
-    filters, y and workspace may be None. `threads`: how many programs at least there should be.
+    target: str, geometry: ConvGeometry, dtype, precision, activation, threads: int, config=None, eps: float = 0.0,
+    window: Pair = (1, 1),
+) -> Launch:  # fmt: skip
+    """Tensors: x, filters, bias, y, then mean, var, gamma, beta of a norm, residual, moments, taps, workspace. All but
+    x, filters, y and workspace may be None. `threads`: how many programs at least there should be; `window`: what is
+    max-pooled.
     """
     config = config or config_of("winograd", geometry, dtype, target)
     blocks = cdiv(tiles(geometry, config.OUT), config.BM)
@@ -41,6 +43,8 @@ def fprop_launch(
         "EPS": eps,
         "ACTIVATION": activation,
         "PRECISION": precision,
+        "POOL_H": window[0],
+        "POOL_W": window[1],
         "OUT": config.OUT,
         "BM": config.BM,
         "BN": config.BN,
@@ -96,23 +100,26 @@ def _filters(weight: Tensor, op: str, OUT: int, BN: int, keep: bool) -> Callable
 
 
 def _bind(
-    op, x, weight, bias, problem, activation=None, keep_pack=True, config=None, norm=None
+    op, x, weight, bias, problem, activation=None, keep_pack=True, config=None, norm=None, window=(1, 1)
 ) -> tuple[Launch, Callable[..., Tensor]]:
-    """`problem` is `op` as an fprop of x. The function takes room for statistics, too."""
+    """`problem` is `op` as an fprop of x. The function takes room for statistics, too, and for the maxima's taps."""
     eps = 0.0 if norm is None else norm.eps
     threads = torch.get_num_threads()
-    launch, run = prepare(x.device, fprop_launch, problem, x.dtype, precision_of(x), activation, threads, config, eps)
+    made = problem, x.dtype, precision_of(x), activation, threads, config, eps, window
+    launch, run = prepare(x.device, fprop_launch, *made)
     OUT, BM, BN = (launch.constexprs[name] for name in ("OUT", "BM", "BN"))
     room = launch.grid[0] * launch.grid[1] * (OUT + 2) ** 2 * BM * (problem.C + BN)
     bias = None if bias is None else bias.contiguous()
     statistics = (None,) * 4 if norm is None else norm.tensors
     filters = _filters(weight, op, OUT, BN, keep_pack)
 
-    def fprop(x: Tensor, residual: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
-        y = empty_nhwc(x, *problem.output)
+    output = problem.N, problem.K, problem.P // window[0], problem.Q // window[1]
+
+    def fprop(x: Tensor, residual: Tensor | None = None, moments: Tensor | None = None, taps=None) -> Tensor:
+        y = empty_nhwc(x, *output)
         residual = None if residual is None else nhwc(residual)
         workspace = scratch("workspace", x, room)
-        run(nhwc(x), filters(), bias, y, *statistics, residual, moments, workspace)
+        run(nhwc(x), filters(), bias, y, *statistics, residual, moments, taps, workspace)
         return y
 
     return launch, fprop
@@ -131,6 +138,22 @@ def bind_fprop(
     """See `conv.bind_fprop`."""
     _, run = _bind("fprop", x, weight, bias, geometry, activation, keep_pack, config, norm)
     return run
+
+
+def bind_max_pool(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    window: Pair,
+    activation: str | None = None,
+    keep_pack: bool = True,
+    config: TileConfig | None = None,
+    norm: Norm | None = None,
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """See `conv_pool.bind_fprop`."""
+    _, run = _bind("fprop", x, weight, bias, geometry, activation, keep_pack, config, norm, window)
+    return lambda x, taps=None: run(x, taps=taps)
 
 
 def fprop_with_moments(
