@@ -117,8 +117,14 @@ def test_quality_by_hand(run):
     printed = run("quality")
     rows = [line for line in printed.splitlines() if "fprop" in line or "wgrad" in line]
     fprop, wgrad = ([cell.strip() for cell in row.split("│")[1:-1]] for row in rows)
-    assert fprop == ["fprop", "3", "9", "2.00", "2.00", "2.00", "0.50"]
-    assert wgrad == ["wgrad", "1", "2", "1.00", "1.00", "1.00", "1.00"]
+    assert fprop == ["fprop", "3", "9", "2.00", "2.00", "2.00", "4.00", "67%", "0.50"]
+    assert wgrad == ["wgrad", "1", "2", "1.00", "1.00", "1.00", "2.00", "100%", "1.00"]
+
+
+def test_what_differs_by_noise_has_no_order():
+    trials = provenance(seconds=(1.0, 1.04, 1.02))["trials"]
+    assert quality.ordered_rightly(trials) is None
+    assert quality.ordered_rightly([*trials, trials[0] | {"seconds": 0.9}]) == 0
 
 
 def test_percentiles_are_values():

@@ -148,7 +148,6 @@ def test_every_operator_that_can_be_tuned_is_tested():
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_each_candidate_is_checked(op, dtype):
     """Every one that is right passes, and none that has one pixel wrong."""
-    dtype = torch.float32 if op == "winograd" else dtype
     for geometry in GEOMETRIES[op]:
         key = {"op": op, "dtype": str(dtype).removeprefix("torch."), "target": "cpu", **asdict(geometry)}
         problem = measuring.problem_of(json.loads(json.dumps(key)), torch.device("cpu"))
@@ -161,6 +160,34 @@ def test_each_candidate_is_checked(op, dtype):
             assert "its result is wrong by" in problem.check(result)
             first.fill_(float("nan"))
             assert "its result is wrong by nan" in problem.check(result)
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad", "wgrad"))
+def test_the_algorithm_is_measured_after_the_tiles_of_both(op):
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    model = tritonconv.patch(nn.Sequential(conv).train(op != "fprop"))
+    x = torch.randn(1, 16, 8, 8, requires_grad=op == "dgrad")
+    tuned = quietly(model, x)
+    found = [o.key["op"] for o in tuned.outcomes]
+    assert max(found.index(op), found.index("winograd")) < found.index(f"{op}_algorithm")
+    (key,) = (o.key for o in tuned.outcomes if o.key["op"] == f"{op}_algorithm")
+    for outcome in tuned.outcomes:
+        if "arguments" in outcome.key:
+            autotune.record(outcome.key, choice.KERNELS, {"how": "measured"})
+
+    def kernels() -> set[str]:
+        tuning.forget()
+        with engines.listing(x.device) as launches:
+            tuning.run(tuning.hollow(model), x)
+        return {made.kernel.__name__ for made, _ in launches}
+
+    fast = "winograd_gather" if op == "wgrad" else "conv_winograd"
+    for name, kernel in (("gemm", f"conv_{op}"), ("winograd", fast)):
+        problem = measuring.problem_of(key, x.device)
+        assert {"algorithm": name} in problem.candidates
+        assert problem.check(problem.run({"algorithm": name})()) is None
+        autotune.record(key, {"algorithm": name}, {"how": "measured"})
+        assert any(run.startswith(kernel) for run in kernels())
 
 
 def test_asymmetric_padding_can_be_tuned():
@@ -308,7 +335,7 @@ def once(key, *rest):
     return measure(key, *rest)
 
 session._one = once
-model = tritonconv.patch(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1), nn.MaxPool2d(1), nn.Conv2d(2, 3, 1)))
+model = tritonconv.patch(nn.Sequential(*(nn.Conv2d(C, C + 1, 1) for C in (1, 2, 3, 4))))
 with store.at(Path(own)):
     tuned = tritonconv.tune(model.eval(), torch.randn(1, 1, 4, 4))
 print(tuned.count("measured"))

@@ -1,14 +1,16 @@
 """How the candidates for a key are run, timed and checked: what `autotune` must know of convolution.
 
-There are two kinds of keys. An *operator's* (fprop, dgrad, …) is asked for its tile config, and all candidates run on
-small integers, whose sums are exact, so a wrong one shows. A *call's* (`choice`) is asked whether torch is faster, with
-everything around the kernels counted: fusion, changes of memory format, autograd. Operators go first.
+There are three kinds of keys. An *operator's* (fprop, dgrad, …) is asked for its tile config, an *algorithm's* for the
+way to compute fprop, dgrad or wgrad; all candidates run on small integers, whose sums are exact, so a wrong one shows.
+A *call's* (`choice`) is asked whether torch is faster, with everything around the kernels counted: fusion, changes of
+memory format, autograd. They go in this order.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +40,9 @@ def problem_of(key: Mapping, device: torch.device) -> Problem:
     engine = engines.engine_for(device)
     if engine is None or engine.target(device) != key["target"]:
         raise ValueError(f"cannot measure for {key['target']!r} on {device}")
-    return (_call_problem if is_call(key) else _operator_problem)(key, device)
+    if is_call(key):
+        return _call_problem(key, device)
+    return (_algorithm_problem if key["op"] in ALGORITHMS else _operator_problem)(key, device)
 
 
 def geometry_of(key: Mapping) -> Geometry:
@@ -73,8 +77,48 @@ def _operator_problem(key: Mapping, device: torch.device) -> Problem:
     )
 
 
-def _convolution(op: str, g: ConvGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
-    kind = "fprop" if op == "winograd" else op.removeprefix("depthwise_")
+def tiles_of(key: Mapping) -> list[dict]:
+    """The keys that an algorithm's candidates ask for their tiles."""
+    op, geometry = key["op"].removesuffix("_algorithm"), geometry_of(key)
+    plain = {name: value for name, value in key.items() if name in ("dtype", "target")}
+    asked = [plain | {"op": op} | asdict(geometry)]
+    if op != "wgrad":  # by Winograd's algorithm it has one tile
+        asked.append(plain | {"op": "winograd"} | asdict(configs.winograd.as_fprop(op, geometry)))
+    return json.loads(json.dumps(asked))
+
+
+def _algorithm_problem(key: Mapping, device: torch.device) -> Problem:
+    launch.common.forget()  # what runs now is to have the tiles found since
+    op, geometry, dtype = key["op"].removesuffix("_algorithm"), geometry_of(key), getattr(torch, key["dtype"])
+    problem = geometry, dtype, key["target"]
+    costs = configs.algorithms(op, *problem)
+    fast = launch.winograd_wgrad if op == "wgrad" else launch.winograd
+    (by_gemm, exact), (by_winograd, _) = (
+        _convolution(op, geometry, dtype, device, made) for made in (launch.conv, fast)
+    )
+    tile = asdict(launch.common.config_of(op, *problem))
+    runs = {"gemm": lambda: by_gemm(tile), "winograd": lambda: by_winograd(None)}
+    exact = functools.cache(exact)
+    ordered = sorted(costs, key=costs.get)
+    return Problem(
+        key=key,
+        candidates=[{"algorithm": name} for name in ordered],
+        costs=[costs[name] for name in ordered],
+        run=lambda config: runs[config["algorithm"]](),
+        check=lambda result: _difference(result, exact(), dtype),
+        prepare=lambda candidates: None,
+        clock=_clock(device),
+    )
+
+
+def _winograd(op: str, g: ConvGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
+    return _convolution("fprop", g, dtype, device, launch.winograd)
+
+
+def _convolution(
+    op: str, g: ConvGeometry, dtype: torch.dtype, device: torch.device, made=launch.conv
+) -> tuple[Run, Exact]:
+    kind = op.removeprefix("depthwise_")
     x = _integers(device, g.N, g.C, g.H, g.W)
     weight = _integers(device, g.K, g.Cg, g.R, g.S)
     dy = _integers(device, g.N, g.K, g.P, g.Q)
@@ -88,15 +132,14 @@ def _convolution(op: str, g: ConvGeometry, dtype: torch.dtype, device: torch.dev
             wanted = {"dgrad": inputs[0], "wgrad": inputs[1]}.get(kind)
             return (y.detach() if wanted is None else torch.autograd.grad(y, wanted, dy)[0],)
 
-    rounded = (t.to(dtype, memory_format=torch.channels_last) for t in (x, weight, dy))
-    a, w, b = rounded
-    made = launch.winograd if op == "winograd" else launch.conv
+    a, w, b = (t.to(dtype, memory_format=torch.channels_last) for t in (x, weight, dy))
+    bias = (None,) if made is launch.conv else ()  # which dgrad by Winograd's algorithm has none of
     run = {
         "fprop": lambda config: lambda: made.bind_fprop(a, w, None, g, config=config)(a, None),
-        "dgrad": lambda config: lambda: made.dgrad(b, w, None, g, config=config),
+        "dgrad": lambda config: lambda: made.dgrad(b, w, *bias, g, config=config),
         "wgrad": lambda config: lambda: made.wgrad(b, a, g, torch.channels_last, config),
     }[kind]
-    return lambda config: run(TileConfig(**config)), exact
+    return lambda config: run(config and TileConfig(**config)), exact
 
 
 def _pool(op: str, g: PoolGeometry | AdaptiveGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
@@ -130,10 +173,11 @@ def _pool(op: str, g: PoolGeometry | AdaptiveGeometry, dtype: torch.dtype, devic
     return lambda config: run(TileConfig(**config)), exact
 
 
+ALGORITHMS = "fprop_algorithm", "dgrad_algorithm", "wgrad_algorithm"
 # What makes the runs, and the truth, of an operator's (op, geometry, dtype, device).
 OPERATORS = {
     **{f"{prefix}{op}": _convolution for prefix in ("", "depthwise_") for op in ("fprop", "dgrad", "wgrad")},
-    "winograd": _convolution,
+    "winograd": _winograd,
     **dict.fromkeys(("max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward", "global_avg_pool"), _pool),
 }
 

@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from . import configs, engines, launch
+from . import engines, launch
 from .configs import Geometry, TileConfig, winograd
 from .geometry import ConvGeometry, PoolGeometry, RowGeometry
 from .launch import depthwise
-from .launch.common import config_of
+from .launch.common import algorithm_of, config_of
 from .reporting import Printable, Site
 from .summarizing import pair, times
 from .survey import Layer, survey
@@ -182,7 +182,7 @@ def _choice(op: str, geometry: Geometry, layer: Layer) -> tuple[str, str, Geomet
         return "implicit GEMM", f"conv1d_{op}", geometry
     if depthwise.takes(geometry):
         return "direct", f"depthwise_{op}", geometry
-    if configs.algorithm(op, geometry, layer.dtype, _target(layer)) == "winograd":
+    if algorithm_of(op, geometry, layer.dtype, _target(layer)) == "winograd":
         wgrad = op == "wgrad"
         return "Winograd", *(("winograd_wgrad", geometry) if wgrad else ("winograd", winograd.as_fprop(op, geometry)))
     overlap = op == "fprop" and launch.conv.overlaps(geometry)

@@ -45,9 +45,11 @@ def tune(model: nn.Module, sample: Sample, *, budget: float | None = None, conso
 
 def tune_keys(keys: Sequence[Mapping], device: torch.device, **options) -> Tuning:
     """`autotune.tune` for keys that `problems` gave, on `device`."""
-    operators = [key for key in keys if key["op"] in measuring.OPERATORS]
     calls = [key for key in keys if measuring.is_call(key)]
-    stages = operators, calls
+    algorithms = [key for key in keys if key["op"] in measuring.ALGORITHMS]
+    tiles = [key for key in keys if key["op"] in measuring.OPERATORS]
+    tiles += [key for algorithm in algorithms for key in measuring.tiles_of(algorithm) if key not in tiles]
+    stages = tiles, algorithms, calls
     return autotune.tune(stages, lambda key: measuring.problem_of(key, device), provenance(device), **options)
 
 

@@ -10,7 +10,7 @@ from ..geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometr
 from . import conv1d, depthwise, gemm, norm, pool, winograd
 from .tile import TileConfig
 
-__all__ = ["Geometry", "TileConfig", "algorithm", "space"]
+__all__ = ["Geometry", "TileConfig", "algorithm", "algorithms", "cost", "space"]
 
 _SPACES = {
     "fprop": gemm.space,
@@ -44,21 +44,27 @@ def space(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> tuple
 
 
 @functools.lru_cache(maxsize=4096)
-def algorithm(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> str:
-    """The cheapest predicted way to compute "fprop", "dgrad" or "wgrad": "gemm" or "winograd".
+def algorithms(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> dict[str, float]:
+    """The ways to compute "fprop", "dgrad" or "wgrad", "gemm" and perhaps "winograd", with their predicted costs.
 
     Winograd's is for CPUs, not for float64, and from 16 channels on: it rounds more, and few channels gain little.
     """
-    if target != "cpu" or dtype is torch.float64 or min(geometry.C, geometry.K) < 16 or not winograd.takes(geometry):
-        return "gemm"
     direct, size = space(op, geometry, dtype, target)[0], dtype.itemsize
+    found = {"gemm": gemm.cost(direct, op, geometry, dtype, target)}
+    if target != "cpu" or dtype is torch.float64 or min(geometry.C, geometry.K) < 16 or not winograd.takes(geometry):
+        return found
     if op == "wgrad":
-        fast = winograd.wgrad_cycles(space("winograd_wgrad", geometry, dtype, target)[0], geometry, size)
-    elif (problem := winograd.as_fprop(op, geometry)) is None:
-        return "gemm"
-    else:
-        fast = winograd.cpu_cycles(space("winograd", problem, dtype, target)[0], problem, size)
-    return "gemm" if gemm.cpu_cycles(direct, op, geometry, size) <= fast else "winograd"
+        fast = space("winograd_wgrad", geometry, dtype, target)[0]
+        return found | {"winograd": winograd.wgrad_cycles(fast, geometry, size)}
+    if (problem := winograd.as_fprop(op, geometry)) is None:
+        return found
+    return found | {"winograd": winograd.cpu_cycles(space("winograd", problem, dtype, target)[0], problem, size)}
+
+
+def algorithm(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> str:
+    """The cheapest of `algorithms`, as predicted."""
+    costs = algorithms(op, geometry, dtype, target)
+    return min(costs, key=costs.get)
 
 
 def cost(config: TileConfig, op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> float | None:

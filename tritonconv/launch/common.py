@@ -24,9 +24,22 @@ Bound = tuple[Launch, Callable[..., None]]
 
 def config_of(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> TileConfig:
     """The stored config of the problem, else the predicted one."""
-    key = {"op": op, "dtype": str(dtype).removeprefix("torch."), "target": target, **asdict(geometry)}
-    stored = autotune.lookup(key)
+    stored = autotune.lookup(key_of(op, geometry, dtype, target))
     return configs.space(op, geometry, dtype, target)[0] if stored is None else TileConfig(**stored)
+
+
+def key_of(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> dict[str, object]:
+    """What the store knows a problem by."""
+    return {"op": op, "dtype": str(dtype).removeprefix("torch."), "target": target, **asdict(geometry)}
+
+
+@functools.lru_cache(maxsize=4096)
+def algorithm_of(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> str:
+    """How to compute "fprop" or "dgrad", as stored under "fprop_algorithm", else as predicted."""
+    if len(configs.algorithms(op, geometry, dtype, target)) == 1:
+        return "gemm"
+    stored = autotune.lookup(key_of(f"{op}_algorithm", geometry, dtype, target))
+    return configs.algorithm(op, geometry, dtype, target) if stored is None else stored["algorithm"]
 
 
 def window(geometry: ConvGeometry | PoolGeometry, padding: tuple[int, int]) -> dict[str, int]:
@@ -52,6 +65,7 @@ def prepare(device: torch.device, make: Callable[..., Launch], *problem) -> Boun
 def forget() -> None:
     """Makes the next launch of each problem ask for its config again: a better one may have been stored."""
     _bind.cache_clear()
+    algorithm_of.cache_clear()
 
 
 def precision_of(x: Tensor) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from triton import cdiv
 
-from .. import configs, engines, packing
+from .. import engines, packing
 from ..configs import TileConfig, boxes
 from ..engines import Box, Launch
 from ..geometry import ConvGeometry, NormGeometry, RowGeometry
@@ -18,6 +18,7 @@ from ..kernels import conv
 from . import conv1d, depthwise, split, winograd, winograd_wgrad
 from .common import (
     accumulator_of,
+    algorithm_of,
     config_of,
     empty_nhwc,
     nhwc,
@@ -143,7 +144,7 @@ def wgrad_launch(
 def by_winograd(op: str, x: Tensor, geometry: ConvGeometry, config: TileConfig | None) -> bool:
     """Whether to compute `op` by Winograd's algorithm. `config`, a tile of the GEMM, asks for the GEMM."""
     target = engines.engine_for(x.device).target(x.device)
-    return config is None and configs.algorithm(op, geometry, x.dtype, target) == "winograd"
+    return config is None and algorithm_of(op, geometry, x.dtype, target) == "winograd"
 
 
 def bind_fprop(
