@@ -162,11 +162,15 @@ def _step(covered: list[Layer], limit: Ceilings) -> Step:
     algorithm = None if first.refusal else "direct"
     if algorithm and first.problem:
         op, geometry = first.problem
-        algorithm, *choice = _choice(op, geometry, first)
-        config = config_of(*choice, first.dtype, _target(first))
+        algorithm, op, problem = _choice(op, geometry, first)
+        pooled = [layer.problem[1] for layer in covered[1:] if layer.problem and layer.problem[0] == "max_pool"]
+        if pooled and algorithm == "implicit GEMM":
+            problem = problem.firsts(pooled[0].stride)
+        config = config_of(op, problem, first.dtype, _target(first))
     flops = sum(layer.flops for layer in covered)
     residual = math.prod(last.output) * last.dtype.itemsize if "+add" in site.pattern else 0
-    moved = first.bytes + residual
+    left_out = (math.prod(first.output) - math.prod(last.output)) * last.dtype.itemsize  # of what is pooled
+    moved = first.bytes + residual - left_out
     seconds = {"compute": flops / limit.flops, "memory": moved / limit.bytes}
     bound = max(seconds, key=seconds.get)
     chosen = geometry, algorithm, config

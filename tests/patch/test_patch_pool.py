@@ -125,3 +125,10 @@ def test_a_network_of_such_blocks_trains_as_before():
             F.cross_entropy(each(x), torch.arange(4) % 3).backward()
             optimizer.step()
     torch.testing.assert_close(dict(model.state_dict()), dict(plain.state_dict()))
+
+
+def test_the_plan_moves_the_maxima_alone():
+    model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    (step_,) = tritonconv.plan(model, torch.randn(1, 1, 29, 29))
+    assert step_.output == (1, 6, 12, 12)
+    assert step_.bytes == 4 * (29 * 29 + 6 * 25 + 6 + 6 * 12 * 12)
