@@ -25,8 +25,8 @@ def kernel_calls(monkeypatch):
     def convolution(activation, window):
         return "+".join(part for part in ("conv2d", activation, window and "max_pool2d") if part)
 
-    def repeated(conv, norm, activation, x, residual=None, window=None):
-        result = inference(conv, norm, activation, x, residual, window)
+    def repeated(conv, norm, activation, x, residual=None, window=None, *more):
+        result = inference(conv, norm, activation, x, residual, window, *more)
         if result is not None:
             calls.append(convolution(activation, window))
         return result
