@@ -43,8 +43,8 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     with store.at(folder / "tuned"):
         model = tritonconv.patch(network())
-        key = next(key for key in tuning.problems(model, torch.zeros(SIZE)) if key["op"] == "max_pool")
-        autotune.record(key, {"BM": 2, "BN": 4, "BK": 2}, {"how": "measured", "date": "2026-01-01"})
+        key = next(key for key in tuning.problems(model, torch.zeros(SIZE)) if key["op"] == "fprop")
+        autotune.record(key, {"BM": 64, "BN": 16, "BK": 4}, {"how": "measured", "date": "2026-01-01"})
         tuning.forget()
         compiling.compile_package(network(), torch.zeros(SIZE), "cpu", folder / "package")
     return folder / "package"
