@@ -279,6 +279,13 @@ def test_a_layer_for_which_it_is_chosen():
                 assert configs.algorithm(op, geometry, dtype, "cpu") == "winograd"
 
 
+def test_small_images_of_many_channels_take_the_smaller_filters():
+    """36 / 9 of the weight is more to read than 16 / 9; where there is enough to compute with it, it saves products."""
+    for size, OUT in ((7, 2), (28, 4)):
+        geometry = replace(LAYER, C=512, K=512, H=size, W=size)
+        assert configs.space("winograd", geometry, f32, "cpu")[0].OUT == OUT
+
+
 @pytest.mark.parametrize(("geometry", "dtype", "target", "op"), OTHERS, ids=str)
 def test_layers_for_which_it_is_not(geometry, dtype, target, op):
     assert configs.algorithm(op, geometry, dtype, target) == "gemm"
