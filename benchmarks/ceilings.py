@@ -39,7 +39,7 @@ class Ceilings:
         """Of what works on `size` bytes: the best rate measured on as many or more."""
         return max([rate for at, rate in self.bandwidth.items() if at >= size], default=self.bandwidth[max(SIZES)])
 
-    def least(self, flops: int, size: int) -> float:
+    def least(self, flops: float, size: int) -> float:
         """The seconds that these FLOPs and bytes take at least."""
         return max(flops / self.flops, size / self.bytes_per_second(size))
 

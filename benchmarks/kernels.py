@@ -2,9 +2,9 @@
 
 forward: inference. dgrad, wgrad: the gradients of the input and of the weight alone, in training, batch norm and
 activation included. A peer whose result is wrong is left out. `of least` is the time that the machine's measured
-ceilings allow, over ours: FLOPs at the rate of multiply-adds in registers (a quarter of them where Winograd's
-F(4×4, 3×3) is used), input, parameters and output once at the rate of the cache or memory that holds them, whichever
-takes longer.
+ceilings allow, over ours: FLOPs at the rate of multiply-adds in registers (fewer by what Winograd's algorithm saves,
+where it is used), input, parameters and output once at the rate of the cache or memory that holds them, whichever takes
+longer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tritonconv import configs, engines
+from tritonconv.launch.common import config_of
 
 from . import ceilings
 from .ceilings import Ceilings
@@ -28,7 +29,6 @@ from .zoo import NETWORKS
 # Of the result's length. Rounding may move an activation's input past its kink, which costs a gradient more.
 TOLERANCE = {"forward": 1e-4, "dgrad": 1e-2, "wgrad": 1e-2}
 LEAST = 0.004  # seconds of a peer's turn
-WINOGRAD = 4  # times fewer multiplications, of F(4×4, 3×3)
 
 Run = Callable[[], Tensor]
 
@@ -82,18 +82,20 @@ def checked(prepare: Callable[[], Run], want: Tensor, tolerance: float) -> Run:
     return run
 
 
-def algorithm(layer: Layer, direction: str) -> str | None:
-    """How ours computes it, where there is a choice."""
-    usual = layer.step.algorithm  # of inference
-    if direction == "forward" or not layer.step.site.pattern.startswith("conv2d") or layer.kind == "depthwise":
-        return usual
-    target = engines.engine_for(DEVICE).target(DEVICE)
-    if (
-        direction == "dgrad"
-        and configs.algorithm("dgrad", layer.step.geometry, torch.float32, target) == "winograd"
-    ):
-        return "Winograd"
-    return usual and "implicit GEMM"
+def algorithm(layer: Layer, direction: str) -> tuple[str | None, int]:
+    """How ours computes it, where there is a choice, and the pixels of Winograd's output tiles, along an axis, or 1."""
+    step, target = layer.step, engines.engine_for(DEVICE).target(DEVICE)
+    if direction == "forward" or not step.site.pattern.startswith("conv2d") or layer.kind == "depthwise":
+        return step.algorithm, step.config.OUT if step.algorithm == "Winograd" else 1
+    if direction == "dgrad" and configs.algorithm("dgrad", step.geometry, torch.float32, target) == "winograd":
+        problem = configs.winograd.as_fprop("dgrad", step.geometry)
+        return "Winograd", config_of("winograd", problem, torch.float32, target).OUT
+    return step.algorithm and "implicit GEMM", 1
+
+
+def saving(OUT: int) -> float:
+    """How many times fewer multiplications F(OUT × OUT, 3×3) takes."""
+    return (3 * OUT / (OUT + 2)) ** 2
 
 
 def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | None:
@@ -106,7 +108,7 @@ def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | Non
         want = peers["torch NCHW"]()()
     except ValueError:  # batch norm of one value per channel
         return None
-    how = algorithm(layer, direction)
+    how, OUT = algorithm(layer, direction)
     peers = {peer: partial(checked, prepare, want, TOLERANCE[direction]) for peer, prepare in peers.items()}
     facts = {
         "kind": layer.kind,
@@ -114,7 +116,7 @@ def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | Non
         "algorithm": how,
         "flops": step.flops,
         "bytes": step.bytes,
-        "least_ms": 1e3 * limit.least(step.flops // (WINOGRAD if how == "Winograd" else 1), step.bytes),
+        "least_ms": 1e3 * limit.least(step.flops / saving(OUT), step.bytes),
     }
     with torch._functorch.config.patch(donated_buffer=False):  # else torch.compile's backward runs but once
         return compare(direction, layer.name, peers, options.seconds, facts, LEAST)

@@ -126,3 +126,12 @@ def test_scaling_measures_a_block_of_each_size():
     with torch.no_grad():
         row = scaling.measure("channels", 8, scaling.Block(C=8, H=7, threads=1), 0.0)
     assert not row.left_out and row.facts == {"value": 8, "flops": 2 * 9 * 64 * 49}
+
+
+def test_winograds_algorithm_saves_products():
+    assert [kernels.saving(OUT) for OUT in (1, 2, 4)] == [1, 2.25, 4]
+    (found,) = layers.unique(["Context"])
+    three = next(layer for layer in found if layer.kind == "3×3" and layer.step.geometry.C >= 16)
+    assert kernels.algorithm(three, "forward")[0] == three.step.algorithm
+    assert kernels.algorithm(three, "wgrad") == ("implicit GEMM", 1)
+    assert kernels.algorithm(three, "dgrad")[0] in ("Winograd", "implicit GEMM")
