@@ -101,7 +101,7 @@ def saving(OUT: int) -> float:
 def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | None:
     """None where there is no such direction, or torch itself cannot run it."""
     step = layer.step
-    if direction == "wgrad" and not step.site.pattern.startswith("conv"):
+    if direction == "wgrad" and "conv" not in step.site.pattern:
         return None
     peers = dict(peers_of(layer, direction, options.compile))
     try:

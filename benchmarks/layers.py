@@ -19,7 +19,7 @@ from .zoo import NETWORKS
 
 # What a layer is, and what makes it so; the first that holds.
 KINDS: dict[str, Callable[[str, object], bool]] = {
-    "1-D": lambda pattern, g: pattern.startswith("conv1d"),
+    "1-D": lambda pattern, g: "conv1d" in pattern,
     "transposed": lambda pattern, g: pattern.startswith("conv_transpose"),
     "pooling": lambda pattern, g: "_pool" in pattern,
     "batch norm": lambda pattern, g: pattern.startswith("batch_norm"),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tritonconv
+from benchmarks.zoo.sequences import CausalConv1d
 from tritonconv.configs import winograd
 from tritonconv.geometry import ConvGeometry
 from tritonconv.launch.common import config_of
@@ -167,6 +168,12 @@ def test_a_plan_asks_for_winograds_tile_where_it_is_chosen():
     problem = winograd.as_fprop("fprop", step.geometry)
     assert step.algorithm == "Winograd"
     assert step.config == config_of("winograd", problem, torch.float32, "cpu")
+
+
+def test_a_plan_has_the_call_in_a_convolution_that_pads_itself():
+    plan = tritonconv.plan(nn.Sequential(CausalConv1d(3, 4, 3)), torch.randn(1, 3, 9))
+    (step,) = plan.steps
+    assert step.site.pattern == "pad+conv1d" and step.output == (1, 4, 9) and not plan.unreached
 
 
 def test_a_plan_says_what_the_sample_does_not_reach():

@@ -91,6 +91,8 @@ def _site_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Site]:
                     name = _plain(getattr(node.target, "__name__", node.target))
                     if node in covers:
                         site_of[_join(names[owner], name, counts[name])] = covers[node]
+                        if not owner._modules:  # which is a layer itself, and not its calls
+                            site_of.setdefault(names[owner], covers[node])
                     counts[name] += 1
     return site_of
 
