@@ -71,8 +71,8 @@ def forget() -> None:
 
 def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
     """Whether tuning found so."""
-    # Where no kernel runs it is torch's function anyway.
-    if unsupported_call(args[0]) is not None or args[0].layout is not torch.strided:
+    # Where no kernel runs it is torch's function anyway, and a compiler could not look into the store.
+    if torch.compiler.is_compiling() or unsupported_call(args[0]) is not None or args[0].layout is not torch.strided:
         return False
     if op in _MOMENTUM:  # no call takes longer for it, but it may change with every call
         args = (*args[: _MOMENTUM[op]], 0.1, *args[_MOMENTUM[op] + 1 :])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 Pair = tuple[int, int]
@@ -90,12 +91,17 @@ class ConvGeometry:
     def Q(self) -> int:
         return output_size(self.W, self.S, self.stride[1], self.padding[1], self.dilation[1])
 
-    @property
+    @functools.cached_property
     def input(self) -> tuple[int, int, int, int]:
         """[N, C, H, W]"""
         return self.N, self.C, self.H, self.W
 
-    @property
+    @functools.cached_property
+    def weight(self) -> tuple[int, int, int, int]:
+        """[K, C/groups, R, S]"""
+        return self.K, self.Cg, self.R, self.S
+
+    @functools.cached_property
     def output(self) -> tuple[int, int, int, int]:
         """[N, K, P, Q]"""
         return self.N, self.K, self.P, self.Q
@@ -183,6 +189,16 @@ class PoolGeometry:
     def Q(self) -> int:
         return output_size(self.W, self.S, self.stride[1], (self.padding[1],) * 2, self.dilation[1], self.ceil_mode)
 
+    @functools.cached_property
+    def input(self) -> tuple[int, int, int, int]:
+        """[N, C, H, W]"""
+        return self.N, self.C, self.H, self.W
+
+    @functools.cached_property
+    def output(self) -> tuple[int, int, int, int]:
+        """[N, C, P, Q]"""
+        return self.N, self.C, self.P, self.Q
+
     @property
     def is_global(self) -> bool:
         """Whether there is one window: the image."""
@@ -219,6 +235,16 @@ class AdaptiveGeometry:
     Q: int
 
     @functools.cached_property
+    def input(self) -> tuple[int, int, int, int]:
+        """[N, C, H, W]"""
+        return self.N, self.C, self.H, self.W
+
+    @functools.cached_property
+    def output(self) -> tuple[int, int, int, int]:
+        """[N, C, P, Q]"""
+        return self.N, self.C, self.P, self.Q
+
+    @functools.cached_property
     def windows(self) -> Pair:
         """The pixels of the longest window, along each axis."""
         return _longest(self.H, self.P), _longest(self.W, self.Q)
@@ -252,3 +278,42 @@ class NormGeometry:
     C: int
     N: int = 1
     planar: bool = False
+
+
+def numbers(geometry: ConvGeometry | PoolGeometry | AdaptiveGeometry) -> list[int]:
+    """The geometry as the list of integers that an operator of `torch.library` takes."""
+    values = *(getattr(geometry, field.name) for field in fields(geometry)), *((1,) * isinstance(geometry, RowGeometry))
+    return [*_flat(values)]
+
+
+def _flat(value: object) -> Iterator[int]:
+    if isinstance(value, tuple):
+        for each in value:
+            yield from _flat(each)
+    else:
+        yield +value  # an integer of a bool
+
+
+def from_numbers(numbers: Sequence[int]) -> ConvGeometry | PoolGeometry | AdaptiveGeometry:
+    """The geometry of such a list; the kinds differ in length. Two numbers are a pair."""
+    return _FROM_NUMBERS[len(numbers)](*numbers)
+
+
+def _conv_geometry(N, C, H, W, K, R, S, down, right, *rest) -> ConvGeometry:
+    *padding, dilation_h, dilation_w, groups = rest
+    padding = tuple(padding[:2]), tuple(padding[2:])
+    return ConvGeometry(N, C, H, W, K, R, S, (down, right), padding, (dilation_h, dilation_w), groups)
+
+
+def _pool_geometry(N, C, H, W, R, S, *rest) -> PoolGeometry:
+    *pairs, ceil_mode = rest
+    return PoolGeometry(N, C, H, W, R, S, *zip(pairs[::2], pairs[1::2], strict=True), bool(ceil_mode))
+
+
+def _row_geometry(*numbers) -> RowGeometry:
+    *numbers, _ = numbers
+    geometry = _conv_geometry(*numbers)
+    return RowGeometry(*(getattr(geometry, field.name) for field in fields(geometry)))
+
+
+_FROM_NUMBERS = {17: _row_geometry, 16: _conv_geometry, 13: _pool_geometry, 6: AdaptiveGeometry, 2: lambda *pair: pair}

@@ -53,7 +53,9 @@ def inference(
 ) -> Tensor | None:
     """activation(norm(conv(x)) + residual), max-pooled if there is a window, or None if it takes the long way.
     `activation` is canonical, `extra_padding` that of `functional.conv1d`."""
-    if torch.is_grad_enabled() or unsupported_call(x) is not None or torch.is_autocast_enabled(x.device.type):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    if unsupported_call(x) is not None or torch.is_autocast_enabled(x.device.type):
         return None
     state, own = conv.__dict__, conv._parameters
     if own.get("weight") is None or "bias" not in own:  # parametrized or pruned: it is computed at every call

@@ -34,6 +34,12 @@ def empty_moments(like: Tensor, tiles: int, C: int) -> Tensor:
     return torch.empty((3, tiles, C), dtype=accumulator_of(like), device=like.device)
 
 
+def empty_statistics(like: Tensor, C: int) -> tuple[Tensor, Tensor]:
+    """Room for mean and variance [C] of what is like this tensor."""
+    mean, var = (torch.empty(C, dtype=accumulator_of(like), device=like.device) for _ in range(2))
+    return mean, var
+
+
 def _launch(kernel, target: str, geometry: NormGeometry, dtype, constexprs: dict, config: TileConfig | None) -> Launch:
     config = config or config_of("norm", geometry, dtype, target)
     grid = geometry.N * cdiv(geometry.M, config.BM), cdiv(geometry.C, config.BN), 1
@@ -82,6 +88,11 @@ def _laid(memory_format: torch.memory_format, *tensors: Tensor | None) -> list[T
     return [None if t is None else t.contiguous(memory_format=memory_format) for t in tensors]
 
 
+def empty_result(x: Tensor) -> Tensor:
+    """Room for what has the sizes of x, in the memory format that kernels give it."""
+    return _empty(x, _seen(x)[1])
+
+
 def _empty(like: Tensor, memory_format: torch.memory_format) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
@@ -99,7 +110,7 @@ def finalize(moments: Tensor, M: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [C] of M pixels, from partial statistics [3, tiles, C]."""
     _, tiles, C = moments.shape
     _, run = prepare(moments.device, finalize_launch, NormGeometry(M, C), tiles)
-    mean, var = (torch.empty(C, dtype=moments.dtype, device=moments.device) for _ in range(2))
+    mean, var = empty_statistics(moments, C)
     run(moments, mean, var)
     return mean, var
 

@@ -1,88 +1,129 @@
-"""Convolution with autograd: check, Function, launch.
+"""Convolution with autograd: check, operator, launch.
 
-The three Functions are linear in each tensor and have each other as derivatives, so that there are derivatives of
+Fprop, Dgrad and Wgrad are linear in each tensor and have each other as derivatives, so that there are derivatives of
 every order.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from ..geometry import ConvGeometry, RowGeometry, same_padding
 from ..launch import conv as launch
+from ..launch.norm import empty_statistics, finalize
 from . import activations
+from .library import Operator, opaque
 from .support import (
     autocast,
     fits,
     is_channels_last,
+    is_empty,
     nchw,
     needs_gradient,
     operand,
     pair,
+    remembered,
+    too_many_pixels,
     unsupported_call,
     unsupported_operands,
 )
 
 
-class Fprop(Function):
+class Fprop(Operator):
+    """activation(x ∗ weight + bias + residual). `keep`: whether the packed weight may serve again."""
+
+    schema = (
+        "fprop(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, SymInt[] geometry, str? activation, bool keep)"
+        " -> Tensor"
+    )
+
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, geometry, activation):
-        keep_pack = not weight.requires_grad
-        y = launch.fprop(x, weight, bias, geometry, activation, keep_pack, residual=residual)
-        save(ctx, x, weight, y if activation else None, geometry, activation)
-        return y
+    def run(x, weight, bias, residual, geometry, activation, keep):
+        return launch.fprop(x, weight, bias, geometry, activation, keep, residual=residual)
+
+    @staticmethod
+    def fake(x, weight, bias, residual, geometry, activation, keep):
+        return empty_result(x, geometry.output, geometry)
+
+    @staticmethod
+    def save(ctx, inputs, y):
+        x, weight, _, _, geometry, activation, keep = inputs
+        save(ctx, x, weight, y if activation else None, geometry, activation, keep)
 
     @staticmethod
     def backward(ctx, dy):
         x, weight, y = ctx.saved_tensors
         if ctx.activation:
             dy = activations.activation(ctx.activation).backward(dy, y)
-        return *_gradients(ctx, dy, x, weight), dy if ctx.needs_input_grad[3] else None, None, None
+        return *_gradients(ctx, dy, x, weight), dy if ctx.needs_input_grad[3] else None, None, None, None
 
 
-class FpropWithMoments(Function):
-    """The result's statistics carry no gradient: who normalizes by them differentiates through them."""
+class FpropWithMoments(Operator):
+    """x ∗ weight + bias, and its mean and biased variance per channel. These carry no gradient: who normalizes by them
+    differentiates through them."""
+
+    schema = (
+        "fprop_with_moments(Tensor x, Tensor weight, Tensor? bias, SymInt[] geometry, bool keep)"
+        " -> (Tensor y, Tensor mean, Tensor var)"
+    )
 
     @staticmethod
-    def forward(ctx, x, weight, bias, geometry):
-        y, moments = launch.fprop_with_moments(x, weight, bias, geometry, keep_pack=not weight.requires_grad)
-        save(ctx, x, weight, None, geometry, None)
-        ctx.mark_non_differentiable(moments)
-        return y, moments
+    def run(x, weight, bias, geometry, keep):
+        y, moments = launch.fprop_with_moments(x, weight, bias, geometry, keep)
+        return y, *finalize(moments, geometry.N * geometry.P * geometry.Q)
 
     @staticmethod
-    def backward(ctx, dy, _):
+    def fake(x, weight, bias, geometry, keep):
+        return empty_result(x, geometry.output, geometry), *empty_statistics(x, geometry.K)
+
+    @staticmethod
+    def save(ctx, inputs, results):
+        x, weight, _, geometry, keep = inputs
+        save(ctx, x, weight, None, geometry, None, keep)
+        ctx.mark_non_differentiable(*results[1:])
+
+    @staticmethod
+    def backward(ctx, dy, *_):
         x, weight, _ = ctx.saved_tensors
-        return *_gradients(ctx, dy, x, weight), None
+        return *_gradients(ctx, dy, x, weight), None, None
 
 
-def save(ctx, x, weight, y, geometry, activation, *more) -> None:
+def save(ctx, x, weight, y, geometry, activation, keep, *more) -> None:
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, y, *more)
-    ctx.geometry, ctx.activation = geometry, activation
-    ctx.weight_format = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
+    ctx.geometry, ctx.activation, ctx.keep = geometry, activation, keep
+    ctx.channels_last = needs_weight and is_channels_last(weight)
 
 
 def _gradients(ctx, dy, x, weight) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    dx = Dgrad.apply(dy, weight, None, ctx.geometry, None) if needs_x else None
-    dw = Wgrad.apply(dy, x, ctx.geometry, ctx.weight_format) if needs_weight else None
+    dx = Dgrad.call(dy, weight, None, ctx.geometry, None, ctx.keep) if needs_x else None
+    dw = Wgrad.call(dy, x, ctx.geometry, ctx.channels_last) if needs_weight else None
     db = dy.sum((0, 2, 3)) if needs_bias else None
     return dx, dw, db
 
 
-class Dgrad(Function):
+class Dgrad(Operator):
+    """The gradient of x in `Fprop`; with bias and activation a transposed convolution."""
+
+    schema = "dgrad(Tensor dy, Tensor weight, Tensor? bias, SymInt[] geometry, str? activation, bool keep) -> Tensor"
+
     @staticmethod
-    def forward(ctx, dy, weight, bias, geometry, activation):
-        dx = launch.dgrad(dy, weight, bias, geometry, activation, keep_pack=not weight.requires_grad)
-        save(ctx, dy, weight, dx if activation else None, geometry, activation)
-        return dx
+    def run(dy, weight, bias, geometry, activation, keep):
+        return launch.dgrad(dy, weight, bias, geometry, activation, keep)
+
+    @staticmethod
+    def fake(dy, weight, bias, geometry, activation, keep):
+        return empty_result(dy, geometry.input, geometry)
+
+    @staticmethod
+    def save(ctx, inputs, dx):
+        dy, weight, _, geometry, activation, keep = inputs
+        save(ctx, dy, weight, dx if activation else None, geometry, activation, keep)
 
     @staticmethod
     def backward(ctx, ddx):
@@ -90,29 +131,50 @@ class Dgrad(Function):
         if ctx.activation:
             ddx = activations.activation(ctx.activation).backward(ddx, dx)
         needs_dy, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        ddy = Fprop.apply(ddx, weight, None, None, ctx.geometry, None) if needs_dy else None
-        dw = Wgrad.apply(dy, ddx, ctx.geometry, ctx.weight_format) if needs_weight else None
+        ddy = Fprop.call(ddx, weight, None, None, ctx.geometry, None, ctx.keep) if needs_dy else None
+        dw = Wgrad.call(dy, ddx, ctx.geometry, ctx.channels_last) if needs_weight else None
         db = ddx.sum((0, 2, 3)) if needs_bias else None
-        return ddy, dw, db, None, None
+        return ddy, dw, db, None, None, None
 
 
-class Wgrad(Function):
+class Wgrad(Operator):
+    """The gradient of weight in `Fprop`, in channels_last memory or contiguous."""
+
+    schema = "wgrad(Tensor dy, Tensor x, SymInt[] geometry, bool channels_last) -> Tensor"
+
     @staticmethod
-    def forward(ctx, dy, x, geometry, memory_format):
+    def run(dy, x, geometry, channels_last):
+        return launch.wgrad(dy, x, geometry, _format(channels_last))
+
+    @staticmethod
+    def fake(dy, x, geometry, channels_last):
+        return torch.empty(geometry.weight, dtype=dy.dtype, device=dy.device, memory_format=_format(channels_last))
+
+    @staticmethod
+    def save(ctx, inputs, dw):
+        dy, x, ctx.geometry, _ = inputs
         ctx.save_for_backward(dy, x)
-        ctx.geometry = geometry
-        return launch.wgrad(dy, x, geometry, memory_format)
 
     @staticmethod
     def backward(ctx, ddw):
         dy, x = ctx.saved_tensors
         needs_dy, needs_x = ctx.needs_input_grad[:2]
-        ddy = Fprop.apply(x, ddw, None, None, ctx.geometry, None) if needs_dy else None
-        dx = Dgrad.apply(dy, ddw, None, ctx.geometry, None) if needs_x else None
+        ddy = Fprop.call(x, ddw, None, None, ctx.geometry, None, False) if needs_dy else None
+        dx = Dgrad.call(dy, ddw, None, ctx.geometry, None, False) if needs_x else None
         return ddy, dx, None, None
 
 
-@functools.lru_cache(maxsize=4096)
+def empty_result(like: Tensor, shape: tuple[int, ...], geometry: ConvGeometry) -> Tensor:
+    """Room for a result of the geometry's kernels."""
+    memory_format = _format(not isinstance(geometry, RowGeometry))
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+@remembered
 def _geometry(input, weight, bias, stride, padding, dilation, groups) -> ConvGeometry | str:
     """The geometry of a convolution of these operands, or why there is no kernel for it."""
     reason = unsupported_operands(input, weight, bias)
@@ -124,7 +186,7 @@ def _geometry(input, weight, bias, stride, padding, dilation, groups) -> ConvGeo
         return f"an input of {len(input.shape)} dimensions with a weight of {len(weight.shape)}"
     N, C, H, W = (1, *input.shape)[-4:]
     K, Cg, R, S = weight.shape
-    if min(N, C, K, R, S) < 1:
+    if is_empty(N, C, K, R, S):
         return f"nothing to compute for input {tuple(input.shape)} and weight {tuple(weight.shape)}"
     if groups < 1 or K % groups or groups * Cg != C or (bias is not None and bias.shape != (K,)):
         return f"{C} and {K} channels in {groups} groups do not fit weight {tuple(weight.shape)} and bias"
@@ -139,11 +201,9 @@ def _geometry(input, weight, bias, stride, padding, dilation, groups) -> ConvGeo
     else:
         padding = (padding[0],) * 2, (padding[1],) * 2
     geometry = ConvGeometry(N, C, H, W, K, R, S, stride, padding, dilation, groups)
-    if geometry.P < 1 or geometry.Q < 1:
+    if is_empty(geometry.P, geometry.Q):
         return "the kernel is larger than the padded input"
-    if N * max(H * W, geometry.P * geometry.Q) >= 2**31:
-        return "2**31 pixels or more"
-    return geometry
+    return too_many_pixels(N, H * W, geometry.P * geometry.Q) or geometry
 
 
 def geometry_of(input, weight, bias, stride, padding, dilation, groups) -> ConvGeometry | str:
@@ -155,6 +215,7 @@ def geometry_of(input, weight, bias, stride, padding, dilation, groups) -> ConvG
     return _geometry(operand(input), operand(weight), operand(bias), pair(stride), padding, pair(dilation), groups)
 
 
+@opaque
 def conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation) -> Tensor:
     """See `tritonconv.functional.conv2d`."""
     activation = None if activation is None else activations.canonical(activation)
@@ -189,12 +250,22 @@ def formatted(y: Tensor, geometry: ConvGeometry, channels_last: bool) -> Tensor:
 
 def run(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: ConvGeometry, activation) -> Tensor:
     """activation(x ∗ w + b + residual), [N, K, P, Q] in channels_last memory; w [K, C/groups, (R,) S]."""
-    if not needs_gradient(x, w, b, residual):
-        return launch.fprop(x, w, b, geometry, activation, residual=residual)
-    w = w if w.dim() == 4 else w.unsqueeze(2)
-    if activation is not None and activations.activation(activation).backward is None:
-        return finish(Fprop.apply(x, w, b, residual, geometry, None), None, activation)
-    return Fprop.apply(x, w, b, residual, geometry, activation)
+    w, keep = weight_of(w)
+    if activation is not None and is_left_to_torch(activation, x, w, b, residual):
+        return finish(Fprop.call(x, w, b, residual, geometry, None, keep), None, activation)
+    return Fprop.call(x, w, b, residual, geometry, activation, keep)
+
+
+def weight_of(w: Tensor) -> tuple[Tensor, bool]:
+    """The weight [K, C/groups, R, S] for an operator, and whether its pack may serve again: that of one in training
+    cannot. Another may lack R, for its pack is found by the tensor that it is."""
+    trained = needs_gradient(w)
+    return w.unsqueeze(2) if trained and w.dim() == 3 else w, not trained
+
+
+def is_left_to_torch(activation: str, *tensors: Tensor | None) -> bool:
+    """Whether torch has to run the activation, for want of its derivative, if one of the tensors has a gradient."""
+    return needs_gradient(*tensors) and activations.activation(activation).backward is None
 
 
 def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:

@@ -6,7 +6,6 @@ convolution. A negative number takes away what was padded, as slicing the result
 
 from __future__ import annotations
 
-import functools
 from dataclasses import fields, replace
 
 import torch.nn.functional as F
@@ -16,10 +15,11 @@ from ..geometry import ConvGeometry, Pair, RowGeometry
 from ..launch import conv1d as launch
 from . import activations
 from .conv import finish, formatted, geometry_of, run
-from .support import autocast, fits, is_channels_last, unsupported_call, with_row
+from .library import opaque
+from .support import autocast, fits, is_channels_last, remembered, unsupported_call, with_row
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def _of_kernels(geometry: ConvGeometry, row_memory: bool, extra: Pair) -> ConvGeometry | str:
     """`geometry` with the extra padding, as a `RowGeometry` if that is what computes it."""
     padding = tuple(map(sum, zip(geometry.padding[1], extra, strict=True)))
@@ -62,6 +62,7 @@ def by_torch(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     return y[..., max(-before, 0) : y.shape[-1] + min(after, 0)] if min(extra) < 0 else y
 
 
+@opaque
 def conv1d(
     input, weight, bias, stride, padding, dilation, groups, residual, activation, extra: Pair = (0, 0)
 ) -> Tensor:
@@ -88,6 +89,7 @@ def image(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.unsqueeze(-2) if x.dim() == 3 else x.unsqueeze(-2).unsqueeze(0)
 
 
+@opaque
 def causal_conv1d(input, weight, bias, dilation, groups, activation) -> Tensor:
     """See `tritonconv.functional.causal_conv1d`."""
     left = dilation * (weight.shape[-1] - 1)

@@ -13,27 +13,72 @@ from torch import Tensor
 
 from ..geometry import ConvGeometry
 from ..launch import conv as launch
-from ..launch import conv_pool as launch_pool
-from ..launch.norm import Norm, moments
+from ..launch.norm import Norm
 from . import activations, conv_transpose
-from .conv import FpropWithMoments, conv2d, finish, formatted, geometry_of, gives_channels_last, run
+from .conv import (
+    FpropWithMoments,
+    conv2d,
+    empty_result,
+    finish,
+    formatted,
+    geometry_of,
+    gives_channels_last,
+    run,
+    weight_of,
+)
 from .conv1d import conv1d, geometry_1d, image
-from .conv_pool import takes
+from .conv_pool import FpropMaxPool, takes
+from .library import Operator, opaque
 from .max_pool import max_pool2d
-from .norm import batch_norm, normalize, of_batch, unsupported
+from .norm import BatchMoments, batch_norm, normalize, of_batch, unsupported
 from .support import autocast, fits, is_channels_last, nchw, needs_gradient, pair
+
+
+class FpropWithNorm(Operator):
+    """activation(norm(x ∗ weight + bias) + residual) by given statistics, in one kernel."""
+
+    schema = (
+        "fprop_with_norm(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor mean, Tensor var,"
+        " Tensor? gamma, Tensor? beta, float eps, SymInt[] geometry, str? activation) -> Tensor"
+    )
+
+    @staticmethod
+    def run(x, weight, bias, residual, mean, var, gamma, beta, eps, geometry, activation):
+        norm = Norm(mean, var, gamma, beta, eps)
+        return launch.fprop(x, weight, bias, geometry, activation, norm=norm, residual=residual)
+
+    @staticmethod
+    def fake(x, weight, bias, residual, mean, var, gamma, beta, eps, geometry, activation):
+        return empty_result(x, geometry.output, geometry)
+
+
+class DgradWithNorm(Operator):
+    """A transposed convolution by `Dgrad`, followed by a norm of given statistics and an activation in one kernel."""
+
+    schema = (
+        "dgrad_with_norm(Tensor dy, Tensor weight, Tensor? bias, Tensor mean, Tensor var, Tensor? gamma, Tensor? beta,"
+        " float eps, SymInt[] geometry, str? activation) -> Tensor"
+    )
+
+    @staticmethod
+    def run(dy, weight, bias, mean, var, gamma, beta, eps, geometry, activation):
+        return launch.dgrad(dy, weight, bias, geometry, activation, norm=Norm(mean, var, gamma, beta, eps))
+
+    @staticmethod
+    def fake(dy, weight, bias, mean, var, gamma, beta, eps, geometry, activation):
+        return empty_result(dy, geometry.input, geometry)
 
 
 class Source(NamedTuple):
     """Ways to a convolution that a batch norm follows; x, weight and bias are its `operands`.
 
-    `run()` gives its result [N, C, H, W], `with_moments()` the statistics too, and `with_norm(norm, residual,
+    `run()` gives its result [N, C, H, W], `with_moments()` its mean and variance too, and `with_norm(norm, residual,
     activation)` what is left when all is done, which has no gradients.
     """
 
     operands: tuple[Tensor, Tensor, Tensor | None]
     run: Callable[[], Tensor]
-    with_moments: Callable[[], tuple[Tensor, Tensor]]
+    with_moments: Callable[[], tuple[Tensor, Tensor, Tensor]]
     with_norm: Callable[..., Tensor]
 
 
@@ -43,8 +88,8 @@ def _run(source: Source, norm: Norm, training: bool, momentum: float, residual, 
     `norm` has the running statistics. The arguments are such as kernels take.
     """
     if training:
-        y, moments = source.with_moments()
-        norm = of_batch(norm, moments, y.numel() // y.shape[1], momentum)
+        y, *statistics = source.with_moments()
+        norm = of_batch(norm, *statistics, y.numel() // y.shape[1], momentum)
         return normalize(y, norm, True, residual, activation)
     tensors = *source.operands, norm.weight, norm.bias, residual
     if needs_gradient(*tensors):
@@ -54,16 +99,16 @@ def _run(source: Source, norm: Norm, training: bool, momentum: float, residual, 
 
 def _source(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry) -> Source:
     def with_moments():
-        if needs_gradient(x, w, b):
-            return FpropWithMoments.apply(x, w if w.dim() == 4 else w.unsqueeze(2), b, geometry)
-        return launch.fprop_with_moments(x, w, b, geometry)
+        weight, keep = weight_of(w)
+        return FpropWithMoments.call(x, weight, b, geometry, keep)
 
     def with_norm(norm, residual, activation):
-        return launch.fprop(x, w, b, geometry, activation, norm=norm, residual=residual)
+        return FpropWithNorm.call(x, w, b, residual, *norm, geometry, activation)
 
     return Source((x, w, b), lambda: run(x, w, b, None, geometry, None), with_moments, with_norm)
 
 
+@opaque
 def conv2d_batch_norm(
     input, weight, bias, stride, padding, dilation, groups,
     running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool=None,
@@ -79,8 +124,7 @@ def conv2d_batch_norm(
         window, alone = pair(max_pool), not (training or differentiable) and residual is None and x.dim() == 4
         fused = alone and window is not None and takes(x, geometry, window, activation)
         if fused and not unsupported(geometry.output, x, training, statistics, affine):
-            given = Norm(running_mean, running_var, gamma, beta, eps)
-            y = launch_pool.fprop(x, w, b, geometry, window, activation, norm=given)
+            y = FpropMaxPool.call(x, w, b, *statistics, *affine, eps, geometry, window, activation)
             return y if gives_channels_last(x, w) else nchw(y)
         y = conv2d_batch_norm(
             input, weight, bias, stride, padding, dilation, groups,
@@ -94,6 +138,7 @@ def conv2d_batch_norm(
     return _follow(x, w, b, geometry, norm, training, momentum, residual, activation, channels_last)
 
 
+@opaque
 def conv1d_batch_norm(
     input, weight, bias, stride, padding, dilation, groups,
     running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, extra=(0, 0),
@@ -113,6 +158,7 @@ def conv1d_batch_norm(
     return _follow(*call).squeeze(-2)
 
 
+@opaque
 def conv_transpose2d_batch_norm(
     input, weight, bias, stride, padding, output_padding, groups, dilation,
     running_mean, running_var, gamma, beta, training, momentum, eps, activation,
@@ -132,10 +178,10 @@ def conv_transpose2d_batch_norm(
 
     def with_moments():
         y = transposed()
-        return y, moments(y.detach())
+        return y, *BatchMoments.call(y.detach())
 
     def with_norm(norm, residual, activation):
-        return launch.dgrad(x, w, b, geometry, activation, norm=norm)
+        return DgradWithNorm.call(x, w, b, *norm, geometry, activation)
 
     activation = None if activation is None else activations.canonical(activation)
     source, norm = Source((x, w, b), transposed, with_moments, with_norm), Norm(*statistics, *affine, eps)

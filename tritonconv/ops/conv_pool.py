@@ -6,47 +6,93 @@ outputs themselves never go to memory. The activation may only grow with its inp
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from ..geometry import ConvGeometry, Pair, PoolGeometry
+from ..geometry import ConvGeometry, Pair, PoolGeometry, numbers
 from ..launch import conv_pool as launch
+from ..launch.common import empty_nhwc
+from ..launch.norm import Norm
 from . import activations
-from .conv import Dgrad, Wgrad, conv2d, geometry_of, on_images, save
+from .conv import Dgrad, Wgrad, conv2d, geometry_of, on_images, save, weight_of
+from .library import Operator, opaque
 from .max_pool import max_pool2d
-from .support import autocast, needs_gradient, pair
+from .support import autocast, is_stand_in, needs_gradient, pair
 
 
-class FpropMaxPool(Function):
+class FpropMaxPool(Operator):
+    """activation(max-pooling(norm(x ∗ weight + bias))), with a norm of given statistics or, without them, none."""
+
+    schema = (
+        "fprop_max_pool(Tensor x, Tensor weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor? gamma, Tensor? beta,"
+        " float eps, SymInt[] geometry, int[] window, str? activation) -> Tensor"
+    )
+
     @staticmethod
-    def forward(ctx, x, weight, bias, geometry, window, activation):
-        keep_pack = not weight.requires_grad
-        y, taps = launch.fprop_with_taps(x, weight, bias, geometry, window, activation, keep_pack)
-        save(ctx, x, weight, y if activation else None, geometry, activation, taps)
+    def run(x, weight, bias, mean, var, gamma, beta, eps, geometry, window, activation):
+        norm = None if mean is None else Norm(mean, var, gamma, beta, eps)
+        return launch.fprop(x, weight, bias, geometry, window, activation, norm=norm)
+
+    @staticmethod
+    def fake(x, weight, bias, mean, var, gamma, beta, eps, geometry, window, activation):
+        return empty_nhwc(x, *geometry.firsts(window).output)
+
+
+class FpropMaxPoolWithTaps(Operator):
+    """activation(max-pooling(x ∗ weight + bias)), and of each maximum which output of its window it is."""
+
+    schema = (
+        "fprop_max_pool_with_taps(Tensor x, Tensor weight, Tensor? bias, SymInt[] geometry, int[] window,"
+        " str? activation, bool keep) -> (Tensor y, Tensor taps)"
+    )
+
+    @staticmethod
+    def run(x, weight, bias, geometry, window, activation, keep):
+        return launch.fprop_with_taps(x, weight, bias, geometry, window, activation, keep)
+
+    @staticmethod
+    def fake(x, weight, bias, geometry, window, activation, keep):
+        output = geometry.firsts(window).output
+        return empty_nhwc(x, *output), empty_nhwc(x, *output, dtype=torch.uint8)
+
+    @staticmethod
+    def save(ctx, inputs, results):
+        x, weight, _, geometry, window, activation, keep = inputs
+        y, taps = results
+        save(ctx, x, weight, y if activation else None, geometry, activation, keep, taps)
         ctx.pooling = launch.pooling(geometry, window)
-        return y
+        ctx.mark_non_differentiable(taps)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx, dy, _):
         x, weight, y, taps = ctx.saved_tensors
         if ctx.activation:
             dy = activations.activation(ctx.activation).backward(dy, y)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dz = Spread.apply(dy, taps, ctx.pooling) if needs_x or needs_weight else None
-        dx = Dgrad.apply(dz, weight, None, ctx.geometry, None) if needs_x else None
-        dw = Wgrad.apply(dz, x, ctx.geometry, ctx.weight_format) if needs_weight else None
+        dz = Spread.call(dy, taps, ctx.pooling) if needs_x or needs_weight else None
+        dx = Dgrad.call(dz, weight, None, ctx.geometry, None, ctx.keep) if needs_x else None
+        dw = Wgrad.call(dz, x, ctx.geometry, ctx.channels_last) if needs_weight else None
         db = dy.sum((0, 2, 3)) if needs_bias else None
-        return dx, dw, db, None, None, None
+        return dx, dw, db, None, None, None, None
 
 
-class Spread(Function):
+class Spread(Operator):
     """Linear, of maxima to the outputs that they are."""
 
+    schema = "spread(Tensor dy, Tensor taps, SymInt[] geometry) -> Tensor"
+
     @staticmethod
-    def forward(ctx, dy, taps, geometry):
-        ctx.save_for_backward(taps)
-        ctx.geometry = geometry
+    def run(dy, taps, geometry):
         return launch.spread(dy, taps, geometry)
+
+    @staticmethod
+    def fake(dy, taps, geometry):
+        return empty_nhwc(dy, *geometry.input)
+
+    @staticmethod
+    def save(ctx, inputs, dz):
+        _, taps, ctx.geometry = inputs
+        ctx.save_for_backward(taps)
 
     @staticmethod
     def backward(ctx, ddz):
@@ -65,9 +111,12 @@ def takes(x: Tensor, geometry: ConvGeometry | str, window: Pair, activation: str
     """Whether one kernel convolves and pools; `activation` is canonical."""
     if isinstance(geometry, str) or not (activation is None or activations.is_monotone(activation)):
         return False
+    if is_stand_in(x) and not all(type(number) is int for number in numbers(geometry)):
+        return False  # the algorithm, and so the kernel, is chosen by sizes
     return launch.takes(x, geometry, window)
 
 
+@opaque
 def conv2d_max_pool(input, weight, bias, stride, padding, dilation, groups, residual, activation, max_pool) -> Tensor:
     """See `tritonconv.functional.conv2d`."""
     activation = None if activation is None else activations.canonical(activation)
@@ -77,5 +126,8 @@ def conv2d_max_pool(input, weight, bias, stride, padding, dilation, groups, resi
     if window is None or residual is not None or not takes(x, geometry, window, activation):
         y = conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation)
         return max_pool2d(y, max_pool, None, 0, 1, False, False)
-    run = FpropMaxPool.apply if needs_gradient(x, w, b) else launch.fprop
-    return on_images(x, w, lambda x: run(x, w, b, geometry, window, activation))
+    if not needs_gradient(x, w, b):
+        norm = *(None,) * 4, 0.0
+        return on_images(x, w, lambda x: FpropMaxPool.call(x, w, b, *norm, geometry, window, activation))
+    _, keep = weight_of(w)
+    return on_images(x, w, lambda x: FpropMaxPoolWithTaps.call(x, w, b, geometry, window, activation, keep)[0])

@@ -1,23 +1,30 @@
-"""Transposed convolution: the data gradient of a convolution, run forward. Its Function is that convolution's `Dgrad`.
+"""Transposed convolution: the data gradient of a convolution, run forward. Its operator is that convolution's `Dgrad`.
 
 Sizes carry the names of that convolution: the input is its output [N, K, P, Q], the result its input [N, C, H, W].
 """
 
 from __future__ import annotations
 
-import functools
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import ConvGeometry, input_size
-from ..launch import conv as launch
 from . import activations
-from .conv import Dgrad, finish, on_images
-from .support import autocast, needs_gradient, operand, pair, unsupported_call, unsupported_operands
+from .conv import Dgrad, finish, is_left_to_torch, on_images, weight_of
+from .library import opaque
+from .support import (
+    autocast,
+    is_empty,
+    operand,
+    pair,
+    remembered,
+    too_many_pixels,
+    unsupported_call,
+    unsupported_operands,
+)
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def _geometry(input, weight, bias, stride, padding, output_padding, groups, dilation) -> ConvGeometry | str:
     """The geometry of the convolution behind a call with these operands, or why there is no kernel for it."""
     reason = unsupported_operands(input, weight, bias)
@@ -29,7 +36,7 @@ def _geometry(input, weight, bias, stride, padding, output_padding, groups, dila
         return f"an input of {len(input.shape)} dimensions with a weight of {len(weight.shape)}"
     N, K, P, Q = (1, *input.shape)[-4:]
     Cg, *window = weight.shape[1:]
-    if min(N, K, P, Q, Cg, *window) < 1:
+    if is_empty(N, K, P, Q, Cg, *window):
         return f"nothing to compute for input {tuple(input.shape)} and weight {tuple(weight.shape)}"
     C = groups * Cg
     if groups < 1 or K % groups or weight.shape[0] != K or (bias is not None and bias.shape != (C,)):
@@ -40,12 +47,11 @@ def _geometry(input, weight, bias, stride, padding, output_padding, groups, dila
     if any(slack >= step for slack, step in zip(output_padding, stride, strict=True)):
         return f"output_padding {output_padding} with stride {stride}"
     H, W = map(input_size, (P, Q), window, stride, padding, dilation, output_padding)
-    if min(H, W) < 1:
+    if is_empty(H, W):
         return "the padding leaves no output"
-    if N * max(H * W, P * Q) >= 2**31:
-        return "2**31 pixels or more"
     (top, left) = padding
-    return ConvGeometry(N, C, H, W, K, *window, stride, ((top, top), (left, left)), dilation, groups)
+    geometry = ConvGeometry(N, C, H, W, K, *window, stride, ((top, top), (left, left)), dilation, groups)
+    return too_many_pixels(N, H * W, P * Q) or geometry
 
 
 def geometry_of(input, weight, bias, stride, padding, output_padding, groups, dilation) -> ConvGeometry | str:
@@ -57,6 +63,7 @@ def geometry_of(input, weight, bias, stride, padding, output_padding, groups, di
     return _geometry(operand(input), operand(weight), operand(bias), *pairs, groups, pair(dilation))
 
 
+@opaque
 def conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation, activation) -> Tensor:
     """See `tritonconv.functional.conv_transpose2d`."""
     activation = None if activation is None else activations.canonical(activation)
@@ -70,8 +77,7 @@ def conv_transpose2d(input, weight, bias, stride, padding, output_padding, group
 
 def run(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, activation: str | None) -> Tensor:
     """activation(x transposed-convolved with w, + b), [N, C, H, W] in channels_last memory."""
-    if not needs_gradient(x, w, b):
-        return launch.dgrad(x, w, b, geometry, activation)
-    if activation is not None and activations.activation(activation).backward is None:
-        return finish(Dgrad.apply(x, w, b, geometry, None), None, activation)
-    return Dgrad.apply(x, w, b, geometry, activation)
+    kept, keep = weight_of(w)
+    if activation is not None and is_left_to_torch(activation, x, w, b):
+        return finish(Dgrad.call(x, kept, b, geometry, None, keep), None, activation)
+    return Dgrad.call(x, kept, b, geometry, activation, keep)

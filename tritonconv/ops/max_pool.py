@@ -1,41 +1,77 @@
-"""Max-pooling, adaptive or not, and its partial inverse, with autograd: check, Function, launch."""
+"""Max-pooling, adaptive or not, and its partial inverse, with autograd: check, operator, launch."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from .. import engines
 from ..geometry import AdaptiveGeometry
 from ..launch import pool as launch
+from ..launch.common import empty_nhwc
+from .library import Operator, opaque
 from .pool import Geometry, adaptive_geometry_of, geometry_of, images, like_input, unpool_sizes_of
+from .support import is_stand_in
 
 
-class MaxPool(Function):
+class MaxPool(Operator):
+    """The maxima."""
+
+    schema = "max_pool(Tensor x, SymInt[] geometry) -> Tensor"
+
     @staticmethod
-    def forward(ctx, x, geometry, index_dtype):
-        y, indices = launch.max_pool(x, geometry, index_dtype)
+    def run(x, geometry):
+        return launch.max_pool(x, geometry)[0]
+
+    @staticmethod
+    def fake(x, geometry):
+        return empty_nhwc(x, *geometry.output)
+
+
+class MaxPoolWithIndices(Operator):
+    """The maxima, and of `index_dtype` where in its H × W image each lies."""
+
+    schema = "max_pool_with_indices(Tensor x, SymInt[] geometry, ScalarType index_dtype) -> (Tensor y, Tensor indices)"
+
+    @staticmethod
+    def run(x, geometry, index_dtype):
+        return launch.max_pool(x, geometry, index_dtype)
+
+    @staticmethod
+    def fake(x, geometry, index_dtype):
+        return empty_nhwc(x, *geometry.output), empty_nhwc(x, *geometry.output, dtype=index_dtype)
+
+    @staticmethod
+    def save(ctx, inputs, results):
+        _, ctx.geometry, _ = inputs
+        _, indices = results
         ctx.save_for_backward(indices)
-        ctx.geometry = geometry
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
-        return y, indices
 
     @staticmethod
     def backward(ctx, dy, _):
         if dy is None:
             return None, None, None
         (indices,) = ctx.saved_tensors
-        return MaxPoolBackward.apply(dy, indices, ctx.geometry), None, None
+        return MaxPoolBackward.call(dy, indices, ctx.geometry), None, None
 
 
-class MaxPoolBackward(Function):
+class MaxPoolBackward(Operator):
+    schema = "max_pool_backward(Tensor dy, Tensor indices, SymInt[] geometry) -> Tensor"
+
     @staticmethod
-    def forward(ctx, dy, indices, geometry):
-        ctx.save_for_backward(indices)
+    def run(dy, indices, geometry):
         return launch.max_pool_backward(dy, indices, geometry)
+
+    @staticmethod
+    def fake(dy, indices, geometry):
+        return empty_nhwc(dy, *geometry.input)
+
+    @staticmethod
+    def save(ctx, inputs, dx):
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx, ddx):
@@ -43,11 +79,22 @@ class MaxPoolBackward(Function):
         return _chosen(ddx, indices), None, None
 
 
-class MaxUnpool(Function):
+class MaxUnpool(Operator):
+    """x where the indices say, zero elsewhere."""
+
+    schema = "max_unpool(Tensor x, Tensor indices, SymInt[] geometry) -> Tensor"
+
     @staticmethod
-    def forward(ctx, x, indices, geometry):
-        ctx.save_for_backward(indices)
+    def run(x, indices, geometry):
         return launch.max_unpool(x, indices, geometry)
+
+    @staticmethod
+    def fake(x, indices, geometry):
+        return empty_nhwc(x, *geometry.input)
+
+    @staticmethod
+    def save(ctx, inputs, y):
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx, dy):
@@ -62,14 +109,13 @@ def _chosen(images: Tensor, indices: Tensor) -> Tensor:
 
 def _pool(input: Tensor, geometry: Geometry, return_indices: bool):
     x = images(input)
-    index_dtype = torch.int64 if return_indices else torch.int32
-    if torch.is_grad_enabled() and input.requires_grad:
-        y, indices = MaxPool.apply(x, geometry, index_dtype)
-    else:
-        y, indices = launch.max_pool(x, geometry, index_dtype if return_indices else None)
+    if not (return_indices or (torch.is_grad_enabled() and input.requires_grad)):
+        return like_input(MaxPool.call(x, geometry), input)
+    y, indices = MaxPoolWithIndices.call(x, geometry, torch.int64 if return_indices else torch.int32)
     return (like_input(y, input), like_input(indices, input)) if return_indices else like_input(y, input)
 
 
+@opaque
 def max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
     """See `tritonconv.functional.max_pool2d`."""
     geometry = geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode)
@@ -78,6 +124,7 @@ def max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_
     return _pool(input, geometry, return_indices)
 
 
+@opaque
 def adaptive_max_pool2d(input, output_size, return_indices):
     """See `tritonconv.functional.adaptive_max_pool2d`."""
     geometry = adaptive_geometry_of(input, output_size)
@@ -86,6 +133,7 @@ def adaptive_max_pool2d(input, output_size, return_indices):
     return _pool(input, geometry, return_indices)
 
 
+@opaque
 def max_unpool2d(input, indices, kernel_size, stride, padding, output_size) -> Tensor:
     """See `tritonconv.functional.max_unpool2d`."""
     sizes = unpool_sizes_of(input, indices, kernel_size, stride, padding, output_size)
@@ -93,11 +141,7 @@ def max_unpool2d(input, indices, kernel_size, stride, padding, output_size) -> T
         return F.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
     x = images(input)
     geometry = AdaptiveGeometry(*sizes, *x.shape[2:])
-    if torch.is_grad_enabled() and input.requires_grad:
-        y = MaxUnpool.apply(x, indices.reshape(x.shape), geometry)
-    else:
-        y = launch.max_unpool(x, indices.reshape(x.shape), geometry)
-    return like_input(y, input)
+    return like_input(MaxUnpool.call(x, indices.reshape(x.shape), geometry), input)
 
 
 def _are_inside(indices: Tensor, pixels: int) -> bool:
@@ -105,7 +149,7 @@ def _are_inside(indices: Tensor, pixels: int) -> bool:
         return True
     least, greatest = indices.aminmax()
     inside = (least >= 0) & (greatest < pixels)
-    if indices.device.type == "cpu":
+    if indices.device.type == "cpu" and not is_stand_in(indices):
         return bool(inside)
     torch._assert_async(inside)  # as in torch's kernel: the host does not wait to know
     return True

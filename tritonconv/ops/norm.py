@@ -8,25 +8,51 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 from torch.nn import Parameter
 
 from ..launch import norm as launch
+from ..launch.common import accumulator_of
 from ..launch.norm import Norm
 from . import activations
-from .conv import finish
-from .support import fits, is_channels_last, needs_gradient, operand, unsupported_call, unsupported_operands
+from .conv import finish, is_left_to_torch
+from .library import Operator, opaque
+from .support import fits, is_channels_last, is_stand_in, operand, unsupported_call, unsupported_operands
 
 
-class Normalize(Function):
-    """activation(norm(x) + residual). `batch`: whether the statistics are those of x, and hence have gradients."""
+class BatchMoments(Operator):
+    """Mean and biased variance of x per channel."""
+
+    schema = "batch_moments(Tensor x) -> (Tensor mean, Tensor var)"
 
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, mean, var, eps, activation, batch):
-        y = launch.apply(x, Norm(mean, var, weight, bias, eps), residual, activation)
-        ctx.save_for_backward(x, y if activation else None, weight, mean, var)
-        ctx.eps, ctx.activation, ctx.batch = eps, activation, batch
-        return y
+    def run(x):
+        return launch.finalize(launch.moments(x), x.numel() // x.shape[1])
+
+    @staticmethod
+    def fake(x):
+        return launch.empty_statistics(x, x.shape[1])
+
+
+class Normalize(Operator):
+    """activation(norm(x) + residual). `batch`: whether the statistics are those of x, and hence have gradients."""
+
+    schema = (
+        "normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor mean, Tensor var, float eps,"
+        " str? activation, bool batch) -> Tensor"
+    )
+
+    @staticmethod
+    def run(x, weight, bias, residual, mean, var, eps, activation, batch):
+        return launch.apply(x, Norm(mean, var, weight, bias, eps), residual, activation)
+
+    @staticmethod
+    def fake(x, *_):
+        return launch.empty_result(x)
+
+    @staticmethod
+    def save(ctx, inputs, y):
+        x, weight, _, _, mean, var, ctx.eps, ctx.activation, ctx.batch = inputs
+        ctx.save_for_backward(x, y if ctx.activation else None, weight, mean, var)
 
     @staticmethod
     def backward(ctx, dy):
@@ -35,13 +61,34 @@ class Normalize(Function):
         if torch.is_grad_enabled():
             dx, da, dweight, dbias = _differentiable_backward(ctx, dy)
         else:
-            norm = Norm(mean, var, weight, None, ctx.eps)
             needs_sums = ctx.batch or needs_weight or needs_bias
-            dx, da, sums = launch.backward(dy, y, x, norm, ctx.activation, needs_residual, needs_sums, ctx.batch)
-            dbias, dweight = (None, None) if sums is None else sums
+            given = y, x, weight, mean, var, ctx.eps, ctx.activation
+            dx, *rest = NormalizeBackward.call(dy, *given, needs_residual, needs_sums, ctx.batch)
+            da = rest.pop(0) if needs_residual else None
+            dbias, dweight = rest.pop() if needs_sums else (None, None)
         dweight = dweight.to(weight.dtype) if needs_weight else None
         dbias = dbias.to(dy.dtype if weight is None else weight.dtype) if needs_bias else None
         return dx, dweight, dbias, da if needs_residual else None, *(None,) * 5
+
+
+class NormalizeBackward(Operator):
+    """The gradient of x in `Normalize`, then, where needed, that of the residual, and [2, C]: of bias and weight."""
+
+    schema = (
+        "normalize_backward(Tensor dy, Tensor? y, Tensor x, Tensor? weight, Tensor mean, Tensor var, float eps,"
+        " str? activation, bool needs_residual, bool needs_sums, bool batch) -> Tensor[]"
+    )
+
+    @staticmethod
+    def run(dy, y, x, weight, mean, var, eps, activation, needs_residual, needs_sums, batch):
+        norm = Norm(mean, var, weight, None, eps)
+        gradients = launch.backward(dy, y, x, norm, activation, needs_residual, needs_sums, batch)
+        return [gradient for gradient in gradients if gradient is not None]
+
+    @staticmethod
+    def fake(dy, y, x, weight, mean, var, eps, activation, needs_residual, needs_sums, batch):
+        images = [launch.empty_result(x) for _ in range(1 + needs_residual)]
+        return images + [mean.new_empty((2, *mean.shape), dtype=accumulator_of(x))] * needs_sums
 
 
 def _differentiable_backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,14 +141,13 @@ def _update(running_mean: Tensor | None, running_var: Tensor | None, mean, var, 
 def normalize(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tensor:
     """activation(norm(y) + residual) by given statistics, `batch` if they are those of y. y, and the residual, are
     [N, C, H, W]."""
-    if not needs_gradient(y, *norm[2:4], residual):
-        return launch.apply(y, norm, residual, activation)
     mean, var, weight, bias, eps = norm
-    if activation is not None and activations.activation(activation).backward is None:
-        return finish(Normalize.apply(y, weight, bias, residual, mean, var, eps, None, batch), None, activation)
-    return Normalize.apply(y, weight, bias, residual, mean, var, eps, activation, batch)
+    if activation is not None and is_left_to_torch(activation, y, weight, bias, residual):
+        return finish(Normalize.call(y, weight, bias, residual, mean, var, eps, None, batch), None, activation)
+    return Normalize.call(y, weight, bias, residual, mean, var, eps, activation, batch)
 
 
+@opaque
 def batch_norm(
     input, running_mean, running_var, weight, bias, training, momentum, eps, residual=None, activation=None
 ) -> Tensor:
@@ -119,21 +165,21 @@ def batch_norm(
             left, residual, activation = (residual, activation), None, None
     norm = Norm(running_mean, running_var, weight, bias, eps)
     if training:
-        norm = of_batch(norm, launch.moments(x.detach()), x.numel() // x.shape[1], momentum)
+        norm = of_batch(norm, *BatchMoments.call(x.detach()), x.numel() // x.shape[1], momentum)
     y = normalize(x, norm, training, residual, activation).view(input.shape)
     return finish(y, *left) if left else y
 
 
 def _image(x: Tensor) -> Tensor:
     """[N, C, H, W]; of [N, C] and [N, C, L] a view as such."""
-    if type(x) not in (Tensor, Parameter) or x.layout is not torch.strided or x.dim() not in (2, 3):
+    plain = type(x) in (Tensor, Parameter) or is_stand_in(x)
+    if not plain or x.layout is not torch.strided or x.dim() not in (2, 3):
         return x
     x = x.contiguous()  # as torch's result is, whatever the strides of its input
     return x.unsqueeze(-2) if x.dim() == 3 else x[:, :, None, None]
 
 
-def of_batch(norm: Norm, moments: Tensor, count: int, momentum: float) -> Norm:
+def of_batch(norm: Norm, mean: Tensor, var: Tensor, count: int, momentum: float) -> Norm:
     """`norm` by the statistics of `count` pixels; the running ones, which it had, are updated."""
-    mean, var = launch.finalize(moments, count)
     _update(norm.mean, norm.var, mean, var, count, momentum)
     return norm._replace(mean=mean, var=var)

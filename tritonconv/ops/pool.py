@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -10,9 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import AdaptiveGeometry, Pair, PoolGeometry, adaptive_geometry
-from .support import is_channels_last, nchw, operand, pair, unsupported_call, unsupported_operands
+from .support import (
+    is_channels_last,
+    is_empty,
+    nchw,
+    operand,
+    pair,
+    remembered,
+    too_many_pixels,
+    unsupported_call,
+    unsupported_operands,
+)
 
 Geometry = PoolGeometry | AdaptiveGeometry
+_SIZES = int, torch.SymInt  # the latter where a compiler keeps sizes open
 
 
 def _is_nhwc(input: Tensor) -> bool:
@@ -47,17 +57,16 @@ def like_input(result: Tensor, input: Tensor) -> Tensor:
 def _unsupported(input) -> str | None:
     """Why no kernel pools this operand, or None if one does."""
     reason = unsupported_operands(input)
-    if reason is None and (len(input.shape) not in (3, 4) or min(input.shape) < 1):
+    if reason is None and (len(input.shape) not in (3, 4) or is_empty(*input.shape)):
         reason = f"nothing to compute for input {tuple(input.shape)}"
     return reason
 
 
 def _countable(geometry: Geometry) -> Geometry | str:
-    pixels = geometry.N * max(geometry.H * geometry.W, geometry.P * geometry.Q)
-    return geometry if pixels < 2**31 else "2**31 pixels or more"
+    return too_many_pixels(geometry.N, geometry.H * geometry.W, geometry.P * geometry.Q) or geometry
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def _geometry(input, sizes, window, stride, padding, dilation, ceil_mode) -> PoolGeometry | str:
     """The geometry of a pooling of this operand, or why there is no kernel for it."""
     reason = _unsupported(input)
@@ -70,7 +79,7 @@ def _geometry(input, sizes, window, stride, padding, dilation, ceil_mode) -> Poo
     if any(2 * pad > dil * (size - 1) + 1 for pad, dil, size in zip(padding, dilation, window, strict=True)):
         return f"padding {padding} is more than half of the window"
     geometry = PoolGeometry(*sizes, *window, stride, padding, dilation, ceil_mode)
-    if geometry.P < 1 or geometry.Q < 1:
+    if is_empty(geometry.P, geometry.Q):
         return "the window is larger than the padded input"
     return _countable(geometry)
 
@@ -90,15 +99,15 @@ def geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode) -> Poo
     return _geometry(operand(input), _sizes(input), window, stride, pair(padding), pair(dilation), ceil_mode)
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def _resizing(input, sizes, output) -> Geometry | str:
     reason = _unsupported(input)
     if reason is not None:
         return reason
-    if output is None or min(output) < 1:
+    if output is None or is_empty(*output):
         return "output_size is not of positive integers"
     _, _, H, W = sizes
-    if max((size + 1) * (count + 1) for size, count in zip((H, W), output, strict=True)) >= 2**31:
+    if any((size + 1) * (count + 1) >= 2**31 for size, count in zip((H, W), output, strict=True)):
         return "the windows' limits, products of two sizes, reach 2**31"
     return _countable(adaptive_geometry(*sizes, *output))
 
@@ -117,7 +126,7 @@ def _output(output_size, input: Tensor) -> Pair | None:
         return None
     both = zip(output_size, input.shape[-2:], strict=True)
     output = tuple(size if wanted is None else wanted for wanted, size in both)
-    return output if all(type(size) is int for size in output) else None
+    return output if all(type(size) in _SIZES for size in output) else None
 
 
 def unpool_sizes_of(input, indices, kernel_size, stride, padding, output_size) -> tuple[int, ...] | str:
@@ -135,6 +144,6 @@ def unpool_sizes_of(input, indices, kernel_size, stride, padding, output_size) -
         return "kernel_size, stride and padding are not all integers"
     N, C, P, Q = _sizes(input)
     H, W = F._unpool_output_size(input, window, stride, padding, output_size)
-    if type(H) is not int or type(W) is not int or min(H, W) < 1:
+    if type(H) not in _SIZES or type(W) not in _SIZES or is_empty(H, W):
         return "output_size is not of positive integers"
     return N, C, H, W

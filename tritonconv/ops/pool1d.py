@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .avg_pool import adaptive_avg_pool2d, avg_pool2d, lp_pool2d
+from .library import opaque
 from .max_pool import adaptive_max_pool2d, max_pool2d
 from .pool import adaptive_geometry_of, geometry_of
 from .support import unsupported_call, with_row
@@ -40,6 +41,7 @@ def _resized(input, pool, output_size) -> Result | None:
     return size and _on_rows(input, lambda row: adaptive_geometry_of(row, size), lambda row: pool(row, size))
 
 
+@opaque
 def max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices) -> Result:
     """See `tritonconv.functional.max_pool1d`."""
     window = kernel_size, stride, padding, dilation, ceil_mode
@@ -47,6 +49,7 @@ def max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, return_
     return F.max_pool1d(input, *window, return_indices) if result is None else result
 
 
+@opaque
 def avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad) -> Tensor:
     """See `tritonconv.functional.avg_pool1d`."""
 
@@ -59,6 +62,7 @@ def avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad
     return F.avg_pool1d(*torchs) if result is None else result
 
 
+@opaque
 def lp_pool1d(input, norm_type, kernel_size, stride, ceil_mode) -> Tensor:
     """See `tritonconv.functional.lp_pool1d`."""
 
@@ -69,12 +73,14 @@ def lp_pool1d(input, norm_type, kernel_size, stride, ceil_mode) -> Tensor:
     return F.lp_pool1d(input, norm_type, kernel_size, stride, ceil_mode) if result is None else result
 
 
+@opaque
 def adaptive_max_pool1d(input, output_size, return_indices) -> Result:
     """See `tritonconv.functional.adaptive_max_pool1d`."""
     result = _resized(input, lambda row, size: adaptive_max_pool2d(row, size, return_indices), output_size)
     return F.adaptive_max_pool1d(input, output_size, return_indices) if result is None else result
 
 
+@opaque
 def adaptive_avg_pool1d(input, output_size) -> Tensor:
     """See `tritonconv.functional.adaptive_avg_pool1d`."""
     result = _resized(input, adaptive_avg_pool2d, output_size)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -14,6 +17,7 @@ from .. import engines
 from ..geometry import Pair
 from ..launch.common import is_channels_last
 
+_NOWHERE = torch.device("meta")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -30,19 +34,54 @@ def operand(tensor: Tensor | None) -> Operand | None:
     return None if tensor is None else Operand(tensor.shape, tensor.dtype, tensor.device, tensor.layout)
 
 
+def is_stand_in(tensor: Tensor) -> bool:
+    """Whether a compiler, which records what is done with it, put it in a tensor's place."""
+    return type(tensor) is FakeTensor or type(tensor) is FunctionalTensor
+
+
+def remembered(function: Callable) -> Callable:
+    """`function`, computed once for the same arguments. Sizes that a compiler keeps open have no hash: it is then
+    computed at every call."""
+    cached = functools.lru_cache(maxsize=4096)(function)
+
+    @functools.wraps(function)
+    def call(*args):
+        try:
+            return cached(*args)
+        except TypeError:
+            return function(*args)
+
+    return call
+
+
 def unsupported_call(*tensors: Tensor) -> str | None:
     """Why kernels cannot run on these tensors at this moment, or None if they can."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "a compiler is tracing the call"
+    if torch.jit.is_tracing():
+        return "torch.jit is tracing the call"
     for tensor in tensors:
         if type(tensor) is not Tensor and type(tensor) is not Parameter:
-            return f"{type(tensor).__name__} is not a plain tensor"
+            if not is_stand_in(tensor):
+                return f"{type(tensor).__name__} is not a plain tensor"
+            if torch.compiler.is_exporting():
+                return "what is exported is to run where this project is absent"
     if engines.engine_for(tensors[0].device) is None:
         return f"no engine runs on {tensors[0].device.type} tensors"
     # A kernel sees values only: neither tangents nor the levels of vmap and grad.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "a torch.func transform or forward-mode differentiation is active"
     return None
+
+
+# Where a compiler keeps sizes open, each comparison restricts what its graph serves: so none of sizes with each other.
+
+
+def is_empty(*sizes: int) -> bool:
+    return any(size < 1 for size in sizes)
+
+
+def too_many_pixels(N: int, *areas: int) -> str | None:
+    """Why no kernel counts the pixels of N images, or None if one does."""
+    return "2**31 pixels or more" if any(N * area >= 2**31 for area in areas) else None
 
 
 def unsupported_operands(first: Operand, *others: Operand | None) -> str | None:
@@ -77,7 +116,7 @@ def with_row(value: int | Sequence[int], row: int) -> Pair | None:
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors as autocast hands them to torch's operators of reduced precision; float64 stays as it is."""
-    device = getattr(tensors[0], "device", torch.device("meta")).type
+    device = getattr(tensors[0], "device", _NOWHERE).type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
