@@ -48,10 +48,14 @@ def forward(run: Callable, module: nn.Module, inputs: list[Tensor]) -> Run:
     return torch.no_grad()(lambda: _first(run(*inputs)))
 
 
+def weights(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.dim() > 1]
+
+
 def gradient(of_weight: bool, run: Callable, module: nn.Module, inputs: list[Tensor]) -> Run:
     """Runs backward alone, again and again."""
     module.train().requires_grad_(False)
-    wanted = [p for p in module.parameters() if p.dim() > 1] if of_weight else inputs
+    wanted = weights(module) if of_weight else inputs[:1]
     for tensor in wanted:
         tensor.requires_grad_()
     y = _first(run(*inputs))
@@ -101,7 +105,7 @@ def saving(OUT: int) -> float:
 def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | None:
     """None where there is no such direction, or torch itself cannot run it."""
     step = layer.step
-    if direction == "wgrad" and "conv" not in step.site.pattern:
+    if direction == "wgrad" and not weights(layer.piece.theirs):
         return None
     peers = dict(peers_of(layer, direction, options.compile))
     try:
