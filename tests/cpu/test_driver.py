@@ -11,8 +11,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.jit import JITFunction
 
+from tritonconv import engines, launch, packing
+from tritonconv.configs import TileConfig
 from tritonconv.cpu.driver import CPUDriver
+from tritonconv.geometry import ConvGeometry
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,3 +162,37 @@ def test_torch_takes_no_notice(installed, tmp_path):
         tmp_path,
         installed,
     )
+
+
+def test_the_triton_engine_prepares_a_launch_once_for_tensors_that_are_alike(monkeypatch):
+    """Through Triton's own runtime, which here drives the CPU target."""
+    found = []
+    run = JITFunction.run
+    monkeypatch.setattr(JITFunction, "run", lambda self, *args, **kw: found.append(self) or run(self, *args, **kw))
+    start = engines.ENGINES["triton"].bind(launch.common.sum_splits_launch("sm_90", 3, 100))
+    memory = torch.zeros(101)
+
+    def check(out, times):
+        partial = torch.randint(-9, 10, (3, 100)).float()
+        start(partial, out)
+        assert torch.equal(out, partial.sum(0).to(out.dtype))
+        assert len(found) == times
+
+    check(torch.empty(100), 1)
+    check(torch.empty(100), 1)
+    check(memory[1:], 2)  # not aligned
+    check(memory[:100], 2)
+    check(torch.empty(100, dtype=torch.float16), 3)
+
+
+def test_the_triton_engine_gives_descriptors_to_what_takes_boxes():
+    geometry = ConvGeometry(2, 16, 5, 9, 16, 3, 3, (1, 1), ((1, 1), (1, 1)))
+    config = TileConfig(32, 16, 16, boxed=True)
+    made = launch.conv.fprop_launch("sm_90", geometry, torch.float32, "ieee", None, config)
+    start = engines.ENGINES["triton"].bind(made)
+    for _ in range(2):  # through the JIT, then prepared
+        x, weight = torch.randint(-3, 4, (2, 16, 5, 9)).float(), torch.randint(-3, 4, (16, 16, 3, 3)).float()
+        panels = packing.panels(weight, geometry, "fprop", 16, keep=False)
+        y = torch.empty(2, 16, 5, 9).contiguous(memory_format=torch.channels_last)
+        start(x.contiguous(memory_format=torch.channels_last), panels, None, y, *(None,) * 6)
+        assert torch.equal(y, torch.nn.functional.conv2d(x, weight, padding=1))
