@@ -11,7 +11,7 @@ import time
 
 MEASURE = (
     *("cpu", "kernels", "networks", "training", "memory", "startup", "scaling"),
-    *("tuning", "predictor", "operators", "coverage"),
+    *("tuning", "predictor", "operators", "coverage", "compile"),
 )
 WRITE = "pictures", "readme", "report"  # from what is stored
 
