@@ -159,10 +159,11 @@ def test_numbers_that_a_compiler_keeps_open_are_fixed():
 
 
 def test_inductor_computes_the_same():
+    """It lays out gradients as it likes."""
     tensors = operands(2)
-    assert_same(stepped(torch.compile(every_kind, fullgraph=True), tensors), stepped(every_kind, tensors))
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(every_kind, fullgraph=True)(*tensors), every_kind(*tensors))
+    got, want = stepped(torch.compile(every_kind, fullgraph=True), tensors), stepped(every_kind, tensors)
+    torch.testing.assert_close(got, want)
+    assert got[0].stride() == want[0].stride()
 
 
 def trained(model: nn.Module, run: Callable, x: torch.Tensor) -> list[torch.Tensor]:
