@@ -133,14 +133,7 @@ Block = ConvBlock | ActivatedBlock | PoolBlock | CallBlock
 
 def intercepted(module: nn.Module) -> bool:
     """Whether calling `module` does more than run its class's forward: a hook, or a forward of the instance's own."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or _module._has_any_global_hook()
-    )
+    return any(repeat.hooks_of(module)) or "forward" in module.__dict__ or _module._has_any_global_hook()
 
 
 def activation_text(activation: nn.Module | str | None) -> str | None:
@@ -155,11 +148,12 @@ def activation_text(activation: nn.Module | str | None) -> str | None:
 
 def convolution(conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> Tensor:
     """`conv(input)` as one kernel. input: (N, C, H, W) or (C, H, W), of 1-D ones (N, C, W) or (C, W)."""
+    if (y := repeat.again(conv, (), input)) is not None:
+        return y
     if conv.padding_mode != "zeros":  # set after patching, as is done to make images that tile
         return conv._conv_forward(input, conv.weight, conv.bias)
-    repeated = repeat.inference(conv, None, None, input)
-    if repeated is not None:
-        return repeated
+    if (y := repeat.first(conv, (), None, None, input)) is not None:
+        return y
     op, arguments, options = calls.convolution(conv, None, input, None, None)
     return faster(op, *arguments, **options)
 
@@ -237,6 +231,9 @@ def conv_block(
     padding: Pair | nn.Module = (0, 0),
 ) -> Tensor:
     """A fused `ConvBlock` of a rewritten forward. A hook needs the values in between, so they then run one by one."""
+    given = norm, activation, pool, pool_first, padding
+    if (y := repeat.again(conv, given, input, residual)) is not None:
+        return y
     text, extra = activation_text(activation), extra_padding(padding)
     members = (module for module in (conv, padding, norm, activation, pool) if isinstance(module, nn.Module))
     window = window_of(pool) if isinstance(pool, nn.Module) else pool
@@ -248,9 +245,8 @@ def conv_block(
         value = value if norm is None else norm(value)
         value = value if residual is None else value + residual
         return _run(activation, _pooled(pool, value)) if pool_first else _pooled(pool, _run(activation, value))
-    repeated = repeat.inference(conv, norm, text, input, residual, window, extra)
-    if repeated is not None:
-        return repeated
+    if (y := repeat.first(conv, given, norm, text, input, residual, window, extra)) is not None:
+        return y
     op, arguments, options = calls.convolution(conv, norm, input, residual, text, window, extra)
     return faster(op, *arguments, **options)
 

@@ -8,11 +8,13 @@ but for the weight's, which are packed; shapes and dtypes may not, since a kerne
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from operator import is_, itemgetter
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from . import calls, choice, engines
 from .geometry import Pair
@@ -27,14 +29,23 @@ from .ops.norm import unsupported
 from .ops.support import fits, is_channels_last, nchw, unsupported_call
 from .packing import Snapshot
 
+_IMMUTABLE = int, float, str, tuple, type(None)
 
-class Call(NamedTuple):
-    """`settings` and `operands` must be equal, `parameters` the same and as they were `seen`."""
 
-    settings: tuple
+@dataclass(frozen=True, eq=False, slots=True)
+class Call:
+    """`given` (modules, or what stands for them) and `operands` must be equal. `entries`: from dictionaries, the very
+    objects that must be there. `empty`: dictionaries that must be, of hooks; `states`: those of attributes, which
+    must have no forward. `tensors` must lie `where` they were.
+    """
+
+    given: tuple
     operands: tuple
-    parameters: list[Tensor | None]
-    seen: list[tuple]
+    entries: tuple[tuple[dict, Callable[[dict], tuple], tuple], ...]
+    empty: tuple[dict, ...]
+    states: tuple[dict, ...]
+    tensors: tuple[Tensor, ...]
+    where: list[int]
     snapshot: Snapshot
     run: Callable[[Tensor, Tensor | None], Tensor]
 
@@ -42,8 +53,31 @@ class Call(NamedTuple):
 _last: dict[int, tuple[weakref.ref, Call]] = {}
 
 
-def inference(
+def again(conv: nn.Conv1d | nn.Conv2d, given: tuple, x: Tensor, residual: Tensor | None = None) -> Tensor | None:
+    """What a block of `conv` and `given` computes, if its last call was like this one."""
+    if not _repeatable(x):
+        return None
+    _, last = _last.get(id(conv), (None, None))
+    if last is None or last.given != given or _operands(x, residual) != last.operands:
+        return None
+    if given and (any(last.empty) or _has_any_global_hook()):
+        return None
+    try:
+        for entries, get, values in last.entries:
+            if not all(map(is_, get(entries), values)):
+                return None
+    except KeyError:  # a parameter that is computed now
+        return None
+    if any("forward" in state for state in last.states):
+        return None
+    if _where(last.tensors) != last.where or not last.snapshot.shows(last.tensors[0]):
+        return None
+    return last.run(x, residual)
+
+
+def first(
     conv: nn.Conv1d | nn.Conv2d,
+    given: tuple,
     norm: nn.Module | None,
     activation: str | None,
     x: Tensor,
@@ -51,34 +85,36 @@ def inference(
     window: Pair | None = None,
     extra_padding: Pair = (0, 0),
 ) -> Tensor | None:
-    """activation(norm(conv(x)) + residual), max-pooled if there is a window, or None if it takes the long way.
-    `activation` is canonical, `extra_padding` that of `functional.conv1d`."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    """activation(norm(conv(x)) + residual), max-pooled if there is a window, which calls like this one will repeat;
+    None if it takes the long way. `activation` is canonical, `extra_padding` that of `functional.conv1d`."""
+    if not _repeatable(x) or (norm is not None and norm.training):
         return None
-    if unsupported_call(x) is not None or torch.is_autocast_enabled(x.device.type):
-        return None
-    state, own = conv.__dict__, conv._parameters
+    own = conv._parameters
     if own.get("weight") is None or "bias" not in own:  # parametrized or pruned: it is computed at every call
         return None
-    parameters = [own["weight"], own["bias"]]
-    settings = activation, state["stride"], state["padding"], state["dilation"], state["groups"]
-    settings += engines.engine_for(x.device), precision_of(x), window, extra_padding
-    if norm is not None:
-        parameters += (*norm._parameters.values(), *norm._buffers.values())
-        settings += norm.training, norm.eps, norm.momentum
-    operands = x.shape, x.stride(), x.dtype, x.device
-    if residual is not None:
-        operands += type(residual), residual.shape, residual.stride(), residual.dtype, residual.device
-    _, last = _last.get(id(conv), (None, None))
-    if last is None or last.settings != settings or last.operands != operands or not _as_seen(last, parameters):
-        call = conv, norm, activation, x, residual, window, extra_padding
-        run = None if norm is not None and norm.training else _bound(*call)
-        if run is None:
-            return None
-        last = Call(settings, operands, parameters, _look(parameters), Snapshot.of(conv.weight), run)
-        key = id(conv)
-        _last[key] = weakref.ref(conv, lambda _: _last.pop(key, None)), last
-    return last.run(x, residual)
+    modules = [module for module in (conv, *given) if isinstance(module, nn.Module)]
+    entries = [entry for module in modules for entry in _entries(module)]
+    values = [value for _, _, held in entries for value in held]
+    if not all(isinstance(value, (*_IMMUTABLE, Tensor)) for value in values):
+        return None
+    run = _bound(conv, norm, activation, x, residual, window, extra_padding)
+    if run is None:
+        return None
+    tensors = own["weight"], *(value for value in values if isinstance(value, Tensor))
+    call = Call(
+        given,
+        _operands(x, residual),
+        tuple(entries),
+        tuple(hooks for module in modules for hooks in hooks_of(module) if given),  # else they see all there is
+        tuple(module.__dict__ for module in modules),
+        tensors,
+        _where(tensors),
+        Snapshot.of(conv.weight),
+        run,
+    )
+    key = id(conv)
+    _last[key] = weakref.ref(conv, lambda _: _last.pop(key, None)), call
+    return run(x, residual)
 
 
 def forget() -> None:
@@ -86,13 +122,37 @@ def forget() -> None:
     _last.clear()
 
 
-def _look(parameters: list[Tensor | None]) -> list[tuple]:
-    return [t if t is None else (t.data_ptr(), t.dtype, t.shape) for t in parameters]
+def hooks_of(module: nn.Module) -> tuple[dict, ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
-def _as_seen(last: Call, parameters: list[Tensor | None]) -> bool:
-    same = len(parameters) == len(last.parameters) and all(map(lambda a, b: a is b, parameters, last.parameters))
-    return same and _look(parameters) == last.seen and last.snapshot.shows(parameters[0])
+def _repeatable(x: Tensor) -> bool:
+    """Whether a call with `x` may be one, or repeat one."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return unsupported_call(x) is None and not torch.is_autocast_enabled(x.device.type)
+
+
+def _operands(x: Tensor, residual: Tensor | None) -> tuple:
+    """All that the choice of a kernel depends on but for the modules."""
+    operands = x.shape, x.stride(), x.dtype, x.device, engines.engine_for(x.device), precision_of(x)
+    if residual is None:
+        return operands
+    return *operands, type(residual), residual.shape, residual.stride(), residual.dtype, residual.device
+
+
+def _entries(module: nn.Module) -> Iterator[tuple[dict, Callable[[dict], tuple], tuple]]:
+    """Its settings, parameters and buffers."""
+    for own in (module.__dict__, module._parameters, module._buffers):
+        names = [name for name in own if not name.startswith("_")]
+        if names:
+            get = itemgetter(*names, names[0])  # of one name alone it would give no tuple
+            yield own, get, get(own)
+
+
+def _where(tensors: tuple[Tensor, ...]) -> list[int]:
+    """Where they lie, and how long they are."""
+    return [*map(Tensor.data_ptr, tensors), *map(Tensor.nbytes.__get__, tensors)]
 
 
 def _bound(conv, norm, activation, x, residual, window, extra) -> Callable[[Tensor, Tensor | None], Tensor] | None:

@@ -116,7 +116,7 @@ def test_autocast_and_gradients_and_a_pinned_engine():
     assert patched.conv.weight.grad is not None
     with engines.use("interpreter"):
         assert_alike(patched, plain, x)
-    assert repeat._last[id(patched.conv)][1].settings[5].name == "interpreter"
+    assert repeat._last[id(patched.conv)][1].operands[4].name == "interpreter"
 
 
 def test_what_is_kept_goes_with_the_convolution():
