@@ -43,6 +43,8 @@ def fully_sharded(rank: int) -> None:
                 end += [model.eval()(sample(seed)), model(sample(seed))]
         ends.append(end + [getattr(value, "full_tensor", lambda v=value: v)() for value in model.state_dict().values()])
     torch.testing.assert_close(*ends)
+    with pytest.raises(TypeError, match="wrapped by fully_shard: patch first, then wrap"):
+        tritonconv.patch(plain)
     found = statuses(patched)
     assert found["stem.0"] == NET_SITES["stem.0"]
     assert found["conv"].startswith("swapped")  # sharded by itself, it has hooks

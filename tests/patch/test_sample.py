@@ -162,6 +162,8 @@ def test_bad_use_gets_one_sentence_and_no_patch(options, message):
 
 
 def test_a_model_on_several_devices_cannot_be_tried():
+    """Without a sample it can be patched: each kernel looks for itself where its operands are."""
     model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1, device="meta"))
+    assert statuses(tritonconv.patch(model)) == {"0": "swapped conv2d", "1": "swapped conv2d"}
     with pytest.raises(ValueError, match="the sample is on cpu, Sequential on cpu and meta"):
         tritonconv.patch(model, torch.ones(SIZE))

@@ -166,7 +166,8 @@ def batch_norm(
     norm = Norm(running_mean, running_var, weight, bias, eps)
     if training:
         norm = of_batch(norm, *BatchMoments.call(x.detach()), x.numel() // x.shape[1], momentum)
-    y = normalize(x, norm, training, residual, activation).view(input.shape)
+    y = normalize(x, norm, training, residual, activation)
+    y = y if x is input else y.view(input.shape)  # a view may have other strides where sizes are 1
     return finish(y, *left) if left else y
 
 
