@@ -20,18 +20,26 @@ def kernel_calls(monkeypatch):
 
         monkeypatch.setattr(functional, name, call)
 
-    inference = repeat.inference
+    first, again, patterns = repeat.first, repeat.again, {}
 
     def convolution(activation, window):
         return "+".join(part for part in ("conv2d", activation, window and "max_pool2d") if part)
 
-    def repeated(conv, norm, activation, x, residual=None, window=None, *more):
-        result = inference(conv, norm, activation, x, residual, window, *more)
+    def called(conv, given, norm, activation, x, residual=None, window=None, *more):
+        result = first(conv, given, norm, activation, x, residual, window, *more)
         if result is not None:
-            calls.append(convolution(activation, window))
+            patterns[conv] = convolution(activation, window)
+            calls.append(patterns[conv])
         return result
 
-    monkeypatch.setattr(repeat, "inference", repeated)
+    def repeated(conv, *arguments):
+        result = again(conv, *arguments)
+        if result is not None:
+            calls.append(patterns[conv])
+        return result
+
+    monkeypatch.setattr(repeat, "first", called)
+    monkeypatch.setattr(repeat, "again", repeated)
     spy("conv2d", lambda kwargs: convolution(kwargs.get("activation"), kwargs.get("max_pool")))
     for pool in POOLS.values():
         spy(pool, lambda kwargs, pool=pool: pool)
