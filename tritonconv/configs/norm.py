@@ -12,20 +12,21 @@ from .tile import TileConfig, kind_of
 _TILES = {
     "cuda": ((2048, 4), (4096, 8)),
     "hip": ((2048, 4), (4096, 8)),
-    "cpu": ((4096, 1), (16384, 1)),
+    "cpu": ((16384, 1), (4096, 1)),
     "interpreter": ((1 << 18, 1), (1024, 1)),
 }
 
 
 def space(op: str, geometry: NormGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
-    tiles = (_fit(area, warps, geometry) for area, warps in _TILES[kind_of(target)])
+    # A CPU reads memory best from end to end: all channels of a pixel, then those of the next.
+    channels = min(next_power_of_2(geometry.C), 1024 if target == "cpu" else 64)
+    tiles = (_fit(area, warps, geometry, channels) for area, warps in _TILES[kind_of(target)])
     return tuple(dict.fromkeys(tiles))
 
 
-def _fit(area: int, num_warps: int, geometry: NormGeometry) -> TileConfig:
-    pixels, channels = next_power_of_2(geometry.M), next_power_of_2(geometry.C)
+def _fit(area: int, num_warps: int, geometry: NormGeometry, channels: int) -> TileConfig:
+    pixels = next_power_of_2(geometry.M)
     if geometry.planar:  # what lies side by side is long
         BM = min(pixels, 1024)
-        return TileConfig(BM, min(channels, area // BM), num_warps=num_warps)
-    BN = min(channels, 64)
-    return TileConfig(min(area // BN, pixels), BN, num_warps=num_warps)
+        return TileConfig(BM, min(next_power_of_2(geometry.C), area // BM), num_warps=num_warps)
+    return TileConfig(min(area // channels, pixels), channels, num_warps=num_warps)

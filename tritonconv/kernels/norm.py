@@ -64,15 +64,16 @@ def store_row_moments(partial_ptr, tile, tiles, values, m_column, count, n, n_ro
 @triton.jit
 def place(M, C: tl.constexpr, PLANAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """Of this program's tile: its pixels [BM] and channels [BN], and where its elements lie [BM, BN]."""
-    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    # In int64 from the start: a sum in int32, which may wrap, is no run of addresses.
+    c = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
     if PLANAR:
         tiles = tl.cdiv(M, BM)
         n = (tl.program_id(0) // tiles).to(tl.int64)
-        m = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
+        m = (tl.program_id(0) % tiles).to(tl.int64) * BM + tl.arange(0, BM)
         at = (n * C + c)[None, :] * M + m[:, None]
     else:
-        m = tl.program_id(0) * BM + tl.arange(0, BM)
-        at = m.to(tl.int64)[:, None] * C + c[None, :]
+        m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+        at = m[:, None] * C + c[None, :]
     return m, c, at
 
 
