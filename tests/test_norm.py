@@ -204,7 +204,7 @@ def test_no_such_activation(text):
 
 
 @pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
-@pytest.mark.parametrize("shape", ((3, 5, 40), (7, 5)), ids=str)
+@pytest.mark.parametrize("shape", ((3, 33, 40), (7, 33)), ids=str)
 def test_one_dimension_as_torch(shape, dtype, device):
     """Values, gradients and running statistics, in evaluation and training."""
     x, dy = normal(shape, dtype, device), normal(shape, dtype, device, seed=1)
@@ -218,9 +218,11 @@ def test_one_dimension_as_torch(shape, dtype, device):
             y = function(leaves[0], *statistics, *leaves[1:], training, MOMENTUM, EPS)
             results.append([y, *torch.autograd.grad(y, leaves, dy.to(kind)), *statistics])
         (y, dx, dweight, dbias, *running), (y_exact, _, dweight_exact, dbias_exact, *_) = results[0], results[2]
-        for got, torchs, exact in zip((y, dx, *running), *(r[:2] + r[4:] for r in results[1:]), strict=True):
+        for got, torchs, exact in zip((y, dx), *(r[:2] for r in results[1:]), strict=True):
             assert got.stride() == torchs.stride()
             assert_as_good_as(got, torchs, exact)
+        for got, exact in zip(running, results[2][4:], strict=True):  # too few for a mean of their errors
+            assert_bounded(got, exact, exact.abs(), x.numel() // x.shape[1])
         normal_x = (y_exact - per_channel(bias.double(), x)) / per_channel(weight.double(), x)
         axes = (0, *range(2, x.dim()))
         assert_bounded(dweight, dweight_exact, (dy.double() * normal_x).abs().sum(axes), x.numel() // x.shape[1])
