@@ -38,7 +38,9 @@ _GPU_TILES_64BIT = (
     TileConfig(32, 32, 16, num_warps=4, num_stages=2),
     TileConfig(32, 16, 16, num_warps=4, num_stages=2),
 )
-_CPU_TILES = tuple(TileConfig(*tile, BK=64) for tile in itertools.product((256, 128, 64, 32), (64, 32, 16)))
+_CPU_TILES = tuple(TileConfig(*tile, BK=64) for tile in itertools.product((128, 64, 32), (64, 32, 16)))
+# Of wgrad, which copies BK pixels of both operands at a time.
+_CPU_WGRAD_TILES = tuple(TileConfig(*tile) for tile in itertools.product((256, 128, 64, 32), (64, 32, 16), (64, 32)))
 _GPU_TILES = {2: _GPU_TILES_16BIT, 4: _GPU_TILES_32BIT, 8: _GPU_TILES_64BIT}
 # Where operands come as boxes a turn costs much the same whatever is in it: the more products in one, the better.
 _BOXED_TILES = (
@@ -63,8 +65,8 @@ _TILES = {
 def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     kind = kind_of(target)
     listed = _TILES[kind][dtype.itemsize]
-    if kind == "cpu" and op == "wgrad":  # which copies BK pixels of both operands at a time
-        listed += tuple(replace(tile, BK=32) for tile in listed)
+    if kind == "cpu" and op == "wgrad":
+        listed = _CPU_WGRAD_TILES
     if boxable(op, geometry, dtype, target):
         listed = _BOXED_TILES + listed
     fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in listed)

@@ -233,26 +233,35 @@ def conv_wgrad(
     p_dy = dy_ptr + group * K + k[:, None]
     p_x = x_ptr + group * C + c[None, :]
     acc = tl.zeros((BM, BN), ACC)
-    n, p, q = unravel(split * rows + tl.arange(0, BK), P, Q)
-    step_n, step_p, step_q = unravel(BK, P, Q)
     stop = tl.minimum((split + 1) * rows, N * P * Q)
-    for start in range(split * rows, stop, BK):
-        m = start + tl.arange(0, BK)
-        m_row = m < stop
-        if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
-            pixel = m
-        else:
+    t = tl.arange(0, BK)
+    if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
+        # A plain matrix product, whose reduction is over pixels.
+        first = (split * rows).to(tl.int64) + t
+        p_dy += first[None, :] * (GROUPS * K)
+        p_x += first[:, None] * PIXEL
+        for start in range(split * rows, stop, BK):
+            m_row = t < stop - start
+            dy = tl.load(p_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
+            x = tl.load(p_x, mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
+            acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+            p_dy += BK * GROUPS * K
+            p_x += BK * PIXEL
+    else:
+        n, p, q = unravel(split * rows + t, P, Q)
+        step_n, step_p, step_q = unravel(BK, P, Q)
+        for start in range(split * rows, stop, BK):
             h = p * STRIDE_H + h0
             w = q * STRIDE_W + w0
-            pixel = (n * H + h) * W + w
+            o_x = ((n * H + h) * W + w).to(tl.int64) * PIXEL
+            m = start + t
+            o_dy = m.to(tl.int64) * (GROUPS * K)
             # A padded pixel masks dy too: an inf there must not meet the zero that stands for the pixel.
-            m_row = m_row & inside(h, w, H, W)
+            m_row = (m < stop) & inside(h, w, H, W)
+            dy = tl.load(p_dy + o_dy[None, :], mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
+            x = tl.load(p_x + o_x[:, None], mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
+            acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
             n, p, q = advance(n, p, q, step_n, step_p, step_q, P, Q)
-        o_x = pixel.to(tl.int64) * PIXEL
-        o_dy = m.to(tl.int64) * (GROUPS * K)
-        dy = tl.load(p_dy + o_dy[None, :], mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
-        x = tl.load(p_x + o_x[:, None], mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
-        acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
     p_dw = dw_ptr + split.to(tl.int64) * stride_split + tap * stride_tap
     o_dw = (group * K + k)[:, None] * stride_k + c[None, :] * stride_c
     tl.store(p_dw + o_dw, acc.to(dw_ptr.dtype.element_ty), mask=(k < K)[:, None] & (c < C)[None, :])
