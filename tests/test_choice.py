@@ -169,15 +169,6 @@ def test_a_small_pooling_is_left_to_torch_unless_tuned(monkeypatch):
         assert choice.torch_is_faster("max_pool2d", *arguments) is not faster
 
 
-@pytest.mark.parametrize(("channels", "left"), ((6, True), (128, False)))
-def test_a_small_convolution_is_left_to_torch_in_training(channels, left, monkeypatch):
-    monkeypatch.setattr(choice, "_ON_CPUS", ON_CPUS)
-    x, weight = torch.zeros(1, 6, 28, 28), torch.zeros(channels, 6, 3, 3, requires_grad=True)
-    assert choice.torch_is_faster("conv2d", (x, weight, None), {}) is left
-    with torch.no_grad():
-        assert not choice.torch_is_faster("conv2d", (x, weight, None), {})
-
-
 @pytest.mark.parametrize("pool", (nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveMaxPool2d(3), nn.AdaptiveAvgPool2d(3)))
 def test_a_pooling_of_one_image_without_a_batch(pool, monkeypatch):
     monkeypatch.setattr(choice, "_ON_CPUS", ON_CPUS)

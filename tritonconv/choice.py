@@ -119,7 +119,7 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
         given = {name: _without_gradient(value) for name, value in key["options"].items()}
         found = autotune.lookup(key | {"backward": False, "arguments": arguments, "options": given})
     if found is None and key["target"] == "cpu" and op in _ON_CPUS:
-        return not _ON_CPUS[op](key["backward"], *args)
+        return not _ON_CPUS[op](args[0], key["backward"])
     return found == TORCH
 
 
@@ -132,21 +132,13 @@ def _many(x: Tensor, elements: int) -> bool:
     return x.numel() >= (elements if _is_nhwc(x) else elements // 4)
 
 
-def _worth_a_step(backward: bool, x: Tensor, weight: Tensor, *rest: object) -> bool:
-    """Whether a convolution is so large that autograd's way to its kernels does not count."""
-    return not backward or x.numel() * weight.shape[0] >= 1 << 19
-
-
-# Whether a kernel runs an operation (with a gradient or without) of such arguments faster on CPUs, as `python -m
-# benchmarks kernels` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows
-# better.
-_ON_CPUS: dict[str, Callable[..., bool]] = {
-    "conv2d": _worth_a_step,
-    "conv2d_batch_norm": _worth_a_step,
-    "max_pool2d": lambda backward, x, *window: _many(x, 1 << 18),
-    "avg_pool2d": lambda backward, x, *window: _many(x, 1 << 21) and (backward or not _is_nhwc(x)),
-    "adaptive_max_pool2d": lambda backward, x, *size: _many(x, 1 << 18) and not _is_nhwc(x),
-    "adaptive_avg_pool2d": lambda backward, x, *size: False,
+# Which poolings of which inputs (and whether with a gradient) a kernel runs faster on CPUs, as `python -m benchmarks
+# pool` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows better.
+_ON_CPUS: dict[str, Callable[[Tensor, bool], bool]] = {
+    "max_pool2d": lambda x, backward: _many(x, 1 << 18),
+    "avg_pool2d": lambda x, backward: _many(x, 1 << 21) and (backward or not _is_nhwc(x)),
+    "adaptive_max_pool2d": lambda x, backward: _many(x, 1 << 18) and not _is_nhwc(x),
+    "adaptive_avg_pool2d": lambda x, backward: False,
 }
 
 
