@@ -182,12 +182,16 @@ def test_batch_norm_fits_the_target(geometry, dtype, target):
 def test_a_convolution_that_pools_fits_the_target_and_has_the_same_loop(dtype, target):
     geometry, window, taps = GEOMETRIES["3x3"], (2, 2), torch.uint8
     problem = geometry.firsts(window), dtype, "ieee", "relu"
-    plain = compile_launch(launch.conv.fprop_launch(target, *problem), (dtype,) * 4 + (None,) * 6, target)
     made = launch.conv_pool.fprop_launch(target, problem[0], window, *problem[1:])
+    extents = {name: made.constexprs[name] for name in ("BM", "BN", "BK", "GROUP_M")}
+    config = TileConfig(**extents, num_warps=made.num_warps, num_stages=made.num_stages)
+    plain = compile_launch(launch.conv.fprop_launch(target, *problem, config), (dtype,) * 4 + (None,) * 6, target)
     code = compile_launch(made, (*(dtype,) * 4, *(None,) * 4, taps), target)
     check(code, target)
-    for instructions in (MATRIX, "FFMA", LOAD):
+    for instructions in (MATRIX, LOAD):
         assert matching(code.loop, instructions) == matching(plain.loop, instructions)
+    products, others = (matching(c.loop, "FFMA") + matching(c.loop, "FFMA2") for c in (code, plain))  # FFMA2 is two
+    assert products == others
     way_back = launch.conv_pool.spread_launch(target, launch.conv_pool.pooling(geometry, window), dtype)
     check(compile_launch(way_back, (dtype, taps, dtype), target), target)
 

@@ -12,23 +12,32 @@ from ..geometry import RowGeometry
 from .tile import MACHINES, TileConfig, kind_of
 
 _HALF = TileConfig(64, 128, 64, num_warps=4, num_stages=4), TileConfig(64, 64, 64, num_warps=4, num_stages=4)
-_SINGLE = TileConfig(64, 64, 32, num_warps=8, num_stages=3), TileConfig(32, 64, 16, num_warps=4, num_stages=3)
+_SINGLE = TileConfig(64, 128, 32, num_warps=8, num_stages=3), TileConfig(32, 64, 16, num_warps=4, num_stages=3)
 _DOUBLE = TileConfig(32, 32, 16, num_warps=4, num_stages=2), TileConfig(16, 32, 16, num_warps=4, num_stages=2)
 _GPU_TILES = {2: _HALF, 4: _SINGLE, 8: _DOUBLE}
+# Positions that do not begin at a multiple of 16 bytes come one by one, each through a pointer in a register.
+_GPU_WGRAD_TILES = _GPU_TILES | {2: (TileConfig(64, 64, 32, num_warps=8, num_stages=3),)}
+
+
+def _two_stages(table: dict[int, tuple[TileConfig, ...]]) -> dict[int, tuple[TileConfig, ...]]:
+    """Two stages are one buffer of shared memory, of which AMD has little."""
+    return {size: tuple(replace(tile, num_stages=2) for tile in tiles) for size, tiles in table.items()}
+
+
+_CPU_TILES = tuple(TileConfig(*tile) for tile in itertools.product((128, 64, 32), (128, 64), (128,)))
 _TILES = {
     "cuda": _GPU_TILES,
-    # Two stages are one buffer of shared memory, of which AMD has little.
-    "hip": {size: tuple(replace(tile, num_stages=2) for tile in tiles) for size, tiles in _GPU_TILES.items()},
-    "cpu": dict.fromkeys(
-        (2, 4, 8), tuple(TileConfig(*tile) for tile in itertools.product((128, 64, 32), (128, 64), (128,)))
-    ),
+    "hip": _two_stages(_GPU_TILES),
+    "cpu": dict.fromkeys((2, 4, 8), _CPU_TILES),
     "interpreter": dict.fromkeys((2, 4, 8), (TileConfig(256, 4096, 512), TileConfig(16, 64, 16))),
 }
+_WGRAD_TILES = _TILES | {"cuda": _GPU_WGRAD_TILES, "hip": _two_stages(_GPU_WGRAD_TILES)}
 
 
 def space(op: str, geometry: RowGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     kind = kind_of(target)
-    tiles = dict.fromkeys(_fit(tile, op, geometry, kind) for tile in _TILES[kind][dtype.itemsize])
+    listed = (_WGRAD_TILES if op == "conv1d_wgrad" else _TILES)[kind][dtype.itemsize]
+    tiles = dict.fromkeys(_fit(tile, op, geometry, kind) for tile in listed)
     return tuple(sorted(tiles, key=lambda tile: _cost(tile, op, geometry, kind)))
 
 

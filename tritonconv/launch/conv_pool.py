@@ -10,6 +10,7 @@ from triton import cdiv
 
 from .. import configs
 from ..configs import TileConfig
+from ..configs.tile import kind_of
 from ..engines import Launch
 from ..geometry import ConvGeometry, Pair, PoolGeometry
 from ..kernels import conv_pool
@@ -41,8 +42,8 @@ def fprop_launch(
     """Tensors: x, panels "fprop", bias, y, then mean, var, gamma, beta of a norm, and the taps. All but x, panels and y
     may be None. Its tile is the one of the convolution that computes the first output of each window."""
     config = config or config_of("fprop", firsts, dtype, target)
-    if config.boxed:  # a box holds neighbouring outputs, and those of a tap are apart
-        config = next(tile for tile in configs.space("fprop", firsts, dtype, target) if not tile.boxed)
+    if kind_of(target) in ("cuda", "hip"):
+        config = next(tile for tile in (config, *configs.space("fprop", firsts, dtype, target)) if _pools(tile))
     M, N, _ = firsts.gemm("fprop")
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), firsts.groups, 1
     constexprs = conv_constexprs(firsts, precision, config) | {
@@ -54,6 +55,13 @@ def fprop_launch(
         "ACTIVATION": activation,
     }
     return Launch(conv_pool.conv_max_pool, grid, sizes(firsts), constexprs, config.num_warps, config.num_stages)
+
+
+def _pools(tile: TileConfig) -> bool:
+    """Whether a GPU can pool in such a tile. A box holds neighbouring outputs, and those of a tap are apart; beside the
+    sums, registers hold the maxima and their taps."""
+    per_thread = tile.BM * tile.BN / (32 * tile.num_warps)
+    return not tile.boxed and per_thread <= 32
 
 
 def spread_launch(target: str, geometry: PoolGeometry, dtype, config=None) -> Launch:
