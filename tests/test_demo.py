@@ -38,7 +38,8 @@ def test_in_full_both_networks_learn_the_digits_equally_well(digits, tmp_path, c
     assert abs(patched.accuracies[-1] - plain.accuracies[-1]) <= 3 / 359
 
     printed = capsys.readouterr().out
-    for text in ("conv1 │ conv2d+relu+max_pool2d │ fused", "engine: native", "1320/1320", f"{plain.accuracies[-1]:.2%}"):
+    site = "conv1 │ conv2d+relu+max_pool2d │ fused"
+    for text in (site, "engine: native", "1320/1320", f"{plain.accuracies[-1]:.2%}"):
         assert text in printed
     picture = matplotlib.image.imread(tmp_path / "new" / "curves.png")
     assert picture.shape[:2] == (840, 960)
