@@ -31,7 +31,7 @@ def channels_last(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 
 def ours(model: nn.Module, x: Tensor, directory: Path) -> Run:
     model, x = channels_last(model, x)
-    run = tritonconv.patch(model)
+    run = tritonconv.patch(model, x)
     return lambda: run(x)
 
 
