@@ -26,7 +26,7 @@ from torch._subclasses import FakeTensorMode
 from tritonconv import launch
 from tritonconv.engines import Launch
 from tritonconv.geometry import ConvGeometry, NormGeometry, PoolGeometry
-from tritonconv.machine_code import MATRIX, SPILL, TARGETS, compile_launch, matching
+from tritonconv.targets.machine_code import MATRIX, SPILL, TARGETS, compile_launch, matching
 
 from . import inductor
 from .measure import reason, save

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from tritonconv import trial
-from tritonconv.capture import capture
+from tritonconv.capture.sites import capture
 from tritonconv.geometry import ConvGeometry, PoolGeometry
-from tritonconv.planning import Step, plan
+from tritonconv.patching import trial
+from tritonconv.survey.planning import Step, plan
 
 from .measure import DEVICE
 from .zoo import NETWORKS

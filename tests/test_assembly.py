@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tritonconv.assembly import Assembly
+from tritonconv.targets.assembly import Assembly
 
 # As ptxas lays out a loop that waits for a barrier: the waiting stands behind the code, and branches back into it.
 WAITING = """

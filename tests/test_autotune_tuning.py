@@ -19,7 +19,8 @@ from torch import nn
 import autotune
 import tritonconv
 from autotune import store
-from tritonconv import choice, configs, engines, functional, launch, measuring, repeat, tuning
+from tritonconv import choice, configs, engines, functional, launch, measuring, tuning
+from tritonconv.blocks import repeat
 from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
 
 SIZE = (1, 2, 6, 6)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tritonconv import cli, trial, tuning
+from tritonconv import cli, tuning
+from tritonconv.patching import trial
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import compile, inductor
 from tritonconv import launch
-from tritonconv.machine_code import TARGETS
+from tritonconv.targets.machine_code import TARGETS
 
 LAYER = compile.COMPARED[0]
 

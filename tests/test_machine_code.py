@@ -14,7 +14,7 @@ from tritonconv import configs, launch
 from tritonconv.configs import TileConfig
 from tritonconv.engines import Launch
 from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry, RowGeometry
-from tritonconv.machine_code import MATRIX, SPILL, TARGETS, MachineCode, compile_launch, matching
+from tritonconv.targets.machine_code import MATRIX, SPILL, TARGETS, MachineCode, compile_launch, matching
 
 f16, bf16, f32, f64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 

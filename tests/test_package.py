@@ -13,8 +13,9 @@ from triton.runtime import driver
 import autotune
 import tritonconv
 from autotune import store
-from tritonconv import compiling, engines, machine_code, package, tuning
+from tritonconv import engines, tuning
 from tritonconv.cpu import engine as native
+from tritonconv.targets import compiling, machine_code, package
 
 SIZE = (2, 3, 6, 6)
 

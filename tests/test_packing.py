@@ -7,8 +7,8 @@ import pytest
 import torch
 from cases import ConvCase, integers
 
-from tritonconv import packing
 from tritonconv.functional import conv2d
+from tritonconv.launch import packing
 
 CASE = ConvCase((1, 6, 5, 5), (10, 3, 2), groups=2)
 

@@ -13,7 +13,7 @@ from benchmarks.zoo.sequences import CausalConv1d
 from tritonconv.configs import winograd
 from tritonconv.geometry import ConvGeometry
 from tritonconv.launch.common import config_of
-from tritonconv.survey import survey
+from tritonconv.survey.survey import survey
 
 
 def lenet_like():

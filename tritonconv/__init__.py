@@ -5,14 +5,14 @@ import importlib
 # Names and where they live. They are imported when first used: Triton, while it is itself being imported, loads its CPU
 # target from this package, and can then give nothing to the rest of it.
 _PUBLIC = {
-    "load_package": "package",
-    "patch": "patching",
-    "patched": "patching",
-    "plan": "planning",
-    "report": "patching",
-    "summary": "summarizing",
+    "load_package": "targets.package",
+    "patch": "patching.patch",
+    "patched": "patching.patch",
+    "plan": "survey.planning",
+    "report": "patching.patch",
+    "summary": "survey.summarizing",
     "tune": "tuning",
-    "unpatch": "patching",
+    "unpatch": "patching.patch",
 }
 _MODULES = ("functional", "nn")
 

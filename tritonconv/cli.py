@@ -25,13 +25,13 @@ import autotune.store
 import tritonconv
 
 from . import engines
-from .compiling import compile_package
 from .cpu import cache
 from .cpu.target import host
-from .machine_code import TARGETS
-from .package import REPORT, Package
-from .reporting import Printable
+from .patching.reporting import Printable
 from .sample import call, inference
+from .targets.compiling import compile_package
+from .targets.machine_code import TARGETS
+from .targets.package import REPORT, Package
 from .timing import turns
 
 SECONDS = 3.0  # that `bench` measures

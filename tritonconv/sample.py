@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from . import swap
+from .patching import swap
 
 
 def tensors_of(tree: object) -> list[Tensor]:

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 import autotune
 from autotune import Tuning
 
-from . import choice, engines, launch, measuring, repeat, swap
+from . import choice, engines, launch, measuring
+from .blocks import repeat
+from .patching import swap
 
 Sample = Tensor | Sequence | Mapping
 

@@ -13,10 +13,11 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from tritonconv import engines, launch, packing
+from tritonconv import engines, launch
 from tritonconv.configs import TileConfig
 from tritonconv.cpu.driver import CPUDriver
 from tritonconv.geometry import ConvGeometry
+from tritonconv.launch import packing
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from tritonconv import functional, repeat
-from tritonconv.blocks import POOLS
+from tritonconv import functional
+from tritonconv.blocks import repeat
+from tritonconv.blocks.block import POOLS
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_patched_within_a_converted_model_and_the_other_way_round():
 
 @pytest.mark.parametrize("shape", [(2, 7, 6, 6), SIZE])
 def test_a_patch_that_fails_changes_no_memory(shape, monkeypatch):
-    monkeypatch.setattr("tritonconv.trial.compare", lambda *args: 1 / 0)
+    monkeypatch.setattr("tritonconv.patching.trial.compare", lambda *args: 1 / 0)
     model = Net()
     before = layout(model)
     with pytest.raises((ValueError, ZeroDivisionError)):

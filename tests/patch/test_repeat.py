@@ -10,7 +10,8 @@ from networks import SIZE, Calls
 from torch import nn
 
 import tritonconv
-from tritonconv import engines, repeat
+from tritonconv import engines
+from tritonconv.blocks import repeat
 
 
 def forward(m, x):

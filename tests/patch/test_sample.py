@@ -9,8 +9,9 @@ from networks import SIZE, assert_as_before, statuses, vgg_like
 from torch import nn
 
 import tritonconv
-from tritonconv import functional, swap, trial
-from tritonconv.capture import capture
+from tritonconv import functional
+from tritonconv.capture.sites import capture
+from tritonconv.patching import swap, trial
 
 
 class Mixed(nn.Module):

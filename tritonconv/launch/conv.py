@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from triton import cdiv
 
-from .. import engines, packing
+from .. import engines
 from ..configs import TileConfig, boxes
 from ..engines import Box, Launch
 from ..geometry import ConvGeometry, NormGeometry, RowGeometry
 from ..kernels import conv
-from . import conv1d, depthwise, split, winograd, winograd_wgrad
+from . import conv1d, depthwise, packing, split, winograd, winograd_wgrad
 from .common import (
     accumulator_of,
     algorithm_of,

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from triton import cdiv
 
-from .. import packing
 from ..configs import TileConfig
 from ..engines import Launch
 from ..geometry import ConvGeometry, RowGeometry
 from ..kernels import conv1d
+from . import packing
 from .common import accumulator_of, config_of, nhwc, precision_of, prepare, sum_splits
 from .norm import empty_moments
 

@@ -14,11 +14,11 @@ from ..configs.tile import kind_of
 from ..engines import Launch
 from ..geometry import ConvGeometry, Pair, PoolGeometry
 from ..kernels import conv_pool
-from ..packing import panels
 from . import depthwise, winograd
 from .common import config_of, empty_nhwc, nhwc, precision_of, prepare, sizes
 from .conv import by_winograd, conv_constexprs, overlapping, overlaps, padded
 from .norm import Norm
+from .packing import panels
 
 
 def takes(x: Tensor, geometry: ConvGeometry, window: Pair) -> bool:

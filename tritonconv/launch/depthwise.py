@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from triton import cdiv
 
-from .. import packing
 from ..configs import TileConfig
 from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import depthwise
+from . import packing
 from .common import accumulator_of, config_of, empty_nhwc, nhwc, prepare, sizes, sum_splits, window
 from .norm import Norm
 

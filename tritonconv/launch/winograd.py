@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from triton import cdiv, next_power_of_2
 
-from .. import packing
 from ..configs import TileConfig
 from ..configs.tile import kind_of
 from ..configs.winograd import as_fprop, tiles
 from ..engines import Launch
 from ..geometry import ConvGeometry, Pair
 from ..kernels import winograd
+from . import packing
 from .common import accumulator_of, config_of, empty_nhwc, nhwc, precision_of, prepare, scratch, sizes
 from .norm import Norm, empty_moments
 

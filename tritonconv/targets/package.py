@@ -24,9 +24,9 @@ from triton.runtime.cache import get_cache_manager, triton_key
 import autotune.files
 import autotune.store
 
-from . import engines, tuning
-from .cpu import build, cache
-from .cpu.target import host
+from .. import engines, tuning
+from ..cpu import build, cache
+from ..cpu.target import host
 from .machine_code import TARGETS
 
 SCHEMA = 1
@@ -53,7 +53,7 @@ def digest_of(data: bytes) -> str:
 def toolchain(target: str) -> dict[str, str]:
     """All that must be the same where a package is made and where it is loaded, by names for people."""
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "kernels").glob("*.py")):
+    for path in sorted((Path(__file__).parents[1] / "kernels").glob("*.py")):
         digest.update(path.read_bytes())
     facts = {"triton": triton.__version__, "source of the kernels": digest.hexdigest()[:16]}
     if target == "cpu":

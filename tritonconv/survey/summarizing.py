@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from torch import nn
 
-from .reporting import Printable
+from ..patching.reporting import Printable
+from ..patching.swap import name_of
 from .survey import Layer, survey
-from .swap import name_of
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from .blocks import LEAVES
+from ..blocks.block import LEAVES
+from ..patching.reporting import Site
 from .patterns import KINDS, Match, matches
-from .reporting import Site
 from .trace import CannotTrace, Trace, traces
 
 EXCLUDED = "excluded"  # the reason of sites that the user excluded

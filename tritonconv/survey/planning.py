@@ -13,16 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from . import engines, launch
-from .configs import Geometry, TileConfig, winograd
-from .geometry import ConvGeometry, PoolGeometry, RowGeometry
-from .launch import depthwise
-from .launch.common import algorithm_of, config_of
-from .reporting import Printable, Site
+from .. import engines, launch
+from ..configs import Geometry, TileConfig, winograd
+from ..geometry import ConvGeometry, PoolGeometry, RowGeometry
+from ..launch import depthwise
+from ..launch.common import algorithm_of, config_of
+from ..patching.reporting import Printable, Site
+from ..patching.swap import name_of
+from ..timing import turns
 from .summarizing import pair, times
 from .survey import Layer, survey
-from .swap import name_of
-from .timing import turns
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,15 @@ import autotune
 from autotune import store
 from autotune.session import describe
 
-from . import configs, engines, machine_code, measuring, package, swap, tuning
-from .configs import gpu
-from .cpu import engine as native
-from .cpu.forks import forked
-from .engines import Typed
+from .. import configs, engines, measuring, tuning
+from ..configs import gpu
+from ..cpu import engine as native
+from ..cpu.forks import forked
+from ..engines import Typed
+from ..patching import swap
+from ..patching.patch import patch
+from . import machine_code, package
 from .machine_code import SPILL, TARGETS, MachineCode, matching
-from .patching import patch
 
 CANDIDATES = 4  # of a problem, the best by a prediction that needs no compiling: these are compiled, and ranked again
 _GEMMS = "fprop", "dgrad", "wgrad"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..blocks.block import LEAVES
 from . import memory
-from .blocks import LEAVES
 from .reporting import Report
 
 _PLAN = "_tritonconv"

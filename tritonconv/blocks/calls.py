@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .geometry import Pair
+from ..geometry import Pair
 
 Call = tuple[str, tuple, dict]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .blocks import (
+from ..blocks.block import (
     ACTIVATION_MODULES,
     LEAVES,
     POOLS,
@@ -24,8 +24,8 @@ from .blocks import (
     side_by_side,
     window_of,
 )
-from .ops.activations import is_monotone
-from .reporting import Status
+from ..ops.activations import is_monotone
+from ..patching.reporting import Status
 
 # How a graph calls them: functions, and methods by their name.
 _POOL_CALLS = {getattr(F, name): name for name in POOLS.values()} | {

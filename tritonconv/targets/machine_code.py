@@ -17,8 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import MockTensor, create_function_from_signature
 
+from ..engines import Launch
 from .assembly import Assembly
-from .engines import Launch
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from . import calls, choice, engines
-from .geometry import Pair
-from .launch import conv as launch
-from .launch import conv_pool
-from .launch.common import precision_of
-from .launch.norm import Norm
-from .ops.conv import formatted, geometry_of
-from .ops.conv1d import geometry_1d, image
-from .ops.conv_pool import takes
-from .ops.norm import unsupported
-from .ops.support import fits, is_channels_last, nchw, unsupported_call
-from .packing import Snapshot
+from .. import choice, engines
+from ..geometry import Pair
+from ..launch import conv as launch
+from ..launch import conv_pool
+from ..launch.common import precision_of
+from ..launch.norm import Norm
+from ..launch.packing import Snapshot
+from ..ops.conv import formatted, geometry_of
+from ..ops.conv1d import geometry_1d, image
+from ..ops.conv_pool import takes
+from ..ops.norm import unsupported
+from ..ops.support import fits, is_channels_last, nchw, unsupported_call
+from . import calls
 
 _IMMUTABLE = int, float, str, tuple, type(None)
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from . import patching
-from .capture import Accept, Capture, block_site, capture
-from .configs import Geometry
+from ..capture.sites import Accept, Capture, block_site, capture
+from ..configs import Geometry
+from ..geometry import NormGeometry, PoolGeometry
+from ..ops import conv, conv1d, conv_transpose, pool
+from ..patching import patch
+from ..patching.reporting import Site
+from ..sample import call, inference, tensors_of
 from .fields import Field, Fields
-from .geometry import NormGeometry, PoolGeometry
-from .ops import conv, conv1d, conv_transpose, pool
-from .reporting import Site
-from .sample import call, inference, tensors_of
 
 # An operation of `configs.space`, and its geometry, or why torch runs it.
 Problem = tuple[str, Geometry | str]
@@ -68,8 +68,8 @@ def survey(
     model: nn.Module, sample: object, accept: Accept = lambda fqn, module: True
 ) -> tuple[list[Layer], list[Site]]:
     """The layers of an inference of `sample` by the unpatched model, as they ran, and the model's sites."""
-    with patching.put_back(model), inference(model):
-        found = capture(patching.unpatch(model), accept)
+    with patch.put_back(model), inference(model):
+        found = capture(patch.unpatch(model), accept)
         names = {module: fqn for fqn, module in model.named_modules()}
         site_of = _site_of(found, names)
         recorder = _Recorder(names, tensors_of(sample))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils._pytree import tree_map_only
 
-from .ops.support import nchw
+from ..ops.support import nchw
 
 
 def arranged(values: object, memory_format: torch.memory_format) -> object:

@@ -5,11 +5,12 @@ from itertools import accumulate
 import torch.nn.functional as F
 from torch import fx, nn
 
-from . import blocks, choice, swap
-from .blocks import ActivatedBlock, CallBlock, ConvBlock, PoolBlock
-from .geometry import Pair
-from .patterns import Match
-from .trace import Trace
+from .. import choice
+from ..blocks.block import ActivatedBlock, CallBlock, ConvBlock, PoolBlock, activated_block, conv_block
+from ..capture.patterns import Match
+from ..capture.trace import Trace
+from ..geometry import Pair
+from . import swap
 
 
 def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forward:
@@ -44,7 +45,7 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
         if block.padding != (0, 0):
             options["padding"] = graph.get_attr(block.padding) if isinstance(block.padding, str) else block.padding
         modules = conv, norm, _activation(graph, block)
-        fused = graph.call_function(blocks.conv_block, (*modules, input, *residual), options)
+        fused = graph.call_function(conv_block, (*modules, input, *residual), options)
     _replace(graph, match, fused)
 
 
@@ -53,7 +54,7 @@ def _fuse_activated(graph: fx.Graph, match: Match) -> None:
     with graph.inserting_before(match.place):
         module, norm = (path and graph.get_attr(path) for path in (block.module, block.norm))
         modules = module, norm, _activation(graph, block)
-        fused = graph.call_function(blocks.activated_block, (*modules, *call.args), call.kwargs)
+        fused = graph.call_function(activated_block, (*modules, *call.args), call.kwargs)
     _replace(graph, match, fused)
 
 

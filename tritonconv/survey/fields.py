@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Size, Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .geometry import ReceptiveField
+from ..geometry import ReceptiveField
 
 Field = tuple[ReceptiveField, ReceptiveField]  # along H and W
 

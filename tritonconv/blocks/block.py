@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
+from .. import nn as modules
+from ..choice import faster
+from ..geometry import Pair
+from ..ops import activations
+from ..ops.support import pair
 from . import calls, repeat
-from . import nn as modules
-from .choice import faster
-from .geometry import Pair
-from .ops import activations
-from .ops.support import pair
 
 # The activations that are modules, as text; a module is asked at every call, since its numbers may change.
 ACTIVATION_MODULES = {

@@ -22,9 +22,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..blocks.block import intercepted
+from ..capture.sites import EXCLUDED, Accept, Capture, capture
 from . import memory, swap, trial
-from .blocks import intercepted
-from .capture import EXCLUDED, Accept, Capture, capture
 from .reporting import Report, Site
 from .rewrite import rewrite
 

@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx, nn
 
-from . import patching, swap
-from .blocks import LEAVES
-from .capture import Capture, block_site
-from .launch.common import precision_of
-from .patterns import Match
+from ..blocks.block import LEAVES
+from ..capture.patterns import Match
+from ..capture.sites import Capture, block_site
+from ..capture.trace import Trace
+from ..launch.common import precision_of
+from ..sample import call, inference, tensors_of
+from ..timing import turns
+from . import patch, swap
 from .reporting import Site
 from .rewrite import rewrite
-from .sample import call, inference, tensors_of
-from .timing import turns
-from .trace import Trace
 
 SECONDS = 5.0  # for timing, in all; compiling takes what it takes
 _SHOWN_AFTER = 1.0  # seconds until there is a progress bar
@@ -166,7 +166,7 @@ def compare(model: nn.Module, sample: object, expected: object, sites: Iterable[
 
     def alone(site: Site) -> float:
         chosen = {site.fqn, *site.members}
-        with inference(model), patching.patched(model, filter_fn=lambda fqn, module: fqn in chosen):
+        with inference(model), patch.patched(model, filter_fn=lambda fqn, module: fqn in chosen):
             return _error(call(model, sample), expected)
 
     worst = max((site for site in sites if site.status != "left"), key=alone)

@@ -1,0 +1,1 @@
+"""The compiler's intermediate representation: blocks, what they call, and how a call is repeated."""

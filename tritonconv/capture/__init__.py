@@ -1,0 +1,1 @@
+"""Finds what of a model can be run by kernels, and changes nothing."""

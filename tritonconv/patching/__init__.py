@@ -1,0 +1,1 @@
+"""What `patch` does to a model, and how it is tried, shown and undone."""

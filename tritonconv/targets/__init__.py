@@ -1,0 +1,1 @@
+"""Kernels for machines that are not here: compiled, read, packed, and loaded there."""
