@@ -50,7 +50,7 @@ def first_least(x, axis: tl.constexpr):
     return tl.argmin(x, axis)
 
 
-SHAPES = [(4, 8, 16), (16, 1, 2), (1, 32, 1)]
+SHAPES = [(4, 8, 16), (16, 1, 2), (1, 32, 1), (4, 2, 128)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

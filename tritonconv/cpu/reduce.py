@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from .elements import Elements, Fixed
-from .values import REG, TRUE, Vec, const, index, is_uniform, lanes
+from .values import REG, SIZE, TRUE, Vec, const, index, is_uniform, lanes
 
 
 def combine(e: Elements, op, left: list, right: list) -> list:
@@ -78,6 +78,8 @@ def lower_reduce(low, op):
     )
     # partial results in several registers hide the latency of combining
     width, outer = min(shape[lane], 4 * low.target.lanes(size)), e.width
+    if axis != lane and shape[lane] > width:
+        return _by_rows(low, op, axis, lane, dests)
     region, e.region = e.region, e.region
     with ExitStack() as loops:
         at = {}
@@ -109,9 +111,32 @@ def lower_reduce(low, op):
             e.bound[result] = dest
 
 
-def _size(value) -> int:
-    from .values import SIZE
+def _by_rows(low, op, axis: int, lane: int, dests: list):
+    """Reads memory from end to end, as its prefetchers expect: at each index of the axis a whole row, which is combined
+    with `dests`."""
+    e, code = low.elements, low.code
+    shape = op.operands[0].type.shape
+    rest = shape[:axis] + shape[axis + 1 :]
 
+    def row(i, more: bool):
+        def body(place):
+            new = [e.at(v, (*place[:axis], i, *place[axis:])) for v in op.operands]
+            if more:
+                new = combine(e, op, [dest.at(e, place) for dest in dests], new)
+            for dest, value in zip(dests, new, strict=True):
+                e.store(dest.pointer(e, place), value._replace(elem=dest.stored), TRUE)
+
+        low.nest(rest, body, max(dests, key=lambda dest: SIZE[dest.elem]).elem, lane - (axis < lane))
+
+    row(const("index", 0), more=False)
+    if shape[axis] > 1:
+        with code.loop(shape[axis] - 1) as loop:
+            row(index(loop.iv)._replace(const=1), more=True)
+    for dest, result in zip(dests, op.results, strict=True):
+        e.bound[result] = dest
+
+
+def _size(value) -> int:
     return SIZE[value.type.elem]
 
 

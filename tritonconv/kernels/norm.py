@@ -156,6 +156,11 @@ def norm_apply(
 
 
 @triton.jit
+def add_pairs(a, b, more_a, more_b):
+    return a + more_a, b + more_b
+
+
+@triton.jit
 def norm_backward_sums(
     dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, partial_ptr, M, N,
     C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -171,9 +176,10 @@ def norm_backward_sums(
     da = behind(dy_ptr, y_ptr, at, mask, ACTIVATION, ACC)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
+    sum_da, sum_dax = tl.reduce((da, tl.where(mask, da * x, 0.0)), 0, add_pairs)
     p_partial = partial_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + c
-    tl.store(p_partial, tl.sum(da, 0), mask=c < C)
-    tl.store(p_partial + C, tl.sum(tl.where(mask, da * x, 0.0), 0), mask=c < C)
+    tl.store(p_partial, sum_da, mask=c < C)
+    tl.store(p_partial + C, sum_dax, mask=c < C)
 
 
 @triton.jit
