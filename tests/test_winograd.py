@@ -63,7 +63,7 @@ def test_every_size_padding_and_dilation(case, OUT, device):
     y = fprop(x, weight, bias, case.geometry, config=small(OUT))
     assert close(y, conv(x, weight, bias, case))
     dy = normal(y.shape, torch.float64, device, seed=3)
-    dx = launch.winograd.dgrad(dy, weight, case.geometry, config=small(OUT))
+    dx = launch.winograd.dgrad(dy, weight, None, case.geometry, config=small(OUT))
     options = {"padding": case.padding, "dilation": case.dilation}
     assert close(dx, torch.nn.grad.conv2d_input(x.shape, weight, dy, **options))
 
@@ -98,7 +98,7 @@ def test_unequal_padding(device):
     assert close(y, F.conv2d(F.pad(x, (2, 1, 0, 1)), weight))
     dy = normal(y.shape, torch.float64, device)
     dx = torch.nn.grad.conv2d_input((2, 5, 7, 10), weight, dy)[:, :, :-1, 2:-1]
-    assert close(launch.winograd.dgrad(dy, weight, geometry), dx)
+    assert close(launch.winograd.dgrad(dy, weight, None, geometry), dx)
 
 
 @pytest.mark.parametrize(("affine", "case"), ((False, CASES[0]), (True, CASES[5])), ids=str)
@@ -111,6 +111,17 @@ def test_epilogue(affine, case, device):
     residual = normal(z.shape, torch.float64, device, seed=8)
     y = fprop(x, weight, bias, case.geometry, "relu", norm=norm, residual=residual)
     assert close(y, F.relu(z + residual))
+
+
+def test_epilogue_of_transposed_convolution(device):
+    case = CASES[0]
+    x, weight, _ = operands(case, torch.float64, device)
+    dy = normal(F.conv2d(x, weight, padding=case.padding).shape, torch.float64, device, seed=3)
+    bias, mean, var, gamma, beta = (normal(x.shape[1:2], torch.float64, device, seed=i) for i in range(4, 9))
+    norm = Norm(mean, var.square() + 0.1, gamma, beta, 1e-3)
+    got = launch.winograd.dgrad(dy, weight, bias, case.geometry, "relu", norm=norm)
+    z = F.conv_transpose2d(dy, weight, bias, padding=case.padding)
+    assert close(got, F.relu(F.batch_norm(z, mean, norm.var, gamma, beta, eps=norm.eps)))
 
 
 def test_weights_in_training_share_memory_but_not_values():

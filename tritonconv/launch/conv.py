@@ -239,11 +239,10 @@ def dgrad(
     dy, which is activation(norm(gradient + bias))."""
     if isinstance(geometry, RowGeometry):
         return conv1d.dgrad(dy, weight, bias, geometry, activation, keep_pack, config, norm)
-    if bias is None and activation is None and norm is None:  # else the others have no epilogue
-        if depthwise.takes(geometry):
-            return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
-        if by_winograd("dgrad", dy, geometry, config):
-            return winograd.dgrad(dy, weight, geometry, keep_pack)
+    if bias is None and activation is None and norm is None and depthwise.takes(geometry):  # which has no epilogue
+        return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
+    if by_winograd("dgrad", dy, geometry, config):
+        return winograd.dgrad(dy, weight, bias, geometry, activation, keep_pack, None, norm)
     eps, statistics = (0.0, (None,) * 4) if norm is None else (norm.eps, norm.tensors)
     launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config, eps)
     seen = NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C)

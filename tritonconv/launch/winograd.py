@@ -172,8 +172,15 @@ def fprop_with_moments(
 
 
 def dgrad(
-    dy: Tensor, weight: Tensor, geometry: ConvGeometry, keep_pack: bool = True, config: TileConfig | None = None
+    dy: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None = None,
+    keep_pack: bool = True,
+    config: TileConfig | None = None,
+    norm: Norm | None = None,
 ) -> Tensor:
-    """The gradient of the input, as `conv.dgrad` gives it."""
-    _, run = _bind("dgrad", dy, weight, None, as_fprop("dgrad", geometry), None, keep_pack, config)
+    """See `conv.dgrad`."""
+    _, run = _bind("dgrad", dy, weight, bias, as_fprop("dgrad", geometry), activation, keep_pack, config, norm)
     return run(dy)
