@@ -15,6 +15,7 @@ from .. import nn as modules
 from ..choice import faster
 from ..geometry import Pair
 from ..ops import activations
+from ..ops.linear import linear as fully_connected
 from ..ops.support import pair
 from . import calls, repeat
 
@@ -187,6 +188,13 @@ def batch_norm(
     return faster("batch_norm", input, *calls.statistics(module), activation=activation)
 
 
+def linear(
+    module: nn.Linear, input: Tensor, *, norm: None = None, activation: str | None = None
+) -> Tensor:
+    """`activation(module(input))`; of one vector, in inference on a CPU, as one kernel. input: (..., C)."""
+    return fully_connected(input, module.weight, module.bias, activation)
+
+
 def _pooling(function: str, *attributes: str) -> Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, Tensor]]:
     """What a pooling module that hands these attributes of its own to `function` runs: one kernel."""
 
@@ -291,6 +299,7 @@ ACTIVATED = {
     nn.ConvTranspose2d: conv_transpose2d,
     nn.BatchNorm1d: batch_norm,
     nn.BatchNorm2d: batch_norm,
+    nn.Linear: linear,
 }
 # The poolings, by the name of the function that computes each.
 POOLS = {
@@ -306,6 +315,7 @@ LEAVES = {
     nn.Conv1d: convolution,
     nn.Conv2d: convolution,
     nn.ConvTranspose2d: conv_transpose2d,
+    nn.Linear: linear,
     nn.MaxPool2d: _pooling(
         "max_pool2d", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
     ),

@@ -261,6 +261,7 @@ KINDS = {
     nn.Conv2d: (partial(ConvBlock, "conv2d"), _EPILOGUE | _POOLED),
     **{pool: (partial(PoolBlock, name), {}) for pool, name in POOLS.items()},
     nn.ConvTranspose2d: (partial(ActivatedBlock, "conv_transpose2d"), _NORMED),
+    nn.Linear: (partial(ActivatedBlock, "linear"), _ACTIVATION),
     nn.BatchNorm1d: (partial(ActivatedBlock, "batch_norm1d"), _ACTIVATION),
     nn.BatchNorm2d: (partial(ActivatedBlock, "batch_norm2d"), _ACTIVATION),
 }

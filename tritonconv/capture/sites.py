@@ -67,6 +67,8 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
             for _, matched in blocks:
                 for match in matched:
                     sites[block_site(fqn, match)] = place[fqn] + _depth_first_place(module, match.nodes[0])
+    if all(site.pattern.startswith("linear") for site in sites):  # it is no convolutional network
+        return Capture([], {}, [])
     return Capture([leaf for leaf in leaves if type(leaf) in LEAVES], forwards, sorted(sites, key=sites.get))
 
 
