@@ -76,6 +76,14 @@ def test_a_residual_block(shortcut, training):
     assert_as_before(model)
 
 
+def test_a_residual_that_a_block_of_the_same_forward_computes():
+    model = Calls(lambda m, x: (lambda y: F.relu(m.norm(m.conv(y)) + y))(F.relu(m.first(x))), norm=norm())
+    model.first = nn.Conv2d(SIZE[1], SIZE[1], 1)
+    model = tritonconv.patch(model, strict=True)
+    assert [site.status for site in tritonconv.report(model).sites] == ["fused", "fused"]
+    assert_as_before(model)
+
+
 def test_a_norm_before_the_convolution():
     model = tritonconv.patch(Calls(lambda m, x: m.conv(F.relu(m.norm(x))), norm=norm()))
     assert statuses(model) == {"norm": "fused batch_norm2d+relu", "conv": "swapped conv2d"}

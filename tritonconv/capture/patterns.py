@@ -56,13 +56,13 @@ _NUMBERS = {"leaky_relu": "negative_slope", "elu": "alpha"}
 
 @dataclass(frozen=True)
 class Match:
-    """A block in a graph, and the nodes it covers, in order. `residual` is what it adds, computed outside of it."""
+    """A block in a graph, and the nodes it covers, in order. One of them is the `addition` of a residual, if any."""
 
     block: Block
     nodes: tuple[fx.Node, ...]
     status: Status = "swapped"
     reason: str = ""
-    residual: fx.Node | None = None
+    addition: fx.Node | None = None
 
     @property
     def in_caller(self) -> bool:
@@ -75,10 +75,15 @@ class Match:
         return next(iter(self.block.members), None) or self.nodes[-1].name
 
     @property
+    def residual(self) -> fx.Node | None:
+        """What it adds, computed outside of it: by another block, perhaps, whose node then changes as that is fused."""
+        return self.addition and next(value for value in self.addition.args if value not in self.nodes)
+
+    @property
     def place(self) -> fx.Node:
         """The node in whose place the block runs: its first, since what comes later may overwrite the input; with a
         residual the addition, up to which nothing does."""
-        return self.nodes[0] if self.residual is None else next(n for n in self.nodes if self.residual in n.args)
+        return self.addition or self.nodes[0]
 
 
 def matches(
@@ -217,7 +222,7 @@ def _with_residual(module: nn.Module, match: Match, user: fx.Node) -> Match | No
         return None
     if not _can_wait(module, match, user):
         return None
-    return replace(_longer(match, user, residual=True), residual=residual)
+    return replace(_longer(match, user, residual=True), addition=user)
 
 
 def _with_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
@@ -229,7 +234,7 @@ def _with_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | 
 
 def _with_pool(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
     """Max-pooling, if the activation before it never falls, so that both orders give the same."""
-    if match.residual is not None or not (match.block.activation is None or is_monotone(match.block.activation)):
+    if match.addition is not None or not (match.block.activation is None or is_monotone(match.block.activation)):
         return None
     if not _is_pooling(module, user) or user.target is F.max_pool2d_with_indices:
         return None

@@ -38,7 +38,7 @@ def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forwa
 
 def _fuse_conv(graph: fx.Graph, match: Match) -> None:
     block, input = match.block, match.nodes[0].all_input_nodes[0]
-    residual = () if match.residual is None else (match.residual,)
+    residual = () if match.addition is None else (match.residual,)
     with graph.inserting_before(match.place):
         conv, norm = (path and graph.get_attr(path) for path in (block.conv, block.norm))
         options = {"pool": _pool(graph, block), "pool_first": block.pool_first} if block.pools else {}

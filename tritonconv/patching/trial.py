@@ -152,7 +152,7 @@ def _cut(match: Match) -> tuple[fx.Graph, Match, list[fx.Node]]:
         copies[node] = graph.node_copy(node, copies.get)
     graph.output(copies[match.nodes[-1]])
     nodes = tuple(map(copies.get, match.nodes))
-    return graph, replace(match, nodes=nodes, residual=copies.get(match.residual)), sources
+    return graph, replace(match, nodes=nodes, addition=copies.get(match.addition)), sources
 
 
 def compare(model: nn.Module, sample: object, expected: object, sites: Iterable[Site]) -> None:
