@@ -216,3 +216,32 @@ def test_number_wins_over_nan(op, reference, dtype):
     out = torch.zeros_like(x)
     binary[(3,)](x, y, out, N, op, BLOCK)
     assert_close(out, reference(x, y))
+
+
+@triton.jit
+def divide_by_number(x, y, out, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + i) / tl.load(y + tl.program_id(0)))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("spread", [0, 8, 30])
+def test_division_by_one_number(spread, dtype):
+    """A product with the reciprocal, corrected: it rounds as division does."""
+    g = torch.Generator().manual_seed(spread)
+    x, y = (torch.randn(n, generator=g, dtype=DTYPES[dtype]) for n in (64 * 512, 64))
+    x, y = (v * torch.exp2(spread * torch.randn(v.shape, generator=g, dtype=v.dtype)) for v in (x, y))
+    y[:3] = torch.tensor([3, 1 / 3, 1 - torch.finfo(y.dtype).eps / 2])
+    out = torch.empty_like(x)
+    divide_by_number[(64,)](x, y, out, 512)
+    want = (x.view(64, 512) / y[:, None]).view(-1)
+    tiny = x.abs() < torch.finfo(x.dtype).tiny / torch.finfo(x.dtype).eps  # its remainder is subnormal
+    assert_close(out, want, ulp=1)
+    assert torch.equal(out[~tiny], want[~tiny])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_special_numbers_divided_by_one_number(dtype):
+    special = values(DTYPES[dtype], 512)
+    for y in special[:14]:
+        check(divide_by_number, (1,), special, y[None], torch.zeros_like(special), 512, ulp=1)

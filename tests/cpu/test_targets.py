@@ -18,7 +18,7 @@ from tritonconv.geometry import ConvGeometry, RowGeometry
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 AVX2 = "+avx,+avx2,+fma,+f16c"
-AVX512 = AVX2 + ",+avx512f,+avx512vl"
+AVX512 = AVX2 + ",+avx512f,+avx512dq,+avx512vl"
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,14 @@ def test_products_stay_in_registers(processor, vectors, kernel):
     assert len([line for line in loop if re.search(r"\(%[re]sp|\[sp", line)]) <= spilled
 
 
+@pytest.mark.parametrize("vectors", [1, 2, 4, 8])
+@pytest.mark.parametrize("processor", [name for name, p in PROCESSORS.items() if "avx" in p.features])
+def test_operands_are_packed_by_vectors(processor, vectors):
+    """Be a register tile's panel wider than the vectors that are copied into it or not: no element goes alone."""
+    lines = assembly(processor, *matrix_product("fp32", vectors * PROCESSORS[processor].lanes))
+    assert not [line for line in lines if re.match(r"v(scatter|gather|pextr|extractps)", line)]
+
+
 @pytest.mark.parametrize("columns", [4, 8, 16, 32, 64])
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_register_tiles_compute_the_same(processor, columns):
@@ -187,10 +195,10 @@ ROWS = {"x_ptr": "*fp32", "y_ptr": "*fp32", "N": "i32"}
     ("processor", "instruction"),
     [
         *(("znver3", "vmovntps .*ymm"), ("znver4", "vmovntps .*zmm"), ("neoverse-v1", "stnp q")),
-        ("znver4", "vscalefps .*zmm"),
+        *(("znver4", f"{name} .*zmm") for name in ("vscalefps", "vrangeps")),
     ],
 )
 def test_instructions_of_a_processor(processor, instruction):
-    """Stores past the caches; x · 2^n within exp."""
+    """Stores past the caches; x · 2^n and a limit within exp."""
     lines = assembly(processor, programs.softmax, ROWS | {"BLOCK": "constexpr"}, {"BLOCK": 1024})
     assert any(re.match(instruction, line) for line in lines)

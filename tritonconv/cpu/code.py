@@ -116,6 +116,8 @@ class Code:
         self.top.lines += level.lines
         self.do(f"{succ} = add nuw nsw i64 {loop.ssa}, 1")
         self.do(f"{more} = icmp slt i64 {succ}, {turns}")
+        if loop.more != "true":
+            more = self.op(f"and i1 {more}, {loop.more}")
         self.do(f"br i1 {more}, label {loop.head}, label {done}")
         self.start(done)
         loop.result = loop.next
@@ -204,5 +206,6 @@ class Loop:
         self.phis = list(phis)
         self.phi = [code.name("phi") for _ in phis]
         self.next: list[str] = list(self.phi)
+        self.more = "true"  # whether another turn is wanted (i1); `while_loop` does not ask
         self.result: list[str] = []
         self.iv: Iv | None = None

@@ -6,6 +6,7 @@ by whichever loop nest needs them. `idx` holds one integer (constant, loop varia
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from . import ir, mathlib
 from .affine import Affine
 from .code import Code
 from .errors import UnsupportedOp
+from .target import Target
 from .values import REG, SIZE, TRUE, Aff, Ptr, Val, const, is_uniform
 
 Index = tuple[Val, ...]
@@ -104,9 +106,9 @@ class Recorded:
 
 
 class Elements(Affine):
-    def __init__(self, code: Code, fuse: bool = True, scales: bool = False):
+    def __init__(self, code: Code, target: Target, fuse: bool = True):
         super().__init__(code)
-        self.scales = scales  # whether there is an instruction for x · 2^n
+        self.target = target
         self.bound: dict[ir.Value, Fixed | Buffer | Moving] = {}
         self.region = 0  # memory is read no further out than this level
         self.settled: set[ir.Value] = set()  # masks known to hold wherever they are asked for
@@ -183,21 +185,20 @@ class Elements(Affine):
                 ssa = self.code.pure(depth, f"insertelement {ty} {ssa}, {base} {one}, i64 {lane}")
         return self.rounded(self.wrap(elem or operands[0].elem, ssa, depth, width))
 
-    def scaled(self, x: Val, n: Val) -> Val:
-        """x · 2^n for a float and an i32."""
-        width = 0 if is_uniform(x) and is_uniform(n) else self.width
-        parts = [self.vector(v) if width else self.scalar(v) for v in (x, n)]
-        types = [self.typed(v.elem, width) for v in (x, n)]
-        depth, v = max(d for _, d in parts), f"v{width}" if width else ""
-        arguments = zip(types, (ssa for ssa, _ in parts), strict=True)
-        ssa = self.code.call(depth, f"llvm.ldexp.{v}f32.{v}i32", types[0], *arguments)
-        return self.wrap(x.elem, ssa, depth, width)
-
     def rounded(self, v: Val) -> Val:
         """Half types are held as float: after an operation, round to what the type can hold."""
         if v.elem not in ("f16", "bf16"):
             return v
         return mathlib.round_to(self, v, v.elem)
+
+    def any(self, mask: Val) -> str:
+        """Whether a mask (a vector) holds in one of its lanes (i1)."""
+        (ssa, depth), name = self.vector(mask), f"llvm.vector.reduce.or.v{self.width}i1"
+        return self.code.call(depth, name, "i1", (self.typed("i1", self.width), ssa))
+
+    def negated(self, v: Val) -> Val:
+        ssa, depth, width = self.unary(v)
+        return self.wrap(v.elem, self.code.pure(depth, f"fneg {self.typed(v.elem, width)} {ssa}"), depth, width)
 
     def convert(self, text: str, v: Val, elem: str) -> Val:
         """A conversion instruction, `text` to another element type."""
@@ -220,10 +221,20 @@ def quotient(e: Elements, v: Val, n: int) -> Val:
     """v // n for an index (never negative)."""
     if isinstance(v, Aff) and (parts := high_low(e, v, n)):
         return parts[0]
-    return e.binary("udiv {}", v, const("index", n))
+    first = v._replace(step=0) if _together(e, v, n) else v
+    return e.binary("udiv {}", first, const("index", n))
 
 
 def remainder(e: Elements, v: Val, n: int) -> Val:
     if isinstance(v, Aff) and (parts := high_low(e, v, n)):
         return parts[1]
+    if _together(e, v, n):
+        return e.binary("urem {}", v._replace(step=0), const("index", n))._replace(step=v.step)
     return e.binary("urem {}", v, const("index", n))
+
+
+def _together(e: Elements, v: Val, n: int) -> bool:
+    """Whether all lanes lie between two multiples of n, as the coefficients show."""
+    if not isinstance(v, Aff) or v.terms or v.step < 0:
+        return False
+    return (e.width - 1) * v.step < math.gcd(n, v.const, *(c for _, c in v.ivs))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import mathlib
+from . import avx512, mathlib
 from .elements import Elements, pure
 from .errors import UnsupportedOp
+from .values import Uni, is_uniform
 
-_FLOAT = {"arith.addf": "fadd", "arith.subf": "fsub", "arith.mulf": "fmul", "arith.divf": "fdiv", "arith.remf": "frem",
+_FLOAT = {"arith.addf": "fadd", "arith.subf": "fsub", "arith.mulf": "fmul", "arith.remf": "frem",
           "tt.precise_divf": "fdiv"}  # fmt: skip
 
 
@@ -15,9 +16,42 @@ def _float_binary(e, op, idx):
     return e.binary(f"{_FLOAT[op.name]} {e.contract}{{}}", *e.args(op, idx))
 
 
+# the least and the greatest magnitude of a number whose reciprocal is not subnormal
+_ORDINARY = {"f32": (2.0**-126, 2.0**126), "f64": (2.0**-1022, 2.0**1022)}
+
+
+@pure("arith.divf")
+def _divide(e: Elements, op, idx):
+    """By a number that is the same in all lanes: times its reciprocal, corrected by what that leaves over (Markstein
+    1990). That rounds as a division does, unless what is left over is subnormal: then it is off by one ulp at most."""
+    x, y = e.args(op, idx)
+    if is_uniform(x) or not is_uniform(y) or x.elem not in _ORDINARY or not e.target.fuses or not e.may_assume(y):
+        return e.binary(f"fdiv {e.contract}{{}}", x, y)
+    for how, limit in zip(("oge", "ole"), _ORDINARY[x.elem], strict=True):
+        limit = Uni(x.elem, mathlib.literal(limit, x.elem), 0)
+        e.assumed.append(e.binary(f"fcmp {how} {{}}", e.apply("llvm.fabs", y), limit, "i1").ssa)
+    reciprocal = e.binary("fdiv {}", Uni(x.elem, "1.0", 0), y)
+    quotient = e.binary("fmul {}", x, reciprocal)
+    rest = e.apply("llvm.fma", e.negated(quotient), y, x)
+    corrected = e.apply("llvm.fma", rest, reciprocal, quotient)
+    number = e.binary("fcmp ord {}", corrected, corrected, "i1")
+    return e.select(number, corrected, quotient)  # infinity leaves NaN over
+
+
+_NUMBERS = {"arith.maxnumf": ("llvm.maxnum", avx512.maxnum), "arith.minnumf": ("llvm.minnum", avx512.minnum)}
+
+
+@pure(*_NUMBERS)
+def _choose_number(e: Elements, op, idx):
+    a, b = e.args(op, idx)
+    generic, special = _NUMBERS[op.name]
+    # LLVM sees of a constant that it is a number, and makes one instruction of that, too
+    if e.target.avx512 and not any(v.op and v.op.name == "arith.constant" for v in op.operands):
+        return special(e, a, b)
+    return e.apply(generic, a, b)
+
+
 _FLOAT_CALL = {
-    "arith.maxnumf": "maxnum",
-    "arith.minnumf": "minnum",
     "arith.maximumf": "maximum",
     "arith.minimumf": "minimum",
     "math.absf": "fabs",
@@ -39,9 +73,7 @@ def _float_call(e: Elements, op, idx):
 
 @pure("arith.negf")
 def _negf(e, op, idx):
-    (v,) = e.args(op, idx)
-    ssa, depth, width = e.unary(v)
-    return e.wrap(v.elem, e.code.pure(depth, f"fneg {e.typed(v.elem, width)} {ssa}"), depth, width)
+    return e.negated(*e.args(op, idx))
 
 
 @pure("tt.clampf")

@@ -57,6 +57,8 @@ STATEMENTS: dict[str, Callable] = {
     "tt.print": lanewise.lower_print,
 }
 
+Registers = list[tuple[str, str]]  # (LLVM type, SSA name)
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -77,7 +79,7 @@ class Lowering:
     def __init__(self, function: ir.Op, target: Target, fuse: bool, debug: bool, disjoint: bool):
         self.function, self.target = function, target
         self.code = Code()
-        self.elements = Elements(self.code, fuse, scales=target.scales)
+        self.elements = Elements(self.code, target, fuse)
         if debug:
             self.elements.checks = Checks(function, self.elements)
         self.plan = Plan(function, disjoint)
@@ -217,8 +219,9 @@ class Lowering:
             self.speculate(lambda: body(tuple(idx)), hoist=True)
         e.width = outer
 
-    def speculate(self, body: Callable[[], None], hoist: bool = False):
+    def speculate(self, body: Callable[[], Registers | None], hoist: bool = False) -> Registers | None:
         """Writes `body` assuming that masks are full and runs unbroken; where that has to be checked, also without.
+        Returns the registers that it leaves, if any.
 
         `hoist`: where nothing had to be assumed, vectors are read on the level that their address depends on.
         """
@@ -229,22 +232,26 @@ class Lowering:
         floor, e.held = e.floor, False
         with code.arm("fast") as fast:
             e.floor = fast.depth
-            body()
+            left = body()
         conditions, e.assumed = e.assumed, None
         if not conditions:
             e.floor = floor
             if hoist and e.held:
                 with code.arm() as fast:
-                    body()
-            return code.inline(fast)
+                    left = body()
+            code.inline(fast)
+            return left
         with code.arm("slow") as slow:
-            body()
+            other = body()
         e.floor = floor
         conditions = list(dict.fromkeys(conditions))
         ok = conditions[0]
         for c in conditions[1:]:
             ok = code.op(f"and i1 {ok}, {c}")
-        code.branch(ok, fast, slow)
+        a, b = code.branch(ok, fast, slow)
+        return left and [
+            (ty, code.op(f"phi {ty} [ {x}, {a} ], [ {y}, {b} ]")) for (ty, x), (_, y) in zip(left, other, strict=True)
+        ]
 
     def order(self, type: ir.Type, body) -> tuple[int, ...]:
         return self.order_of(type.shape, lambda idx: body(idx) and None, type.elem)

@@ -8,7 +8,7 @@ from . import ir
 from .elements import Buffer, Elements, Fixed, Index, pure
 from .errors import UnsupportedOp
 from .masks import mask_at
-from .values import MEM, SIZE, TRUE, Aff, const, index
+from .values import MEM, SIZE, TRUE, Aff, Val, const, index, is_uniform
 
 
 def lower_program_id(low, op):
@@ -34,7 +34,18 @@ def lower_load(low, op):
 
 
 def write_store(e: Elements, op: ir.Op, idx: Index):
+    """Where a mask holds in none of the lanes, the value is not computed."""
     mask = mask_at(e, op.operands[2], idx) if len(op.operands) > 2 else TRUE
+    if is_uniform(mask):
+        return _write(e, op, idx, mask)
+    floor = e.floor
+    with e.code.when(e.any(mask)):
+        e.floor = e.code.depth
+        _write(e, op, idx, mask)
+    e.floor = floor
+
+
+def _write(e: Elements, op: ir.Op, idx: Index, mask: Val):
     p = e.pointer(e.at(op.operands[0], idx))
     e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask, e.code.depth), streams(op))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from . import tails
+from .code import Code, Iv
 from .elements import Elements, Fixed
 from .values import REG, SIZE, TRUE, Vec, const, index, is_uniform, lanes
 
@@ -25,41 +27,80 @@ def _register(e: Elements, v, width: int) -> tuple[str, str]:
     return (f"<{width} x {REG[v.elem]}>" if width > 1 else REG[v.elem]), ssa
 
 
-def _running(low, n: int, step: int, width: int, read, op) -> list:
-    """Combines read(0), read(step), …, read(n - step)."""
+def _running(low, op, n: int, step: int, width: int, place) -> list:
+    """Combines what is at the indices place(0), place(step), …, place(n - step)."""
     e, code = low.elements, low.code
-    acc = read(const("index", 0))
+    elems = [v.type.elem for v in op.operands]
+
+    def held(registers, depth):
+        return [e.wrap(t, r, depth, width if width > 1 else 0) for t, r in zip(elems, registers, strict=True)]
+
+    def read(idx):
+        return [e.at(v, idx) for v in op.operands]
+
+    def start():
+        return [_register(e, v, width) for v in read(place(const("index", 0)))]
+
     if n == step:
-        return acc
-    elems = [v.elem for v in acc]
-    first = [_register(e, v, width) for v in acc]
+        return held([ssa for _, ssa in low.speculate(start)], code.depth)
+    first = start()
+    beside = low.recording.get(op, ())  # what the nest writes by the way
     with code.loop(n - step, step, first) as loop:
-        held = [e.wrap(t, p, loop.depth, width if width > 1 else 0) for t, p in zip(elems, loop.phi, strict=True)]
-        at = index(loop.iv)
-        new = combine(e, op, held, read(at._replace(const=step)))
-        loop.next = [_register(e, v, width)[1] for v in new]
-    return [e.wrap(t, r, code.depth, width if width > 1 else 0) for t, r in zip(elems, loop.result, strict=True)]
+        at = index(loop.iv)._replace(const=step)
+        idx = place(at)
+        over = tails.over(e, op.operands, idx, loop.iv) if step > 1 else None
+
+        def turn():
+            new = [_register(e, v, width) for v in combine(e, op, held(loop.phi, loop.depth), read(idx))]
+            more = "true" if over is None or e.assumed is not None else _more(code, over, new, loop.phi)
+            return [*new, *(_register(e, e.at(value, idx), width) for value, _ in beside), ("i1", more)]
+
+        *last, loop.more = (ssa for _, ssa in low.speculate(turn))
+        loop.next = last[: len(first)]
+    if over and beside:
+        begin = code.pure(code.depth, f"add i64 {loop.ssa}, 2")
+        with code.while_loop("i64", begin, str(n // step), "1") as rest:
+            idx = place(index(Iv(rest.ssa, rest.depth, n // step, step)))
+            for (_, buffer), ssa in zip(beside, last[len(first) :], strict=True):
+                v = e.wrap(buffer.stored, ssa, code.depth, width)
+                e.store(buffer.pointer(e, idx), v, TRUE)
+    return held(loop.result, code.depth)
+
+
+def _more(code: Code, over: str, new: list[tuple[str, str]], old: list[str]) -> str:
+    """Whether there is more to combine (i1): the axis is not over, or its last turn has changed the result."""
+    done = over
+    for (ty, a), b in zip(new, old, strict=True):
+        bits = ty.replace("float", "i32").replace("double", "i64")
+        a, b = (code.op(f"bitcast {ty} {v} to {bits}") for v in (a, b))
+        lanes = int(ty[1:].split()[0])
+        equal, every = code.op(f"icmp eq {bits} {a}, {b}"), f"llvm.vector.reduce.and.v{lanes}i1"
+        same = code.call(code.depth, every, "i1", (f"<{lanes} x i1>", equal))
+        done = code.op(f"and i1 {done}, {same}")
+    return code.op(f"xor i1 {done}, true")
 
 
 def _across(e: Elements, op, acc: list, width: int) -> list:
     """Combines the lanes of vectors: halves, then quarters … then lane 0."""
     half = width // 2
     while half:
-        other = []
-        for v in acc:
-            ssa, depth = e.vector(v, width)
-            ty = f"<{width} x {REG[v.elem]}>"
-            picks = ", ".join(f"i32 {(i + half) % width}" for i in range(width))
-            moved = e.code.pure(depth, f"shufflevector {ty} {ssa}, {ty} poison, <{width} x i32> <{picks}>")
-            other.append(Vec(v.elem, moved, depth, width))
-        acc = combine(e, op, acc, other)
+        parts = []
+        for start in (0, half):
+            picks = ", ".join(f"i32 {start + i}" for i in range(half))
+            for v in acc:
+                ssa, depth = e.vector(v, 2 * half)
+                ty = f"<{2 * half} x {REG[v.elem]}>"
+                part = e.code.pure(depth, f"shufflevector {ty} {ssa}, {ty} poison, <{half} x i32> <{picks}>")
+                parts.append(Vec(v.elem, part, depth, half))
+        e.width = half
+        acc = combine(e, op, parts[: len(acc)], parts[len(acc) :])
         half //= 2
     lane0 = []
     for v in acc:
         if is_uniform(v):
             lane0.append(v)
         else:
-            ssa = e.code.pure(v.depth, f"extractelement <{width} x {REG[v.elem]}> {v.ssa}, i64 0")
+            ssa = e.code.pure(v.depth, f"extractelement <1 x {REG[v.elem]}> {v.ssa}, i64 0")
             lane0.append(e.wrap(v.elem, ssa, v.depth, 0))
     return lane0
 
@@ -89,12 +130,11 @@ def lower_reduce(low, op):
             at[d] = lanes(here) if d == lane and width > 1 else here
         e.width = width
 
-        def read(i):
+        def place(i):
             i = lanes(i) if axis == lane and width > 1 else i
-            idx = tuple(i if d == axis else at[d] for d in range(len(shape)))
-            return [e.at(v, idx) for v in op.operands]
+            return tuple(i if d == axis else at[d] for d in range(len(shape)))
 
-        acc = _running(low, shape[axis], width if axis == lane else 1, width, read, op)
+        acc = _running(low, op, shape[axis], width if axis == lane else 1, width, place)
         if axis == lane:
             if width > 1:
                 acc = _across(e, op, acc, width)

@@ -19,9 +19,14 @@ class Target:
     dot_tiles: tuple[tuple[int, int], ...]  # rows × vectors of accumulators, the widest first
 
     @property
-    def scales(self) -> bool:
-        """Whether there is an instruction for x · 2^n on vectors of floats."""
-        return "+avx512f" in self.features.split(",")
+    def avx512(self) -> bool:
+        """Whether it has the instructions of `avx512.py`."""
+        return {"+avx512f", "+avx512dq", "+avx512vl"} <= set(self.features.split(","))
+
+    @property
+    def fuses(self) -> bool:
+        """Whether a multiply-add that rounds once is an instruction."""
+        return "+fma" in self.features.split(",") or not self.triple.startswith("x86_64")
 
     def lanes(self, size: int) -> int:
         """Elements of `size` bytes in one vector register."""
