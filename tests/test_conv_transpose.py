@@ -105,6 +105,18 @@ def test_errors_are_bounded_and_no_worse_than_torchs(case, dtype, device):
         assert_as_good_as(got, torchs, bound[0])
 
 
+@pytest.mark.parametrize("activation", (None, "relu"))
+@pytest.mark.parametrize("bias", (False, True))
+@pytest.mark.parametrize("N", (1, 3))
+def test_single_pixels_become_their_weighted_windows(N, bias, activation, device):
+    x, weight, b = Case((N, 7, 1, 1), (9, 4, 3)).operands(integers, torch.float32, device)
+    b = b if bias else None
+    got = conv_transpose2d(x, weight, b, activation=activation)
+    want = F.conv_transpose2d(x, weight, b)
+    assert torch.equal(got, F.relu(want) if activation else want)
+    assert got.stride() == want.stride()
+
+
 @pytest.mark.parametrize("shape", ((2, 5, 3, 4), (2, 1, 3, 4), (1, 5, 3, 2)), ids=str)
 @pytest.mark.parametrize("w_layout", ("nchw", "channels_last"))
 @pytest.mark.parametrize("x_layout", LAYOUTS)

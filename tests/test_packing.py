@@ -32,6 +32,10 @@ def test_panels_hold_each_weight_at_its_place(weight, memory_format):
     value = weight[g * 5 + k, c, r, s]
     assert fprop[g, k // 4, (r * 2 + s) * 3 + c, k % 4] == value
     assert dgrad[g, 0, (r * 2 + s) * 5 + k, c] == value
+    spread = pack(weight, "spread")
+    assert spread.shape == (2, 5, 5, 4)  # 18 columns
+    column = (r * 2 + s) * 3 + c
+    assert spread[g, column // 4, k, column % 4] == value
     assert (fprop[:, 1, :, 1:] == 0).all()
     assert (dgrad[..., 3] == 0).all()
 

@@ -90,6 +90,17 @@ def padded(x: Tensor, geometry: ConvGeometry) -> Tensor:
     return nhwc(pad(nhwc(x), (left, right, top, bottom)))
 
 
+def spreads(geometry: ConvGeometry) -> bool:
+    """Whether transposed convolution, or dgrad, is of single pixels, each of which meets every tap."""
+    window, none = (geometry.R, geometry.S), ((0, 0), (0, 0))
+    return geometry.groups == 1 < geometry.taps and window == (geometry.H, geometry.W) and geometry.padding == none
+
+
+def spread(geometry: ConvGeometry) -> ConvGeometry:
+    """It as a pointwise convolution with a channel for each tap and channel, as they lie in NHWC memory."""
+    return ConvGeometry(geometry.N, geometry.K, 1, 1, geometry.taps * geometry.C, 1, 1)
+
+
 def fprop_launch(
     target: str, geometry: ConvGeometry, dtype, precision, activation, config=None, eps: float = 0.0, pixel: int = 0
 ) -> Launch:
@@ -244,11 +255,17 @@ def dgrad(
     if by_winograd("dgrad", dy, geometry, config):
         return winograd.dgrad(dy, weight, bias, geometry, activation, keep_pack, None, norm)
     eps, statistics = (0.0, (None,) * 4) if norm is None else (norm.eps, norm.tensors)
-    launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config, eps)
     seen = NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C)
-    _, run = split.bind(dy, launch, run, seen, activation, eps)
+    if spreads(geometry) and config is None:
+        layout, statistics = "spread", (*statistics, None, None)
+        launch, run = prepare(dy.device, fprop_launch, spread(geometry), dy.dtype, precision_of(dy), None)
+        apart = (bias, activation, norm) != (None, None, None)
+    else:
+        layout, apart = "dgrad", False
+        launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config, eps)
+    _, run = split.bind(dy, launch, run, seen, activation, eps, apart)
     dx = empty_nhwc(dy, *geometry.input)
-    panels = packing.panels(weight, geometry, "dgrad", launch.constexprs["BN"], keep_pack)
+    panels = packing.panels(weight, geometry, layout, launch.constexprs["BN"], keep_pack)
     run(nhwc(dy), panels, None if bias is None else bias.contiguous(), dx, *statistics)
     return dx
 

@@ -21,6 +21,7 @@ from ..geometry import ConvGeometry
 
 # From [groups, Kg, Cg, R, S] to [groups, R, S, reduced channels, columns].
 _LAYOUTS = {"fprop": (0, 3, 4, 2, 1), "dgrad": (0, 3, 4, 1, 2)}
+_SPREAD = 0, 1, 3, 4, 2  # to [groups, reduced channels, R, S, columns]
 
 
 class Snapshot(NamedTuple):
@@ -76,9 +77,10 @@ def kept(weight: Tensor, key: Hashable, keep: bool, make: Callable[[], Tensor]) 
 
 
 def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: bool) -> Tensor:
-    """Panels [groups, ⌈columns/BN⌉, R·S·reduced, BN] of a weight [K, C/groups, R, S], R left out of a 1-D one.
+    """Panels [groups, ⌈columns/BN⌉, reduced, BN] of a weight [K, C/groups, R, S], R left out of a 1-D one.
 
-    `layout` "fprop" reduces over input channels and has output channels as columns; "dgrad" the other way round.
+    `layout` "fprop" reduces over taps and input channels and has output channels as columns; "dgrad" exchanges the
+    channels; "spread" reduces over output channels and has taps and input channels as columns.
     """
     if engines.is_listing():  # nobody reads it
         return weight.detach()
@@ -88,7 +90,11 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: b
 
 def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
     g = geometry
-    panels = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S).permute(_LAYOUTS[layout])
+    panels = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S)
+    if layout == "spread":
+        panels = panels.permute(_SPREAD).flatten(2)[:, None, None]
+    else:
+        panels = panels.permute(_LAYOUTS[layout])
     if panels.shape[-1] % BN:
         panels = pad(panels, (0, -panels.shape[-1] % BN))
     panels = panels.unflatten(-1, (-1, BN)).permute(0, 4, 1, 2, 3, 5)

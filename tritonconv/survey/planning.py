@@ -189,6 +189,8 @@ def _choice(op: str, geometry: Geometry, layer: Layer) -> tuple[str, str, Geomet
     if algorithm_of(op, geometry, layer.dtype, _target(layer)) == "winograd":
         wgrad = op == "wgrad"
         return "Winograd", *(("winograd_wgrad", geometry) if wgrad else ("winograd", winograd.as_fprop(op, geometry)))
+    if op == "dgrad" and launch.conv.spreads(geometry):
+        return "implicit GEMM", "fprop", launch.conv.spread(geometry)
     overlap = op == "fprop" and launch.conv.overlaps(geometry)
     return "implicit GEMM", op, launch.conv.overlapping(geometry) if overlap else geometry
 
