@@ -18,6 +18,7 @@ from ..configs import Geometry, TileConfig
 from ..engines import Engine, Launch
 from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
 from ..kernels import common
+from .room import empty
 
 Bound = tuple[Launch, Callable[..., None]]
 
@@ -97,7 +98,7 @@ def nhwc(x: Tensor) -> Tensor:
 
 
 def empty_nhwc(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+    return empty(like, shape, dtype, torch.channels_last)
 
 
 def accumulator_of(x: Tensor) -> torch.dtype:

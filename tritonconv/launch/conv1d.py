@@ -15,6 +15,7 @@ from ..kernels import conv1d
 from . import packing
 from .common import accumulator_of, config_of, nhwc, precision_of, prepare, sum_splits
 from .norm import empty_moments
+from .room import empty
 
 
 def takes(geometry: ConvGeometry) -> bool:
@@ -89,7 +90,7 @@ def _bind(
     statistics = (None,) * 4 if norm is None else norm.tensors
 
     def conv(x: Tensor, residual: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
-        y = torch.empty(shape, dtype=x.dtype, device=x.device)
+        y = empty(x, shape)
         residual = None if residual is None else residual.contiguous()
         run(x.contiguous(), rows, bias, y, *statistics, residual, moments)
         return y

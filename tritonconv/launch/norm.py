@@ -13,6 +13,7 @@ from ..engines import Launch
 from ..geometry import NormGeometry
 from ..kernels import norm
 from .common import accumulator_of, config_of, is_channels_last, prepare, sum_splits
+from .room import empty
 
 
 class Norm(NamedTuple):
@@ -94,7 +95,7 @@ def empty_result(x: Tensor) -> Tensor:
 
 
 def _empty(like: Tensor, memory_format: torch.memory_format) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+    return empty(like, like.shape, memory_format=memory_format)
 
 
 def moments(x: Tensor, config: TileConfig | None = None) -> Tensor:
