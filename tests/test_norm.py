@@ -47,16 +47,17 @@ def gradients(function, tensors, *rest):
     return [y.detach(), *torch.autograd.grad(y, tensors, dy, allow_unused=True)]
 
 
-@pytest.mark.parametrize("act", (None, "relu", "tanh", "silu"))
+@pytest.mark.parametrize("with_residual", (True, False))
+@pytest.mark.parametrize("act", (None, "relu", "tanh", "leaky_relu(0.3)", "elu", "silu", "hardswish", "gelu_tanh"))
 @pytest.mark.parametrize("training", (True, False))
-def test_values_gradients_and_running_statistics(training, act, device):
+def test_values_gradients_and_running_statistics(training, act, with_residual, device):
     tensors, statistics = operands(torch.float64, device)
     mine, theirs = ([t.clone() for t in statistics] for _ in range(2))
-    got = gradients(ours, tensors, mine, training, act)
-    torch.testing.assert_close(got, gradients(torchs, tensors, theirs, training, act))
+    got = gradients(ours, tensors, mine, training, act, with_residual)
+    torch.testing.assert_close(got, gradients(torchs, tensors, theirs, training, act, with_residual))
     torch.testing.assert_close(mine, theirs)
     with torch.no_grad():
-        torch.testing.assert_close(ours(tensors, list(statistics), training, act), got[0])
+        torch.testing.assert_close(ours(tensors, list(statistics), training, act, with_residual), got[0])
 
 
 @pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
@@ -122,14 +123,14 @@ def test_layouts_give_torchs_strides(device):
         torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("act", (None, "sigmoid"))
+@pytest.mark.parametrize("act, with_residual", ((None, True), ("sigmoid", True), ("sigmoid", False), ("gelu", False)))
 @pytest.mark.parametrize("training", (True, False))
-def test_gradcheck_to_the_second_order(training, act, device):
+def test_gradcheck_to_the_second_order(training, act, with_residual, device):
     tensors, statistics = operands(torch.float64, device)
-    tensors = [t.requires_grad_() for t in tensors]
+    tensors = [t.requires_grad_() for t in tensors[: 5 + with_residual]]
 
     def function(*tensors):
-        return ours(tensors, [t.clone() for t in statistics], training, act)
+        return ours((*tensors, None)[:6], [t.clone() for t in statistics], training, act, with_residual)
 
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)

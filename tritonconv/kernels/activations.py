@@ -1,4 +1,5 @@
-"""Activations, and their derivatives in terms of the result. ACTIVATION is None, "relu" or "leaky_relu(0.2)"."""
+"""Activations, and their derivatives in terms of the result or the argument. ACTIVATION is None, "relu" or
+"leaky_relu(0.2)"."""
 
 import triton
 import triton.language as tl
@@ -97,4 +98,25 @@ def derivative(dy, y, ACTIVATION: tl.constexpr):
         dy = tl.where((y > 0) & (y < 1), dy / 6, 0.0)
     else:
         tl.static_assert(NAME is None, "the result of this activation does not tell its derivative")
+    return dy
+
+
+@triton.jit
+def derivative_at(dy, x, ACTIVATION: tl.constexpr):
+    """What `activate` makes of dy on the way back, x being its argument."""
+    NAME: tl.constexpr = name_of(ACTIVATION)
+    if NAME == "silu":
+        s = sigmoid(x)
+        dy = dy * (s * (1 + x * (1 - s)))
+    elif NAME == "hardswish":
+        dy = tl.where(x <= -3, 0.0, tl.where(x >= 3, dy, dy * (x / 3 + 0.5)))
+    elif NAME == "gelu":
+        density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        dy = dy * (0.5 * (1 + tl.erf(x * 0.7071067811865476)) + x * density)
+    elif NAME == "gelu_tanh":
+        t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))
+        inner = 0.7978845608028654 * (1 + 0.134145 * x * x)
+        dy = dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner)
+    else:
+        dy = derivative(dy, activate(x, ACTIVATION), ACTIVATION)
     return dy

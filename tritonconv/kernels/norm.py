@@ -10,7 +10,7 @@ Sums are taken in a fixed order: the same input gives the same bits.
 import triton
 import triton.language as tl
 
-from .activations import activate, derivative
+from .activations import activate, derivative, derivative_at
 
 
 @triton.jit
@@ -129,11 +129,18 @@ def affine(x, weight_ptr, bias_ptr, first, c, C: tl.constexpr):
 
 
 @triton.jit
-def behind(dy_ptr, y_ptr, at, mask, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
-    """What the activation, y being its result, makes of dy on the way back; [BM, BN]."""
+def behind(
+    dy_ptr, y_ptr, x, weight_ptr, bias_ptr, c, at, mask,
+    C: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What the activation makes of dy on the way back, [BM, BN]: y is its result, and where that is None, its argument
+    is computed again from the normalized x [BM, BN]."""
     da = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     if ACTIVATION is not None:
-        da = derivative(da, tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC), ACTIVATION)  # [BM, BN]
+        if y_ptr is None:
+            da = derivative_at(da, affine(x, weight_ptr, bias_ptr, 0, c, C), ACTIVATION)
+        else:
+            da = derivative(da, tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC), ACTIVATION)  # [BM, BN]
     return da
 
 
@@ -162,7 +169,7 @@ def add_pairs(a, b, more_a, more_b):
 
 @triton.jit
 def norm_backward_sums(
-    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, partial_ptr, M, N,
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, partial_ptr, M, N,
     C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -173,9 +180,9 @@ def norm_backward_sums(
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     m, c, at = place(M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
-    da = behind(dy_ptr, y_ptr, at, mask, ACTIVATION, ACC)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
+    da = behind(dy_ptr, y_ptr, x, weight_ptr, bias_ptr, c, at, mask, C, ACTIVATION, ACC)
     sum_da, sum_dax = tl.reduce((da, tl.where(mask, da * x, 0.0)), 0, add_pairs)
     p_partial = partial_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + c
     tl.store(p_partial, sum_da, mask=c < C)
@@ -184,7 +191,7 @@ def norm_backward_sums(
 
 @triton.jit
 def norm_backward(
-    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, sums_ptr, dx_ptr, da_ptr, M, N,
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, sums_ptr, dx_ptr, da_ptr, M, N,
     C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -196,11 +203,11 @@ def norm_backward(
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     m, c, at = place(M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
-    da = behind(dy_ptr, y_ptr, at, mask, ACTIVATION, ACC)
-    if da_ptr is not None:
-        tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=mask)
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, rstd = normalized(x, mean_ptr, var_ptr, c, C, EPS)
+    da = behind(dy_ptr, y_ptr, x, weight_ptr, bias_ptr, c, at, mask, C, ACTIVATION, ACC)
+    if da_ptr is not None:
+        tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=mask)
     if sums_ptr is not None:
         mean_da = tl.load(sums_ptr + c, mask=c < C, other=0.0).to(ACC) / (M * N)  # [BN]
         mean_dax = tl.load(sums_ptr + C + c, mask=c < C, other=0.0).to(ACC) / (M * N)  # [BN]

@@ -73,6 +73,12 @@ def activation(text: str) -> Activation:
     return _PLAIN[name] if number is None else _WITH_NUMBER[name][0](number)
 
 
+def gradient_at(text: str, dy: Tensor, x: Tensor) -> Tensor:
+    """dx of a canonical text's activation at x, which requires a gradient; differentiable in both."""
+    (dx,) = torch.autograd.grad(activation(text).apply(x), x, dy, create_graph=True)
+    return dx
+
+
 def is_monotone(text: str) -> bool:
     """Whether a canonical text's activation never falls: the activation of a maximum is then that of its window.
 

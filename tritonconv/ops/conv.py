@@ -16,6 +16,7 @@ from ..geometry import ConvGeometry, RowGeometry, same_padding
 from ..launch import conv as launch
 from ..launch.norm import empty_statistics, finalize
 from . import activations
+from .again import kept, restored
 from .library import Operator, opaque
 from .support import (
     autocast,
@@ -56,10 +57,10 @@ class Fprop(Operator):
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight, y = ctx.saved_tensors
+        weight, y, *x = ctx.saved_tensors
         if ctx.activation:
             dy = activations.activation(ctx.activation).backward(dy, y)
-        return *_gradients(ctx, dy, x, weight), dy if ctx.needs_input_grad[3] else None, None, None, None
+        return *gradients(ctx, dy, dy, weight, x), dy if ctx.needs_input_grad[3] else None, None, None, None
 
 
 class FpropWithMoments(Operator):
@@ -88,21 +89,25 @@ class FpropWithMoments(Operator):
 
     @staticmethod
     def backward(ctx, dy, *_):
-        x, weight, _ = ctx.saved_tensors
-        return *_gradients(ctx, dy, x, weight), None, None
+        weight, _, *x = ctx.saved_tensors
+        return *gradients(ctx, dy, dy, weight, x), None, None
 
 
 def save(ctx, x, weight, y, geometry, activation, keep, *more) -> None:
+    """Saves weight, y, `more`, and what x is `restored` from."""
     needs_x, needs_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, y, *more)
+    ctx.recipe_of_x, parts = kept(x if needs_weight else None)
+    ctx.save_for_backward(weight if needs_x else None, y, *more, *parts)
     ctx.geometry, ctx.activation, ctx.keep = geometry, activation, keep
     ctx.channels_last = needs_weight and is_channels_last(weight)
 
 
-def _gradients(ctx, dy, x, weight) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def gradients(ctx, dy, dz, weight, x) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of x, weight and bias: dz is the gradient of x ∗ weight, and the sums of dy are those of dz."""
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    dx = Dgrad.call(dy, weight, None, ctx.geometry, None, ctx.keep) if needs_x else None
-    dw = Wgrad.call(dy, x, ctx.geometry, ctx.channels_last) if needs_weight else None
+    # First what needs most memory for a while.
+    dw = Wgrad.call(dz, restored(ctx.recipe_of_x, x), ctx.geometry, ctx.channels_last) if needs_weight else None
+    dx = Dgrad.call(dz, weight, None, ctx.geometry, None, ctx.keep) if needs_x else None
     db = dy.sum((0, 2, 3)) if needs_bias else None
     return dx, dw, db
 
@@ -127,12 +132,14 @@ class Dgrad(Operator):
 
     @staticmethod
     def backward(ctx, ddx):
-        dy, weight, dx = ctx.saved_tensors
+        weight, dx, *dy = ctx.saved_tensors
         if ctx.activation:
             ddx = activations.activation(ctx.activation).backward(ddx, dx)
         needs_dy, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dw = None
+        if needs_weight:
+            dw = Wgrad.call(restored(ctx.recipe_of_x, dy), ddx, ctx.geometry, ctx.channels_last)
         ddy = Fprop.call(ddx, weight, None, None, ctx.geometry, None, ctx.keep) if needs_dy else None
-        dw = Wgrad.call(dy, ddx, ctx.geometry, ctx.channels_last) if needs_weight else None
         db = ddx.sum((0, 2, 3)) if needs_bias else None
         return ddy, dw, db, None, None, None
 

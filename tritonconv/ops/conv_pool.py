@@ -14,7 +14,7 @@ from ..launch import conv_pool as launch
 from ..launch.common import empty_nhwc
 from ..launch.norm import Norm
 from . import activations
-from .conv import Dgrad, Wgrad, conv2d, geometry_of, on_images, save, weight_of
+from .conv import conv2d, geometry_of, gradients, on_images, save, weight_of
 from .library import Operator, opaque
 from .max_pool import max_pool2d
 from .support import autocast, is_stand_in, needs_gradient, pair
@@ -65,15 +65,11 @@ class FpropMaxPoolWithTaps(Operator):
 
     @staticmethod
     def backward(ctx, dy, _):
-        x, weight, y, taps = ctx.saved_tensors
+        weight, y, taps, *x = ctx.saved_tensors
         if ctx.activation:
             dy = activations.activation(ctx.activation).backward(dy, y)
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dz = Spread.call(dy, taps, ctx.pooling) if needs_x or needs_weight else None
-        dx = Dgrad.call(dz, weight, None, ctx.geometry, None, ctx.keep) if needs_x else None
-        dw = Wgrad.call(dz, x, ctx.geometry, ctx.channels_last) if needs_weight else None
-        db = dy.sum((0, 2, 3)) if needs_bias else None
-        return dx, dw, db, None, None, None, None
+        dz = Spread.call(dy, taps, ctx.pooling) if any(ctx.needs_input_grad[:2]) else None
+        return *gradients(ctx, dy, dz, weight, x), None, None, None, None
 
 
 class Spread(Operator):

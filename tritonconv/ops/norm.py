@@ -1,6 +1,7 @@
 """Batch norm with autograd, with a residual and an activation after it.
 
-What a normalization keeps for its gradient is its input, and its result where there is an activation.
+What a normalization keeps for its gradient is its input; the argument of its activation is computed again from that.
+Behind a residual it keeps its result instead.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.weak import TensorWeakRef
 
 from ..launch import norm as launch
 from ..launch.common import accumulator_of
 from ..launch.norm import Norm
 from . import activations
+from .again import Recipe
 from .conv import finish, is_left_to_torch
 from .library import Operator, opaque
 from .support import fits, is_channels_last, is_stand_in, operand, unsupported_call, unsupported_operands
@@ -51,18 +54,23 @@ class Normalize(Operator):
 
     @staticmethod
     def save(ctx, inputs, y):
-        x, weight, _, _, mean, var, ctx.eps, ctx.activation, ctx.batch = inputs
-        ctx.save_for_backward(x, y if ctx.activation else None, weight, mean, var)
+        x, weight, bias, residual, mean, var, ctx.eps, ctx.activation, ctx.batch = inputs
+        argument_is_told = not ctx.activation or residual is None
+        kept = (None, bias) if argument_is_told else (y, None)
+        ctx.save_for_backward(x, weight, *kept, mean, var)
+        if residual is None:
+            small, settings = (weight, bias, None, mean, var), (ctx.eps, ctx.activation, ctx.batch)
+            ctx.recipe = Recipe(Normalize, y._version, TensorWeakRef(x), small, settings)
 
     @staticmethod
     def backward(ctx, dy):
-        x, y, weight, mean, var = ctx.saved_tensors
+        x, weight, y, bias, mean, var = ctx.saved_tensors
         _, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
             dx, da, dweight, dbias = _differentiable_backward(ctx, dy)
         else:
             needs_sums = ctx.batch or needs_weight or needs_bias
-            given = y, x, weight, mean, var, ctx.eps, ctx.activation
+            given = y, x, weight, bias, mean, var, ctx.eps, ctx.activation
             dx, *rest = NormalizeBackward.call(dy, *given, needs_residual, needs_sums, ctx.batch)
             da = rest.pop(0) if needs_residual else None
             dbias, dweight = rest.pop() if needs_sums else (None, None)
@@ -75,26 +83,25 @@ class NormalizeBackward(Operator):
     """The gradient of x in `Normalize`, then, where needed, that of the residual, and [2, C]: of bias and weight."""
 
     schema = (
-        "normalize_backward(Tensor dy, Tensor? y, Tensor x, Tensor? weight, Tensor mean, Tensor var, float eps,"
-        " str? activation, bool needs_residual, bool needs_sums, bool batch) -> Tensor[]"
+        "normalize_backward(Tensor dy, Tensor? y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var,"
+        " float eps, str? activation, bool needs_residual, bool needs_sums, bool batch) -> Tensor[]"
     )
 
     @staticmethod
-    def run(dy, y, x, weight, mean, var, eps, activation, needs_residual, needs_sums, batch):
-        norm = Norm(mean, var, weight, None, eps)
+    def run(dy, y, x, weight, bias, mean, var, eps, activation, needs_residual, needs_sums, batch):
+        norm = Norm(mean, var, weight, bias, eps)
         gradients = launch.backward(dy, y, x, norm, activation, needs_residual, needs_sums, batch)
         return [gradient for gradient in gradients if gradient is not None]
 
     @staticmethod
-    def fake(dy, y, x, weight, mean, var, eps, activation, needs_residual, needs_sums, batch):
+    def fake(dy, y, x, weight, bias, mean, var, eps, activation, needs_residual, needs_sums, batch):
         images = [launch.empty_result(x) for _ in range(1 + needs_residual)]
         return images + [mean.new_empty((2, *mean.shape), dtype=accumulator_of(x))] * needs_sums
 
 
 def _differentiable_backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, residual, weight and bias, in torch's functions, for derivatives of a higher order."""
-    x, y, weight, mean, var = ctx.saved_tensors
-    da = activations.activation(ctx.activation).backward(dy, y) if ctx.activation else dy
+    x, weight, y, bias, mean, var = ctx.saved_tensors
     wide, axes = mean.dtype, (0, 2, 3)
     if ctx.batch:
         x, count = x.to(wide), x.numel() // x.shape[1]
@@ -102,12 +109,23 @@ def _differentiable_backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, T
         var = (x - mean[:, None, None]).square().sum(axes) / count
     rstd = (var.to(wide) + ctx.eps).rsqrt()[:, None, None]
     normal = (x.to(wide) - mean[:, None, None]) * rstd
+    da = dy
+    if ctx.activation:
+        if y is None:
+            da = activations.gradient_at(ctx.activation, dy, _affine(normal, weight, bias).to(dy.dtype))
+        else:
+            da = activations.activation(ctx.activation).backward(dy, y)
     dweight, dbias = (da.to(wide) * normal).sum(axes), da.to(wide).sum(axes)
     dx = da.to(wide)
     if ctx.batch:
         dx = dx - dbias[:, None, None] / count - normal * dweight[:, None, None] / count
-    dx = dx * rstd if weight is None else dx * rstd * weight.to(wide)[:, None, None]
+    dx = _affine(dx * rstd, weight, None)
     return dx.to(dy.dtype), da, dweight, dbias
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight.to(x.dtype)[:, None, None]
+    return x if bias is None else x + bias.to(x.dtype)[:, None, None]
 
 
 def unsupported(shape: tuple[int, ...], x: Tensor, training: bool, statistics, affine) -> bool:
@@ -142,7 +160,7 @@ def normalize(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tenso
     """activation(norm(y) + residual) by given statistics, `batch` if they are those of y. y, and the residual, are
     [N, C, H, W]."""
     mean, var, weight, bias, eps = norm
-    if activation is not None and is_left_to_torch(activation, y, weight, bias, residual):
+    if activation is not None and residual is not None and is_left_to_torch(activation, y, weight, bias, residual):
         return finish(Normalize.call(y, weight, bias, residual, mean, var, eps, None, batch), None, activation)
     return Normalize.call(y, weight, bias, residual, mean, var, eps, activation, batch)
 
