@@ -97,6 +97,16 @@ def test_a_slow_block_is_left_with_all_its_members(ratios, kernel_calls):
     assert kernel_calls == []
 
 
+def test_sites_that_are_alike_share_their_times(ratios):
+    """By the median: two are alike, the third has no bias."""
+    convs = [nn.Conv2d(2, 2, 3, padding=1) for _ in range(2)]
+    model = nn.Sequential(*convs, nn.Conv2d(2, 2, 3, padding=1, bias=False))
+    ratios[:] = [0.5, 1.7, 0.25]
+    tritonconv.patch(model, torch.randn(SIZE))
+    assert list(statuses(model).values()) == ["swapped conv2d"] * 2 + ["left conv2d"]
+    assert not ratios
+
+
 def test_slower_sites_are_no_failure_under_strict_and_excluded_ones_are_not_timed(ratios):
     ratios[:] = [0.5, 2.0]
     model = tritonconv.patch(Mixed(), torch.randn(SIZE), when="faster", strict=True, exclude="max_pool2d")

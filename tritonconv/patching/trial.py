@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import torch
 from rich.console import Console
@@ -25,14 +27,19 @@ from . import patch, swap
 from .reporting import Site
 from .rewrite import rewrite
 
+_TIMED = 3  # at most, of sites that are alike
 SECONDS = 5.0  # for timing, in all; compiling takes what it takes
 _SHOWN_AFTER = 1.0  # seconds until there is a progress bar
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A site by itself: how torch and how we run it, and inputs as it meets them in the model, without their values."""
+    """A site by itself: how torch and how we run it, and inputs as it meets them in the model, without their values.
 
+    kind: what its time depends on, beside them; sites that are alike in it take as long.
+    """
+
+    kind: Hashable
     theirs: Callable
     ours: Callable
     inputs: list[Tensor]
@@ -47,16 +54,22 @@ class Piece:
 def speeds(model: nn.Module, found: Capture, sample: object) -> dict[str, float]:
     """Torch's time ÷ ours for each site of the unpatched `model`, by name, timed alone and in inference.
 
-    A site is missing that the sample does not reach, or for which no time was left.
+    Sites that are alike are timed as one, so that chance does not tell them apart. A site is missing that the sample
+    does not reach, or for which no time was left.
     """
     device = tensors_of(sample)[0].device
     ratios, spent = {}, 0.0
+    alike = defaultdict(dict)
     with inference(model):
-        for fqn, piece in _shown(pieces_of(model, found, sample).items()):
+        for fqn, piece in pieces_of(model, found, sample).items():
+            inputs = tuple((x.shape, x.stride(), x.dtype) for x in piece.inputs)
+            alike[piece.kind, inputs][fqn] = piece
+        for pieces in _shown(alike.values()):
             if spent > SECONDS:
                 break
-            theirs, ours = piece.times(device)
-            ratios[fqn] = statistics.median(theirs) / statistics.median(ours)
+            timed = [piece.times(device) for piece in islice(pieces.values(), _TIMED)]
+            theirs, ours = (list(chain(*times)) for times in zip(*timed, strict=True))
+            ratios |= dict.fromkeys(pieces, statistics.median(theirs) / statistics.median(ours))
             spent += sum(theirs) + sum(ours)
     return ratios
 
@@ -90,7 +103,7 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
 
         def note(module, inputs):
             ours = functools.partial(LEAVES[type(module)], module)
-            _note(pieces, names[module], module, ours, inputs)
+            _note(pieces, names[module], repr(module), module, ours, inputs)
 
         for leaf in found.leaves:
             if names[leaf] not in covered:  # else it is called by a traced forward
@@ -99,10 +112,12 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
     return pieces
 
 
-def _note(pieces: dict[str, Piece], fqn: str, theirs: Callable, ours: Callable, inputs: Sequence) -> None:
+def _note(
+    pieces: dict[str, Piece], fqn: str, kind: Hashable, theirs: Callable, ours: Callable, inputs: Sequence
+) -> None:
     """The first call of a site, if values of its inputs can be made up."""
     if all(isinstance(value, Tensor) and value.is_floating_point() for value in inputs):
-        pieces.setdefault(fqn, Piece(theirs, ours, [torch.empty_like(value, device="meta") for value in inputs]))
+        pieces.setdefault(fqn, Piece(kind, theirs, ours, [torch.empty_like(value, device="meta") for value in inputs]))
 
 
 def _watched(
@@ -115,7 +130,7 @@ def _watched(
         def run_node(self, node):
             if node in ends:
                 fqn, (theirs, ours, sources) = block_site(name, ends[node]).fqn, _piece(owner, ends[node])
-                _note(pieces, fqn, theirs, ours, [self.env[source] for source in sources])
+                _note(pieces, fqn, _kind(owner, ends[node]), theirs, ours, [self.env[source] for source in sources])
             return super().run_node(node)
 
     def forward(*args, **kwargs):
@@ -126,6 +141,16 @@ def _watched(
         return type(owner).forward(owner, *args, **kwargs)
 
     return forward
+
+
+def _kind(owner: nn.Module, match: Match) -> Hashable:
+    """What `match` computes, whatever the modules' names."""
+    return match.block.pattern, *(
+        repr(owner.get_submodule(node.target))
+        if node.op == "call_module"
+        else (node.target, repr(fx.map_arg((node.args, node.kwargs), lambda _: None)))
+        for node in match.nodes
+    )
 
 
 def _piece(owner: nn.Module, match: Match) -> tuple[Callable, Callable, list[fx.Node]]:
