@@ -147,22 +147,22 @@ def convolution(target: str, g: ConvGeometry, dtype: torch.dtype, precision: str
     summed = f64 if dtype is f64 else f32
     if launch.depthwise.takes(g):
         made = launch.depthwise
-        yield "depthwise fprop", made.fprop_launch(target, g, dtype, "relu"), (dtype,) * 4 + (None,) * 5
+        yield "depthwise fprop", made.fprop_launch(target, g, dtype, "relu"), (dtype,) * 4 + (None,) * 6
         yield "depthwise dgrad", made.dgrad_launch(target, g, dtype), (dtype,) * 3
         yield "depthwise wgrad", made.wgrad_launch(target, g, dtype), (dtype, dtype, summed)
         return
     problem = target, launch.conv.overlapping(g) if launch.conv.overlaps(g) else g, dtype, precision
     made = launch.conv.fprop_launch(*problem, "relu", pixel=g.C)
     if made.constexprs["SPLIT"] > 1:
-        yield "fprop", made, (dtype, dtype, None, summed) + (None,) * 6
+        yield "fprop", made, (dtype, dtype, None, summed) + (None,) * 7
         pixels = NormGeometry(g.N * g.P * g.Q, g.K)
         finish = launch.split.finish_launch(target, pixels, dtype, made.constexprs["SPLIT"], "relu", 0.0)
-        yield "conv_finish", finish, (summed, dtype, dtype) + (None,) * 6
+        yield "conv_finish", finish, (summed, dtype, dtype) + (None,) * 7
     else:
-        yield "fprop", made, (dtype,) * 4 + (None,) * 6
+        yield "fprop", made, (dtype,) * 4 + (None,) * 7
     made = launch.conv.dgrad_launch(target, g, dtype, precision, None)
     stored = summed if made.constexprs["SPLIT"] > 1 else dtype
-    yield "dgrad", made, (dtype, dtype, None, stored, *[None] * 4)
+    yield "dgrad", made, (dtype, dtype, None, stored, *[None] * 5)
     yield "wgrad", launch.conv.wgrad_launch(*problem, True, pixel=g.C), (dtype, dtype, summed)
 
 
@@ -174,7 +174,7 @@ def others(target: str) -> Iterator[tuple]:
     yield layer, "float16", "max_pool_backward", made, (f16, torch.int64, f16)
     problem = target, NORM, f16, 1e-5, "relu"
     layer = "256, 56²"
-    yield layer, "float16", "norm_apply", launch.norm.apply_launch(*problem), (f16, *(f32,) * 4, f16, f16)
+    yield layer, "float16", "norm_apply", launch.norm.apply_launch(*problem), (f16, *(f32,) * 4, None, f16, f16)
     yield layer, "float16", "norm_backward_sums", launch.norm.backward_sums_launch(*problem), (f16,) * 3 + (f32,) * 5
     made = launch.norm.backward_launch(*problem)
     yield layer, "float16", "norm_backward", made, (*(f16,) * 3, *(f32,) * 5, f16, f16)
@@ -197,7 +197,7 @@ def compared(target: str, folder: Path) -> Iterator[Case]:
     """fprop of the 3×3 layers, without an epilogue, and all of Inductor's configs of it."""
     for g in COMPARED:
         made = launch.conv.fprop_launch(target, g, f16, "ieee", None)
-        dtypes = (f16, f16, None, f32 if made.constexprs["SPLIT"] > 1 else f16) + (None,) * 6
+        dtypes = (f16, f16, None, f32 if made.constexprs["SPLIT"] > 1 else f16) + (None,) * 7
         yield Case(target, describe(g), "float16", "ours", tile_of(made), made, dtypes)
         for tile, theirs in inductor.launches(g, folder):
             yield Case(target, describe(g), "float16", "Inductor", tile, theirs, inductor.DTYPES)

@@ -47,22 +47,22 @@ def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
             name = f"{R}×{R} {C}→{K} {str(dtype).removeprefix('torch.')}"
             if launch.depthwise.takes(g):
                 made = launch.depthwise
-                yield f"fprop {name}", made.fprop_launch("cpu", g, dtype, "relu"), (dtype,) * 4 + (None,) * 5
+                yield f"fprop {name}", made.fprop_launch("cpu", g, dtype, "relu"), (dtype,) * 4 + (None,) * 6
                 yield f"dgrad {name}", made.dgrad_launch("cpu", g, dtype), (dtype,) * 3
                 yield f"wgrad {name}", made.wgrad_launch("cpu", g, dtype), (dtype, dtype, f32)
                 continue
-            yield f"fprop {name}", launch.conv.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4 + (None,) * 6
+            yield f"fprop {name}", launch.conv.fprop_launch("cpu", g, dtype, "ieee", "relu"), (dtype,) * 4 + (None,) * 7
             made = launch.conv.dgrad_launch("cpu", g, dtype, "ieee", None)
-            yield f"dgrad {name}", made, (dtype, dtype, None, dtype, *[None] * 4)
+            yield f"dgrad {name}", made, (dtype, dtype, None, dtype, *[None] * 5)
             yield f"wgrad {name}", launch.conv.wgrad_launch("cpu", g, dtype, "ieee", True), (dtype, dtype, f32)
     g = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
     made = launch.winograd.fprop_launch("cpu", g, f32, "ieee", "relu", threads=2)
-    yield "winograd 3×3 64→64", made, (f32,) * 4 + (None,) * 7 + (f32,)
+    yield "winograd 3×3 64→64", made, (f32,) * 4 + (None,) * 8 + (f32,)
     made = launch.winograd.filter_launch("cpu", "fprop", (64, 64, 3, 3), (576, 9, 3, 1), made.constexprs["OUT"], 32)
     yield "winograd_filter", made, (f32, f32)
     norm = NormGeometry(56 * 56, 64)
     yield "norm_moments", launch.norm.moments_launch("cpu", norm, f32), (f32,) * 2
-    yield "norm_apply", launch.norm.apply_launch("cpu", norm, f32, 1e-5, "relu"), (f32,) * 5 + (None, f32)
+    yield "norm_apply", launch.norm.apply_launch("cpu", norm, f32, 1e-5, "relu"), (f32,) * 5 + (None, None, f32)
     sums = launch.norm.backward_sums_launch("cpu", norm, f32, 1e-5, "relu")
     yield "norm_backward_sums", sums, (f32,) * 8
     yield "norm_backward", launch.norm.backward_launch("cpu", norm, f32, 1e-5, "relu"), (f32,) * 9 + (None,)
@@ -97,7 +97,7 @@ def launch_microseconds() -> list[float]:
     start = launch.conv.fprop_launch("cpu", g, f32, "ieee", "relu")
     run = engine.bind(start)
     x, panels, bias, y = torch.zeros(4), torch.zeros(4 * start.constexprs["BN"]), torch.zeros(4), torch.zeros(4)
-    tensors = x, panels, bias, y, *(None,) * 6
+    tensors = x, panels, bias, y, *(None,) * 7
     run(*tensors)
     rounds = []
     for _ in range(60):

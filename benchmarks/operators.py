@@ -51,6 +51,31 @@ def _activated(name: str, torchs: Callable[[Tensor], Tensor], **options) -> Oper
     )
 
 
+def _with_prelu(function: str, shapes, training: bool = False, **options) -> Operator:
+    """A convolution and PReLU with a slope for each channel; batch norm, or else a bias, between them: behind a bias a
+    norm has derivatives that are zero but for what sums leave."""
+    convolution, channels = function.removesuffix("_batch_norm"), shapes[2][0]
+    norm = convolution != function
+    shapes = (*shapes[:2], (channels,)) if norm else (*shapes, (channels,))
+
+    def given(x: Tensor) -> tuple[Tensor, ...]:
+        return (x.new_full((channels,), 0.25), x.new_full((channels,), 2.0)) if norm else ()
+
+    def ours(x, w, *rest):
+        *bias, slope = rest
+        chosen = {"training": training} if norm else {}
+        return getattr(functional, function)(x, w, *bias or [None], *given(x), activation=slope, **chosen, **options)
+
+    def torchs(x, w, *rest):
+        *bias, slope = rest
+        y = getattr(F, convolution)(x, w, *bias, **options)
+        return F.prelu(F.batch_norm(y, *given(x), training=training) if norm else y, slope)
+
+    name = f"{convolution}{', depthwise' if options else ''}{' + batch_norm' if norm else ''} + prelu"
+    mode = f", {'training' if training else 'evaluation'}" if norm else ""
+    return Operator(name + mode, ours, torchs, shapes)
+
+
 def _normed(function: str, shapes, training: bool, **options) -> Operator:
     """A convolution, batch norm, and sigmoid; the last of `shapes` is that of a residual, if there are four."""
     channels = shapes[2][0]
@@ -86,6 +111,13 @@ OPERATORS = (
     _activated("leaky_relu(0.2)", lambda x: F.leaky_relu(x, 0.2)),
     _activated("silu", F.silu),
     _activated("gelu", F.gelu),
+    _with_prelu("conv2d", CONV),
+    _with_prelu("conv2d", ((2, 4, 6, 5), (4, 1, 3, 3), (4,)), groups=4),
+    _with_prelu("conv_transpose2d", TRANSPOSED),
+    _with_prelu("conv1d", ROWS),
+    _with_prelu("conv2d_batch_norm", CONV, training=True),
+    _with_prelu("conv2d_batch_norm", CONV),
+    _with_prelu("conv_transpose2d_batch_norm", TRANSPOSED),
     Operator(
         "conv2d + tanh + max_pool2d",
         lambda x, w, b: functional.conv2d(x, w, b, 1, 1, activation="tanh", max_pool=2),

@@ -299,7 +299,7 @@ def test_a_listing_runs_nothing():
     assert y.isnan().all()  # what the tests' empty memory holds
     ((made, dtypes),) = launches
     assert made.kernel is launch.conv.conv.conv_fprop
-    assert dtypes == (torch.float32, torch.float32, None, torch.float32) + (None,) * 6
+    assert dtypes == (torch.float32, torch.float32, None, torch.float32) + (None,) * 7
     assert torch.equal(functional.conv2d(x, weight), functional.conv2d(x, weight))
 
 

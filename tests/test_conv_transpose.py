@@ -303,5 +303,5 @@ def test_arguments_of_wrong_types():
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match=r"activation must be None or one of relu, .*; got 'step'"):
+    with pytest.raises(ValueError, match=r"activation must be None, slopes or one of relu, .*; got 'step'"):
         conv_transpose2d(X, WEIGHT, activation="step")

@@ -196,7 +196,7 @@ def test_activation_follows_torchs_convolution():
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match=r"activation must be None or one of relu, .*; got 'swish'"):
+    with pytest.raises(ValueError, match=r"activation must be None, slopes or one of relu, .*; got 'swish'"):
         conv2d(X, WEIGHT, activation="swish")
 
 

@@ -49,10 +49,10 @@ class Case:
         geometry, dtype = GEOMETRIES[self.geometry], self.dtype
         if self.op == "fprop":
             made = launch.conv.fprop_launch(target, geometry, dtype, self.precision, "relu", self.config)
-            return made, (dtype,) * 4 + (None,) * 6
+            return made, (dtype,) * 4 + (None,) * 7
         if self.op == "dgrad":
             made = launch.conv.dgrad_launch(target, geometry, dtype, self.precision, None, self.config)
-            return made, (dtype, dtype, None, dtype) + (None,) * 4
+            return made, (dtype, dtype, None, dtype) + (None,) * 5
         made = launch.conv.wgrad_launch(target, geometry, dtype, self.precision, True, self.config)
         return made, (dtype, dtype, f64 if dtype is f64 else f32)  # partial sums
 
@@ -156,7 +156,7 @@ def test_other_kernels_fit_the_target(dtype, target):
         (launch.common.sum_splits_launch(target, 4, 36864), (f32, dtype)),
         (
             launch.split.finish_launch(target, NormGeometry(49, 512), dtype, 16, "relu", 1e-5),
-            (f32, dtype, dtype, *(f32,) * 4, dtype, f32),
+            (f32, dtype, dtype, *(f32,) * 4, None, dtype, f32),
         ),
     ):
         check(compile_launch(made, dtypes, target), target)
@@ -170,7 +170,8 @@ def test_batch_norm_fits_the_target(geometry, dtype, target):
     for made, dtypes in (
         (launch.norm.moments_launch(target, geometry, dtype), (dtype, f32)),
         (launch.norm.finalize_launch(target, geometry, 128), (f32,) * 3),
-        (launch.norm.apply_launch(*applied), (dtype, *(f32,) * 4, dtype, dtype)),
+        (launch.norm.apply_launch(*applied), (dtype, *(f32,) * 4, None, dtype, dtype)),
+        (launch.norm.prelu_backward_launch(target, geometry, dtype, "prelu"), (*(dtype,) * 4, f32)),
         (launch.norm.backward_sums_launch(*applied), (dtype,) * 3 + (f32,) * 5),
         (launch.norm.backward_launch(*applied), (*(dtype,) * 3, *(f32,) * 5, dtype, dtype)),
     ):
@@ -185,7 +186,7 @@ def test_a_convolution_that_pools_fits_the_target_and_has_the_same_loop(dtype, t
     made = launch.conv_pool.fprop_launch(target, problem[0], window, *problem[1:])
     extents = {name: made.constexprs[name] for name in ("BM", "BN", "BK", "GROUP_M")}
     config = TileConfig(**extents, num_warps=made.num_warps, num_stages=made.num_stages)
-    plain = compile_launch(launch.conv.fprop_launch(target, *problem, config), (dtype,) * 4 + (None,) * 6, target)
+    plain = compile_launch(launch.conv.fprop_launch(target, *problem, config), (dtype,) * 4 + (None,) * 7, target)
     code = compile_launch(made, (*(dtype,) * 4, *(None,) * 4, taps), target)
     check(code, target)
     for instructions in (MATRIX, LOAD):
@@ -200,8 +201,12 @@ def test_a_convolution_that_pools_fits_the_target_and_has_the_same_loop(dtype, t
 @pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
 def test_an_epilogue_leaves_the_convolutions_loop_as_it_is(dtype, target):
     problem = target, GEOMETRIES["3x3"], dtype, "ieee"
-    plain = compile_launch(launch.conv.fprop_launch(*problem, None), (dtype,) * 2 + (None, dtype) + (None,) * 6, target)
-    for activation, epilogue in (("silu", (*(f32,) * 4, dtype, None)), (None, (*(None,) * 5, f32))):
+    plain = compile_launch(launch.conv.fprop_launch(*problem, None), (dtype,) * 2 + (None, dtype) + (None,) * 7, target)
+    for activation, epilogue in (
+        ("silu", (*(f32,) * 4, None, dtype, None)),
+        ("prelu", (*(f32,) * 4, dtype, dtype, None)),
+        (None, (*(None,) * 6, f32)),
+    ):
         made = launch.conv.fprop_launch(*problem, activation, eps=1e-5)
         code = compile_launch(made, (dtype,) * 4 + epilogue, target)
         # Statistics take registers when the loop is over: a spill there costs nothing that counts.
@@ -216,7 +221,7 @@ def test_an_epilogue_leaves_the_convolutions_loop_as_it_is(dtype, target):
 def test_depthwise_kernels_fit_the_target_and_read_wide(dtype, target):
     geometry = ConvGeometry(32, 144, 56, 56, 144, 3, 3, (1, 1), ((1, 1), (1, 1)), (1, 1), 144)
     for made, dtypes in (
-        (launch.depthwise.fprop_launch(target, geometry, dtype, "relu"), (dtype,) * 4 + (None,) * 5),
+        (launch.depthwise.fprop_launch(target, geometry, dtype, "relu"), (dtype,) * 4 + (None,) * 6),
         (launch.depthwise.dgrad_launch(target, geometry, dtype), (dtype,) * 3),
         (launch.depthwise.wgrad_launch(target, geometry, dtype), (dtype, dtype, f32)),
     ):
@@ -233,7 +238,7 @@ def test_winograds_algorithm_fits_the_target(dtype, target):
     geometry = GEOMETRIES["first 3x3"]
     for config in configs.space("winograd", geometry, dtype, target):
         made = launch.winograd.fprop_launch(target, geometry, dtype, "ieee", "relu", 132, config)
-        code = compile_launch(made, (dtype, f32, dtype, dtype, *(None,) * 7, f32), target)
+        code = compile_launch(made, (dtype, f32, dtype, dtype, *(None,) * 8, f32), target)
         # ptxas spills a little around the loop to fit another block beside this one.
         assert matching(code.code, SPILL) <= 8
         assert matching(code.loop, SPILL) == 0
@@ -255,8 +260,8 @@ def test_winograds_algorithm_fits_the_target(dtype, target):
 def test_1d_convolution_fits_the_target(dtype, target):
     problem = target, RowGeometry(32, 512, 1, 1024, 512, 1, 3, dilation=(1, 2)), dtype, "ieee"
     for made, dtypes in (
-        (launch.conv1d.fprop_launch(*problem, "relu"), (dtype,) * 4 + (None,) * 6),
-        (launch.conv1d.dgrad_launch(*problem, None), (dtype, dtype, None, dtype) + (None,) * 6),
+        (launch.conv1d.fprop_launch(*problem, "relu"), (dtype,) * 4 + (None,) * 7),
+        (launch.conv1d.dgrad_launch(*problem, None), (dtype, dtype, None, dtype) + (None,) * 7),
         (launch.conv1d.wgrad_launch(*problem, False), (dtype,) * 3),
     ):
         code = compile_launch(made, dtypes, target)

@@ -200,7 +200,7 @@ def test_activations_and_their_gradients(act, dtype, device):
 
 @pytest.mark.parametrize("text", ("swish", "relu(1)", "leaky_relu(-1)", "elu(x)", "elu(nan)"))
 def test_no_such_activation(text):
-    with pytest.raises(ValueError, match="activation must be None or one of relu, .*got"):
+    with pytest.raises(ValueError, match="activation must be None, slopes or one of relu, .*got"):
         conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1), activation=text)
 
 

@@ -18,8 +18,8 @@ import autotune
 from . import engines, functional
 from .geometry import Pair
 from .ops import activations
-from .ops.conv import finish
 from .ops.conv1d import by_torch
+from .ops.epilogue import finish
 from .ops.support import is_channels_last, unsupported_call
 
 TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
@@ -47,9 +47,8 @@ def torchs(op: str) -> Callable:
     function = _conv1d if convolution == "conv1d" else getattr(F, convolution)
     function = functools.partial(_with_batch_norm, function) if norm else function
 
-    def run(*args, residual: Tensor | None = None, activation: str | None = None, max_pool=None, **options):
-        text = None if activation is None else activations.canonical(activation)
-        y = finish(function(*args, **options), residual, text)
+    def run(*args, residual: Tensor | None = None, activation: activations.Text = None, max_pool=None, **options):
+        y = finish(function(*args, **options), residual, activations.canonical(activation))
         return y if max_pool is None else F.max_pool2d(y, max_pool)
 
     return run

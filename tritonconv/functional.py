@@ -25,7 +25,7 @@ def conv2d(
     groups: int = 1,
     *,
     residual: Tensor | None = None,
-    activation: str | None = None,
+    activation: str | Tensor | None = None,
     max_pool: int | tuple[int, int] | None = None,
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, followed by an addition, an activation and max-pooling in the same kernel.
@@ -34,7 +34,8 @@ def conv2d(
     float32 or float64, under autocast in its dtype. Returns [N, K, P, Q] (or [K, P, Q]) in the memory format that torch
     would choose.
     activation: None, "relu", "relu6", "sigmoid", "tanh", "hardsigmoid", "silu", "hardswish", "gelu", "gelu_tanh",
-    "leaky_relu" or "elu", the last two also with their number, "leaky_relu(0.2)"; another raises ValueError.
+    "leaky_relu" or "elu", the last two also with their number, "leaky_relu(0.2)"; another raises ValueError. A tensor
+    is PReLU with these slopes, [1] or [K]; where gradients are wanted it takes a pass of its own.
     max_pool: the windows of `max_pool2d`, which lie side by side: P and Q are divided by them, rounded down. If the
     activation never falls, and without a residual, the maximum is taken before it and what is not one never goes to
     memory; in training a byte is kept of each maximum. Its place is chosen before the activation: of outputs that
@@ -61,7 +62,7 @@ def conv1d(
     *,
     extra_padding: tuple[int, int] = (0, 0),
     residual: Tensor | None = None,
-    activation: str | None = None,
+    activation: str | Tensor | None = None,
 ) -> Tensor:
     """`torch.nn.functional.conv1d`, followed by an addition and an activation in the same kernel; as `conv2d` above.
 
@@ -79,7 +80,7 @@ def causal_conv1d(
     dilation: int = 1,
     groups: int = 1,
     *,
-    activation: str | None = None,
+    activation: str | Tensor | None = None,
 ) -> Tensor:
     """`conv1d` in which nothing depends on what comes later: padded on the left alone, without a copy.
 
@@ -106,7 +107,7 @@ def conv2d_batch_norm(
     groups: int = 1,
     *,
     residual: Tensor | None = None,
-    activation: str | None = None,
+    activation: str | Tensor | None = None,
     max_pool: int | tuple[int, int] | None = None,
 ) -> Tensor:
     """activation(batch_norm(conv2d(input)) + residual): `torch.nn.functional.batch_norm` behind `conv2d` above.
@@ -140,7 +141,7 @@ def conv1d_batch_norm(
     *,
     extra_padding: tuple[int, int] = (0, 0),
     residual: Tensor | None = None,
-    activation: str | None = None,
+    activation: str | Tensor | None = None,
 ) -> Tensor:
     """activation(batch_norm(conv1d(input)) + residual), as `conv2d_batch_norm`."""
     return conv_norm.conv1d_batch_norm(
@@ -160,7 +161,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     residual: Tensor | None = None,
-    activation: str | None = None,
+    activation: str | Tensor | None = None,
 ) -> Tensor:
     """`torch.nn.functional.batch_norm`, followed by an addition and an activation in the same pass.
 
@@ -182,7 +183,7 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: int | tuple[int, int] = 1,
     *,
-    activation: str | None = None,
+    activation: str | Tensor | None = None,
 ) -> Tensor:
     """`torch.nn.functional.conv_transpose2d`, followed by an activation in the same kernel.
 
@@ -211,7 +212,7 @@ def conv_transpose2d_batch_norm(
     groups: int = 1,
     dilation: int | tuple[int, int] = 1,
     *,
-    activation: str | None = None,
+    activation: str | Tensor | None = None,
 ) -> Tensor:
     """activation(batch_norm(conv_transpose2d(input))), as `conv2d_batch_norm`; in training one pass takes the
     statistics, and one applies them."""

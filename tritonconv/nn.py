@@ -11,14 +11,19 @@ from . import functional
 
 
 class _Activated:
-    """A module followed by `activation` (None or one that `functional.conv2d` lists) in the same kernel."""
+    """A module followed by `activation` (None, one that `functional.conv2d` lists, or a `torch.nn.PReLU`) in the same
+    kernel."""
 
-    def __init__(self, *args, activation: str | None = None, **kwargs):
+    def __init__(self, *args, activation: str | torch.nn.PReLU | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.activation = activation
 
+    @property
+    def _text(self) -> str | Tensor | None:
+        return self.activation.weight if isinstance(self.activation, torch.nn.PReLU) else self.activation
+
     def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+        return super().extra_repr() + (f", activation={self.activation!r}" if isinstance(self.activation, str) else "")
 
 
 class _Conv(_Activated):
@@ -28,30 +33,31 @@ class _Conv(_Activated):
             input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         options = self.stride, padding, self.dilation, self.groups
-        return self._function(input, weight, bias, *options, activation=self.activation)
+        return self._function(input, weight, bias, *options, activation=self._text)
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):
-    """`torch.nn.Conv1d`, followed by `activation` (None or one that `functional.conv2d` lists) in the same kernel."""
+    """`torch.nn.Conv1d`, followed by `activation`, as in `Conv2d` below, in the same kernel."""
 
     _function = staticmethod(functional.conv1d)
 
 
 class Conv2d(_Conv, torch.nn.Conv2d):
-    """`torch.nn.Conv2d`, followed by `activation` (None or one that `functional.conv2d` lists) in the same kernel."""
+    """`torch.nn.Conv2d`, followed by `activation` in the same kernel: None, one that `functional.conv2d` lists, or a
+    `torch.nn.PReLU`, whose parameter is then one of this module's."""
 
     _function = staticmethod(functional.conv2d)
 
 
 class ConvTranspose2d(_Activated, torch.nn.ConvTranspose2d):
-    """`torch.nn.ConvTranspose2d`, followed by `activation` (see `functional.conv2d`) in the same kernel."""
+    """`torch.nn.ConvTranspose2d`, followed by `activation`, as in `Conv2d`, in the same kernel."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
         )
         options = self.stride, self.padding, output_padding, self.groups, self.dilation
-        return functional.conv_transpose2d(input, self.weight, self.bias, *options, activation=self.activation)
+        return functional.conv_transpose2d(input, self.weight, self.bias, *options, activation=self._text)
 
 
 class MaxPool2d(torch.nn.MaxPool2d):

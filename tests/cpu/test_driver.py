@@ -195,5 +195,5 @@ def test_the_triton_engine_gives_descriptors_to_what_takes_boxes():
         x, weight = torch.randint(-3, 4, (2, 16, 5, 9)).float(), torch.randint(-3, 4, (16, 16, 3, 3)).float()
         panels = packing.panels(weight, geometry, "fprop", 16, keep=False)
         y = torch.empty(2, 16, 5, 9).contiguous(memory_format=torch.channels_last)
-        start(x.contiguous(memory_format=torch.channels_last), panels, None, y, *(None,) * 6)
+        start(x.contiguous(memory_format=torch.channels_last), panels, None, y, *(None,) * 7)
         assert torch.equal(y, torch.nn.functional.conv2d(x, weight, padding=1))

@@ -83,7 +83,7 @@ def convolution(dtype: torch.dtype, columns: int) -> tuple:
     geometry = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
     config = TileConfig(BM=128, BN=columns, BK=64)
     start = launch.conv.fprop_launch("cpu", geometry, dtype, "ieee", "relu", config)
-    request = engine.request(start, (dtype,) * 4 + (None,) * 6)
+    request = engine.request(start, (dtype,) * 4 + (None,) * 7)
     return request.kernel, request.signature, request.constexprs
 
 
@@ -95,7 +95,7 @@ def convolution_1d(op: str, columns: int) -> tuple:
         request = engine.request(start, (dtype,) * 3)
     else:
         start = launch.conv1d.fprop_launch("cpu", geometry, dtype, "ieee", "relu", config)
-        request = engine.request(start, (dtype,) * 4 + (None,) * 6)
+        request = engine.request(start, (dtype,) * 4 + (None,) * 7)
     return request.kernel, request.signature, request.constexprs
 
 

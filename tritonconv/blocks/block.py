@@ -15,11 +15,12 @@ from .. import nn as modules
 from ..choice import faster
 from ..geometry import Pair
 from ..ops import activations
+from ..ops.activations import Text
 from ..ops.linear import linear as fully_connected
 from ..ops.support import pair
 from . import calls, repeat
 
-# The activations that are modules, as text; a module is asked at every call, since its numbers may change.
+# The activations that are modules, as text or slopes; a module is asked at every call, since its numbers may change.
 ACTIVATION_MODULES = {
     nn.ReLU: lambda module: "relu",
     nn.ReLU6: lambda module: "relu6",
@@ -31,7 +32,11 @@ ACTIVATION_MODULES = {
     nn.GELU: lambda module: "gelu_tanh" if module.approximate == "tanh" else "gelu",
     nn.LeakyReLU: lambda module: f"leaky_relu({module.negative_slope})",
     nn.ELU: lambda module: f"elu({module.alpha})",
+    nn.PReLU: lambda module: module.weight,
 }
+
+
+UNKNOWN = ""
 
 
 def _name(activation: str | None) -> str | None:
@@ -44,8 +49,9 @@ class ConvBlock:
 
     `kind` is the convolution's function. Where padding of its own comes before it, or what it padded is sliced off
     after it, `padding` is that of a 1-D convolution, before and after, beside its own; or a module's path.
-    `activation` is its text; `activation_module` is None where the forward calls a function instead. Of `window` and
-    `pool_module` likewise one is None, or both without pooling. `pool_first`: whether the activation comes last.
+    `activation` is its text; `activation_module` is None where the forward calls a function instead, and `slopes` then
+    the path of the parameter that it hands to PReLU. Of `window` and `pool_module` likewise one is None, or both
+    without pooling. `pool_first`: whether the activation comes last.
     """
 
     kind: str
@@ -55,6 +61,7 @@ class ConvBlock:
     residual: bool = False
     activation: str | None = None
     activation_module: str | None = None
+    slopes: str | None = None
     window: Pair | None = None
     pool_module: str | None = None
     pool_first: bool = False
@@ -90,6 +97,7 @@ class ActivatedBlock:
     norm: str | None = None
     activation: str | None = None
     activation_module: str | None = None
+    slopes: str | None = None
 
     @property
     def pattern(self) -> str:
@@ -137,14 +145,14 @@ def intercepted(module: nn.Module) -> bool:
     return any(repeat.hooks_of(module)) or "forward" in module.__dict__ or _module._has_any_global_hook()
 
 
-def activation_text(activation: nn.Module | str | None) -> str | None:
-    """The text of an activation that kernels know; "" for one that they do not know."""
+def activation_text(activation: nn.Module | Text) -> Text:
+    """The text, or the slopes, of an activation that kernels know; UNKNOWN for one that they do not know."""
     if isinstance(activation, nn.Module):
         activation = ACTIVATION_MODULES[type(activation)](activation)
     try:
-        return None if activation is None else activations.canonical(activation)
+        return activations.canonical(activation)
     except ValueError:
-        return ""
+        return UNKNOWN
 
 
 def convolution(conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> Tensor:
@@ -165,7 +173,7 @@ def conv_transpose2d(
     output_size: list[int] | None = None,
     *,
     norm: nn.BatchNorm2d | None = None,
-    activation: str | None = None,
+    activation: Text = None,
 ) -> Tensor:
     """`activation(norm(conv(input, output_size)))` as one kernel. input: (N, C, H, W) or (C, H, W)."""
     if conv.padding_mode != "zeros":  # set after patching; no other is known, and torch says so
@@ -181,7 +189,7 @@ def conv_transpose2d(
 
 
 def batch_norm(
-    module: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor, *, norm: None = None, activation: str | None = None
+    module: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor, *, norm: None = None, activation: Text = None
 ) -> Tensor:
     """`activation(module(input))` in one pass. input: (N, C, H, W); of 1-D ones (N, C, L) or (N, C)."""
     module._check_input_dim(input)
@@ -222,8 +230,8 @@ def window_of(pool: nn.MaxPool2d) -> Pair | None:
     )
 
 
-def _run(activation: nn.Module | str | None, value: Tensor) -> Tensor:
-    if isinstance(activation, str):
+def _run(activation: nn.Module | Text, value: Tensor) -> Tensor:
+    if isinstance(activation, (str, Tensor)):
         return activations.activation(activations.canonical(activation)).apply(value)
     return value if activation is None else activation(value)
 
@@ -231,7 +239,7 @@ def _run(activation: nn.Module | str | None, value: Tensor) -> Tensor:
 def conv_block(
     conv: nn.Conv1d | nn.Conv2d,
     norm: nn.Module | None,
-    activation: nn.Module | str | None,
+    activation: nn.Module | Text,
     input: Tensor,
     residual: Tensor | None = None,
     pool: nn.MaxPool2d | Pair | None = None,
@@ -245,8 +253,9 @@ def conv_block(
     text, extra = activation_text(activation), extra_padding(padding)
     members = (module for module in (conv, padding, norm, activation, pool) if isinstance(module, nn.Module))
     window = window_of(pool) if isinstance(pool, nn.Module) else pool
-    fusable = text != "" and conv.padding_mode == "zeros" and (residual is None or isinstance(residual, Tensor))
-    fusable = fusable and (pool is None or window is not None) and extra is not None
+    fusable = text is not UNKNOWN and conv.padding_mode == "zeros"
+    fusable = fusable and (residual is None or isinstance(residual, Tensor)) and extra is not None
+    fusable = fusable and (pool is None or window is not None)
     fusable = fusable and (norm is None or input.dim() == conv.weight.dim())
     if not fusable or any(map(intercepted, members)):
         value = _padded_convolution(conv, padding, input)
@@ -282,12 +291,12 @@ def _pooled(pool: nn.MaxPool2d | Pair | None, value: Tensor) -> Tensor:
 
 
 def activated_block(
-    module: nn.Module, norm: nn.Module | None, activation: nn.Module | str | None, *args, **kwargs
+    module: nn.Module, norm: nn.Module | None, activation: nn.Module | Text, *args, **kwargs
 ) -> Tensor:
     """A fused `ActivatedBlock` of a rewritten forward; the arguments are those of `module`."""
     text = activation_text(activation)
     members = (each for each in (module, norm, activation) if isinstance(each, nn.Module))
-    if text == "" or any(map(intercepted, members)) or (norm is not None and args[0].dim() != 4):
+    if text is UNKNOWN or any(map(intercepted, members)) or (norm is not None and args[0].dim() != 4):
         value = module(*args, **kwargs)
         return _run(activation, value if norm is None else norm(value))
     run = next(run for cls, run in ACTIVATED.items() if isinstance(module, cls))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..geometry import Pair
+from ..ops.activations import Text
 
 Call = tuple[str, tuple, dict]
 
@@ -14,7 +15,7 @@ def convolution(
     norm: nn.Module | None,
     input: Tensor,
     residual: Tensor | None,
-    activation: str | None,
+    activation: Text,
     max_pool: Pair | None = None,
     extra_padding: Pair = (0, 0),
 ) -> Call:

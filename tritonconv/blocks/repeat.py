@@ -21,11 +21,13 @@ from ..geometry import Pair
 from ..launch import conv as launch
 from ..launch import conv_pool
 from ..launch.common import precision_of
-from ..launch.norm import Norm
+from ..launch.norm import ABSENT, Norm
 from ..launch.packing import Snapshot
+from ..ops.activations import Text
 from ..ops.conv import formatted, geometry_of
 from ..ops.conv1d import geometry_1d, image
 from ..ops.conv_pool import takes
+from ..ops.epilogue import suits, with_slopes
 from ..ops.norm import unsupported
 from ..ops.support import fits, is_channels_last, nchw, unsupported_call
 from . import calls
@@ -80,7 +82,7 @@ def first(
     conv: nn.Conv1d | nn.Conv2d,
     given: tuple,
     norm: nn.Module | None,
-    activation: str | None,
+    activation: Text,
     x: Tensor,
     residual: Tensor | None = None,
     window: Pair | None = None,
@@ -177,18 +179,21 @@ def _bound(conv, norm, activation, x, residual, window, extra) -> Callable[[Tens
         channels_last = is_channels_last(x) or is_channels_last(weight)
     if residual is not None and not fits(residual, geometry.output, x, channels_last):
         return None
-    given = None
+    if not suits(activation, geometry.K, x, True):
+        return None
+    given = ABSENT
     if norm is not None:
         given = Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
         if unsupported(geometry.output, x, False, given[:2], given[2:4]):
             return None
-    vectors = [t for t in (bias, *(given or ())[:4]) if t is not None]
-    if not all(t.is_contiguous() for t in vectors):  # a kernel would get copies, which grow old
+    given, text = with_slopes(given, activation)
+    vectors = bias, *given[:4], given.slope
+    if not all(t is None or t.is_contiguous() for t in vectors):  # a kernel would get copies, which grow old
         return None
     if window is None:
-        run = launch.bind_fprop(x, weight, bias, geometry, activation, norm=given)
+        run = launch.bind_fprop(x, weight, bias, geometry, text, norm=given)
     elif residual is None and takes(x, geometry, window, activation):
-        pooled = conv_pool.bind_fprop(x, weight, bias, geometry, window, activation, norm=given)
+        pooled = conv_pool.bind_fprop(x, weight, bias, geometry, window, text, norm=given)
         run = lambda x, residual: pooled(x)  # noqa: E731
     else:
         return None

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..blocks.block import (
     ACTIVATION_MODULES,
@@ -24,7 +24,7 @@ from ..blocks.block import (
     side_by_side,
     window_of,
 )
-from ..ops.activations import is_monotone
+from ..ops.activations import PRELU, is_monotone
 from ..patching.reporting import Status
 
 # How a graph calls them: functions, and methods by their name.
@@ -51,6 +51,7 @@ _ACTIVATION_CALLS = {
     F.leaky_relu: "leaky_relu",
     F.elu: "elu",
 }
+_PRELU_CALLS = {F.prelu, "prelu"}
 _NUMBERS = {"leaky_relu": "negative_slope", "elu": "alpha"}
 
 
@@ -229,7 +230,9 @@ def _with_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | 
     text = _activation(module, user)
     if text is None:
         return None
-    return _longer(match, user, activation=text, activation_module=user.target if user.op == "call_module" else None)
+    if user.op == "call_module":
+        return _longer(match, user, activation=text, activation_module=user.target)
+    return _longer(match, user, activation=text, slopes=_slopes(user) if text == PRELU else None)
 
 
 def _with_pool(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
@@ -276,7 +279,10 @@ def _activation(module: nn.Module, node: fx.Node) -> str | None:
     """The text of the activation that `node` calls; None if it calls none that kernels know."""
     if node.op == "call_module":
         child = module.get_submodule(node.target)
-        return activation_text(child) or None if type(child) in ACTIVATION_MODULES else None
+        text = activation_text(child) if type(child) in ACTIVATION_MODULES else None
+        return PRELU if isinstance(text, Tensor) else text or None
+    if node.target in _PRELU_CALLS:
+        return PRELU if _slopes(node) is not None else None
     if node.op not in ("call_function", "call_method") or (name := _ACTIVATION_CALLS.get(node.target)) is None:
         return None
     given = {key: value for key, value in node.kwargs.items() if key not in ("input", "inplace")}
@@ -286,6 +292,13 @@ def _activation(module: nn.Module, node: fx.Node) -> str | None:
     if given or isinstance(number, fx.Node):
         return None
     return activation_text(name if number is None else f"{name}({number})") or None
+
+
+def _slopes(node: fx.Node) -> str | None:
+    """The path of the parameter that a call of PReLU takes for its slopes."""
+    given = dict(zip(("input", "weight"), node.args, strict=False)) | node.kwargs
+    weight = given["weight"]
+    return weight.target if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
 
 
 def _can_wait(module: nn.Module, match: Match, user: fx.Node) -> bool:

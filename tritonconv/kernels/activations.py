@@ -1,5 +1,8 @@
 """Activations, and their derivatives in terms of the result or the argument. ACTIVATION is None, "relu" or
-"leaky_relu(0.2)"."""
+"leaky_relu(0.2)".
+
+PReLU's slopes are a tensor: one for each channel of "prelu", one for all of "prelu(1)".
+"""
 
 import triton
 import triton.language as tl
@@ -45,7 +48,16 @@ def clamp(x, low, high):
 
 
 @triton.jit
-def activate(x, ACTIVATION: tl.constexpr):
+def slopes(slope_ptr, c, m_c, ACTIVATION: tl.constexpr):
+    """PReLU's, of channels c."""
+    ONE: tl.constexpr = number_of(ACTIVATION) is not None
+    return tl.load(slope_ptr + c * 0 if ONE else slope_ptr + c, mask=m_c, other=0.0)  # as c
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr, slope_ptr=None, c=0, m_c=True):
+    """x [BM, BN] behind the activation. Of PReLU alone: `slope_ptr`, and the channels c where m_c, both [1, BN] or
+    [BM, 1]."""
     NAME: tl.constexpr = name_of(ACTIVATION)
     NUMBER: tl.constexpr = number_of(ACTIVATION)
     if NAME == "relu":
@@ -72,6 +84,8 @@ def activate(x, ACTIVATION: tl.constexpr):
         x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
     elif NAME == "gelu_tanh":
         x = 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    elif NAME == "prelu":
+        x = tl.where(x > 0, x, x * slopes(slope_ptr, c, m_c, ACTIVATION).to(x.dtype))
     else:
         tl.static_assert(NAME is None, "no such activation")
     return x

@@ -62,7 +62,8 @@ def implicit_gemm(
 
 @triton.jit
 def conv_fprop(
-    x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, N, H, W, P, Q,
+    x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
+    N, H, W, P, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, PIXEL: tl.constexpr,
@@ -122,14 +123,14 @@ def conv_fprop(
         store_rows(p_partial, m.to(tl.int64) * (GROUPS * K), in_range, acc, k, K, BN)
     else:
         finish(
-            acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr,
+            acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
             m, in_range, tile_m, m_tiles, group * K, k, K, GROUPS * K, EPS, ACTIVATION, BN,
         )  # fmt: skip
 
 
 @triton.jit
 def conv_dgrad(
-    dy_ptr, w_ptr, bias_ptr, dx_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, N, H, W, P, Q,
+    dy_ptr, w_ptr, bias_ptr, dx_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, N, H, W, P, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
@@ -203,7 +204,7 @@ def conv_dgrad(
         store_rows(p_partial, dx_pixel.to(tl.int64) * (GROUPS * C), in_range, acc, c, C, BN)
     else:
         finish(
-            acc, bias_ptr, dx_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, None, None,
+            acc, bias_ptr, dx_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, None, None,
             dx_pixel, in_range, 0, 0, group * C, c, C, GROUPS * C, EPS, ACTIVATION, BN,
         )  # fmt: skip
 

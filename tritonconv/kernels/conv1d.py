@@ -20,7 +20,8 @@ def _vector(ptr, k, m_k, ACC: tl.constexpr):
 
 @triton.jit
 def conv1d(
-    x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, W, Q,
+    x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
+    W, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, S: tl.constexpr, FIRST: tl.constexpr, STEP: tl.constexpr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -78,7 +79,7 @@ def conv1d(
     mask = m_k[:, None] & (q < Q)[None, :]
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    acc = activate(acc, ACTIVATION)
+    acc = activate(acc, ACTIVATION, slope_ptr, k[:, None], m_k[:, None])
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=mask)
     if moments_ptr is not None:
         stored = acc.to(y_ptr.dtype.element_ty).to(ACC)

@@ -86,7 +86,8 @@ def window_sum(
 
 @triton.jit
 def depthwise_fprop(
-    x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, N, H, W, P, Q,
+    x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
+    N, H, W, P, Q,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -118,7 +119,8 @@ def depthwise_fprop(
     m_y = (q < Q)[:, None] & tail_mask(k, K, BN)
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + o_y + k[None, :], mask=m_y, other=0.0).to(ACC)  # [BM, BN]
-    tl.store(y_ptr + o_y + k[None, :], activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=m_y)
+    acc = activate(acc, ACTIVATION, slope_ptr, k[None, :], tail_mask(k, K, BN))
+    tl.store(y_ptr + o_y + k[None, :], acc.to(y_ptr.dtype.element_ty), mask=m_y)
 
 
 @triton.jit

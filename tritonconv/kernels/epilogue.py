@@ -18,7 +18,7 @@ def store_rows(out_ptr, row, in_range, acc, n, N: tl.constexpr, BN: tl.constexpr
 
 @triton.jit
 def finish(
-    acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr,
+    acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
     m, in_range, tile, tiles, first, k, K: tl.constexpr, CHANNELS: tl.constexpr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -38,7 +38,7 @@ def finish(
     if residual_ptr is not None:
         mask = in_range[:, None] & (k < K)[None, :]
         acc += tl.load(residual_ptr + first + row[:, None] + k[None, :], mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    acc = activate(acc, ACTIVATION)
+    acc = activate(acc, ACTIVATION, slope_ptr, (first + k)[None, :], (k < K)[None, :])
     store_rows(y_ptr + first, row, in_range, acc, k, K, BN)
     if moments_ptr is not None:
         stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
@@ -48,7 +48,8 @@ def finish(
 
 @triton.jit
 def conv_finish(
-    partial_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, M, SPLIT,
+    partial_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
+    M, SPLIT,
     K: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """`finish` of acc = Σ partial[split], summed in the order of the splits; `partial_ptr` [SPLIT, M, K].
@@ -64,6 +65,6 @@ def conv_finish(
         p_partial += M.to(tl.int64) * K
         acc += tl.load(p_partial, mask=mask, other=0.0)  # [BM, BN]
     finish(
-        acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr,
+        acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
         m, m < M, tl.program_id(0), tl.num_programs(0), 0, k, K, K, EPS, ACTIVATION, BN,
     )  # fmt: skip

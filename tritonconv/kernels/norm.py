@@ -1,4 +1,4 @@
-"""Batch norm over activations seen as matrices of M pixels × C channels.
+"""Batch norm, and PReLU by itself, over activations seen as matrices of M pixels × C channels.
 
 NHWC memory is one such matrix. PLANAR memory, [N, C, M], is one for each image, transposed.
 
@@ -10,7 +10,7 @@ Sums are taken in a fixed order: the same input gives the same bits.
 import triton
 import triton.language as tl
 
-from .activations import activate, derivative, derivative_at
+from .activations import activate, derivative, derivative_at, slopes
 
 
 @triton.jit
@@ -146,20 +146,25 @@ def behind(
 
 @triton.jit
 def norm_apply(
-    x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, M, N,
+    x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, slope_ptr, residual_ptr, y_ptr, M, N,
     C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """y = activation((x − mean) / √(var + EPS) · weight + bias + residual). Grid: (N·tiles of M, tiles of C)."""
+    """y = activation((x − mean) / √(var + EPS) · weight + bias + residual); without the norm where `mean_ptr` is None.
+
+    Grid: (N·tiles of M, tiles of C).
+    """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     m, c, at = place(M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
-    x = affine(x, weight_ptr, bias_ptr, 0, c, C)
+    if mean_ptr is not None:
+        x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
+        x = affine(x, weight_ptr, bias_ptr, 0, c, C)
     if residual_ptr is not None:
         x += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    tl.store(y_ptr + at, activate(x, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
+    x = activate(x, ACTIVATION, slope_ptr, c[None, :], (c < C)[None, :])
+    tl.store(y_ptr + at, x.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -214,3 +219,25 @@ def norm_backward(
         da -= mean_da[None, :] + x * mean_dax[None, :]
     dx = affine(da * rstd[None, :], weight_ptr, None, 0, c, C)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def prelu_backward(
+    dy_ptr, x_ptr, slope_ptr, dx_ptr, partial_ptr, M, N,
+    C: tl.constexpr, PLANAR: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dx = dy where x > 0, else slope · dy; and partials [N·tiles of M, C] of the slopes' gradients, Σ x · dy where not
+    x > 0, unless `partial_ptr` is None.
+
+    Grid: (N·tiles of M, tiles of C).
+    """
+    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    m, c, at = place(M, C, PLANAR, BM, BN)
+    mask = (m < M)[:, None] & (c < C)[None, :]
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    slope = slopes(slope_ptr, c[None, :], (c < C)[None, :], ACTIVATION).to(ACC)  # [1, BN]
+    tl.store(dx_ptr + at, tl.where(x > 0, dy, dy * slope).to(dx_ptr.dtype.element_ty), mask=mask)
+    if partial_ptr is not None:
+        p_partial = partial_ptr + tl.program_id(0).to(tl.int64) * C + c
+        tl.store(p_partial, tl.sum(tl.where(x > 0, 0.0, x * dy), 0), mask=c < C)

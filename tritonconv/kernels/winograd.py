@@ -267,8 +267,8 @@ def store_maxima(
 
 @triton.jit
 def conv_winograd(
-    x_ptr, u_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, residual_ptr, moments_ptr, tap_ptr,
-    workspace_ptr, N, H, W, P, Q,
+    x_ptr, u_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
+    tap_ptr, workspace_ptr, N, H, W, P, Q,
     C: tl.constexpr, K: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     POOL_H: tl.constexpr, POOL_W: tl.constexpr,
@@ -326,7 +326,8 @@ def conv_winograd(
                     if residual_ptr is not None:
                         at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
                         z += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-                    z = z if POOLED else activate(z, ACTIVATION)
+                    if not POOLED:
+                        z = activate(z, ACTIVATION, slope_ptr, k[None, :], (k < K)[None, :])
                     y = y + (z.to(y_ptr.dtype.element_ty),)
             if POOLED:
                 store_maxima(y, y_ptr, tap_ptr, n, p, q, P, Q, m_row, k, K, ACTIVATION, POOL_H, POOL_W, OUT, ACC)

@@ -28,7 +28,7 @@ from .common import (
     sum_splits,
     window,
 )
-from .norm import Norm, empty_moments, moments
+from .norm import ABSENT, Norm, empty_moments, moments
 
 
 def conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) -> dict:
@@ -104,8 +104,9 @@ def spread(geometry: ConvGeometry) -> ConvGeometry:
 def fprop_launch(
     target: str, geometry: ConvGeometry, dtype, precision, activation, config=None, eps: float = 0.0, pixel: int = 0
 ) -> Launch:
-    """Tensors: x, panels "fprop", bias, y, then mean, var, gamma, beta of a norm, residual, moments. All but x, panels
-    and y may be None. Of several splits only x, panels and [splits, elements of y] parts are given."""
+    """Tensors: x, panels "fprop", bias, y, then mean, var, gamma, beta of a norm, slopes of a PReLU, residual, moments.
+    All but x, panels and y may be None. Of several splits only x, panels and [splits, elements of y] parts are given.
+    """
     config = config or config_of("fprop", geometry, dtype, target)
     if config.boxed:
         geometry = boxes.in_a_row(geometry)
@@ -122,8 +123,8 @@ def fprop_launch(
 def dgrad_launch(
     target: str, geometry: ConvGeometry, dtype, precision, activation, config=None, eps: float = 0.0
 ) -> Launch:
-    """Tensors: dy, panels "dgrad", bias, dx, then mean, var, gamma, beta of a norm. All but dy, panels and dx may be
-    None. Of several splits only dy, panels and [splits, elements of dx] parts are given."""
+    """Tensors: dy, panels "dgrad", bias, dx, then mean, var, gamma, beta of a norm, slopes of a PReLU. All but dy,
+    panels and dx may be None. Of several splits only dy, panels and [splits, elements of dx] parts are given."""
     config = config or config_of("dgrad", geometry, dtype, target)
     if config.boxed:
         geometry = boxes.in_a_row(geometry)
@@ -166,7 +167,7 @@ def bind_fprop(
     activation: str | None = None,
     keep_pack: bool = True,
     config: TileConfig | None = None,
-    norm: Norm | None = None,
+    norm: Norm = ABSENT,
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """A function of (x, residual or None): activation(norm(x ∗ weight + bias) + residual), [N, K, P, Q], in the memory
     format of the geometry's kernels.
@@ -184,24 +185,23 @@ def bind_fprop(
 
 
 def _bind_gemm(
-    x, weight, bias, geometry, activation=None, keep_pack=True, config=None, norm=None
+    x, weight, bias, geometry, activation=None, keep_pack=True, config=None, norm=ABSENT
 ) -> tuple[int | None, Callable[..., Tensor]]:
     """The implicit GEMM of `bind_fprop`, whose function takes room for statistics too, and of how many pixels each."""
-    eps = 0.0 if norm is None else norm.eps
     overlap = overlaps(geometry)
     problem = overlapping(geometry) if overlap else geometry
-    made = problem, x.dtype, precision_of(x), activation, config, eps, geometry.C
+    made = problem, x.dtype, precision_of(x), activation, config, norm.eps, geometry.C
     launch, run = prepare(x.device, fprop_launch, *made)
     pixels = NormGeometry(geometry.N * geometry.P * geometry.Q, geometry.K)
-    rows, run = split.bind(x, launch, run, pixels, activation, eps)
+    rows, run = split.bind(x, launch, run, pixels, activation, norm.eps)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
-    statistics = (None,) * 4 if norm is None else norm.tensors
+    vectors = norm.vectors
 
     def fprop(x: Tensor, residual: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         y = empty_nhwc(x, *geometry.output)
         x = padded(x, geometry) if overlap else nhwc(x)
-        run(x, panels, bias, y, *statistics, None if residual is None else nhwc(residual), moments)
+        run(x, panels, bias, y, *vectors, None if residual is None else nhwc(residual), moments)
         return y
 
     return rows, fprop
@@ -244,29 +244,29 @@ def dgrad(
     activation: str | None = None,
     keep_pack: bool = True,
     config: TileConfig | None = None,
-    norm: Norm | None = None,
+    norm: Norm = ABSENT,
 ) -> Tensor:
     """The gradient [N, C, H, W] of the input, given that of the output, dy [N, K, P, Q]; or transposed convolution of
     dy, which is activation(norm(gradient + bias))."""
     if isinstance(geometry, RowGeometry):
         return conv1d.dgrad(dy, weight, bias, geometry, activation, keep_pack, config, norm)
-    if bias is None and activation is None and norm is None and depthwise.takes(geometry):  # which has no epilogue
+    if bias is None and activation is None and norm is ABSENT and depthwise.takes(geometry):  # which has no epilogue
         return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
     if by_winograd("dgrad", dy, geometry, config):
         return winograd.dgrad(dy, weight, bias, geometry, activation, keep_pack, None, norm)
-    eps, statistics = (0.0, (None,) * 4) if norm is None else (norm.eps, norm.tensors)
-    seen = NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C)
+    vectors, seen = norm.vectors, NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C)
     if spreads(geometry) and config is None:
-        layout, statistics = "spread", (*statistics, None, None)
+        layout, vectors = "spread", (*vectors, None, None)
         launch, run = prepare(dy.device, fprop_launch, spread(geometry), dy.dtype, precision_of(dy), None)
-        apart = (bias, activation, norm) != (None, None, None)
+        apart = bias is not None or activation is not None or norm is not ABSENT
     else:
         layout, apart = "dgrad", False
-        launch, run = prepare(dy.device, dgrad_launch, geometry, dy.dtype, precision_of(dy), activation, config, eps)
-    _, run = split.bind(dy, launch, run, seen, activation, eps, apart)
+        problem = geometry, dy.dtype, precision_of(dy), activation, config, norm.eps
+        launch, run = prepare(dy.device, dgrad_launch, *problem)
+    _, run = split.bind(dy, launch, run, seen, activation, norm.eps, apart)
     dx = empty_nhwc(dy, *geometry.input)
     panels = packing.panels(weight, geometry, layout, launch.constexprs["BN"], keep_pack)
-    run(nhwc(dy), panels, None if bias is None else bias.contiguous(), dx, *statistics)
+    run(nhwc(dy), panels, None if bias is None else bias.contiguous(), dx, *vectors)
     return dx
 
 

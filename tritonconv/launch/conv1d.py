@@ -14,7 +14,7 @@ from ..geometry import ConvGeometry, RowGeometry
 from ..kernels import conv1d
 from . import packing
 from .common import accumulator_of, config_of, nhwc, precision_of, prepare, sum_splits
-from .norm import empty_moments
+from .norm import ABSENT, empty_moments
 from .room import empty
 
 
@@ -80,19 +80,18 @@ def wgrad_launch(target: str, geometry: RowGeometry, dtype, precision, channels_
 
 
 def _bind(
-    make, layout, shape, x, weight, bias, geometry, activation=None, keep_pack=True, config=None, norm=None
+    make, layout, shape, x, weight, bias, geometry, activation=None, keep_pack=True, config=None, norm=ABSENT
 ) -> tuple[Launch, Callable[..., Tensor]]:
     """A function of (x, residual or None, room for statistics or None) that gives a result of `shape`."""
-    eps = 0.0 if norm is None else norm.eps
-    launch, run = prepare(x.device, make, geometry, x.dtype, precision_of(x), activation, config, eps)
+    launch, run = prepare(x.device, make, geometry, x.dtype, precision_of(x), activation, config, norm.eps)
     rows = packing.panels(weight, geometry, layout, 1, keep_pack)
     bias = None if bias is None else bias.contiguous()
-    statistics = (None,) * 4 if norm is None else norm.tensors
+    vectors = norm.vectors
 
     def conv(x: Tensor, residual: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         y = empty(x, shape)
         residual = None if residual is None else residual.contiguous()
-        run(x.contiguous(), rows, bias, y, *statistics, residual, moments)
+        run(x.contiguous(), rows, bias, y, *vectors, residual, moments)
         return y
 
     return launch, conv

@@ -17,7 +17,7 @@ from ..kernels import conv_pool
 from . import depthwise, winograd
 from .common import config_of, empty_nhwc, nhwc, precision_of, prepare, sizes
 from .conv import by_winograd, conv_constexprs, overlapping, overlaps, padded
-from .norm import Norm
+from .norm import ABSENT, Norm
 from .packing import panels
 
 
@@ -84,7 +84,7 @@ def bind_fprop(
     activation: str | None = None,
     keep_pack: bool = True,
     config: TileConfig | None = None,
-    norm: Norm | None = None,
+    norm: Norm = ABSENT,
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """A function of (x, taps or None): activation(max-pooling(norm(x ∗ weight + bias))), [N, K, P, Q].
 
@@ -95,11 +95,11 @@ def bind_fprop(
         return winograd.bind_max_pool(x, weight, bias, geometry, window, activation, keep_pack, None, norm)
     overlap = overlaps(geometry)
     problem = (overlapping(geometry) if overlap else geometry).firsts(window)
-    made = problem, window, x.dtype, precision_of(x), activation, config, 0.0 if norm is None else norm.eps, geometry.C
+    made = problem, window, x.dtype, precision_of(x), activation, config, norm.eps, geometry.C
     launch, run = prepare(x.device, fprop_launch, *made)
     packed = panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
-    statistics = (None,) * 4 if norm is None else norm.tensors
+    statistics = norm.tensors
 
     def fprop(x: Tensor, taps: Tensor | None = None) -> Tensor:
         y = empty_nhwc(x, *problem.output)

@@ -15,7 +15,7 @@ from ..geometry import ConvGeometry
 from ..kernels import depthwise
 from . import packing
 from .common import accumulator_of, config_of, empty_nhwc, nhwc, prepare, sizes, sum_splits, window
-from .norm import Norm
+from .norm import ABSENT, Norm
 
 
 def takes(geometry: ConvGeometry) -> bool:
@@ -71,18 +71,17 @@ def bind_fprop(
     activation: str | None = None,
     keep_pack: bool = True,
     config: TileConfig | None = None,
-    norm: Norm | None = None,
+    norm: Norm = ABSENT,
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """See `conv.bind_fprop`."""
-    eps = 0.0 if norm is None else norm.eps
-    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, activation, config, eps)
+    launch, run = prepare(x.device, fprop_launch, geometry, x.dtype, activation, config, norm.eps)
     panels = _panels(weight, geometry, geometry.K, launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
-    statistics = (None,) * 4 if norm is None else norm.tensors
+    vectors = norm.vectors
 
     def fprop(x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = empty_nhwc(x, *geometry.output)
-        run(nhwc(x), panels, bias, y, *statistics, None if residual is None else nhwc(residual))
+        run(nhwc(x), panels, bias, y, *vectors, None if residual is None else nhwc(residual))
         return y
 
     return fprop

@@ -1,4 +1,4 @@
-"""Batch norm: statistics, the pass that applies them, and the gradients."""
+"""Batch norm: statistics, the pass that applies them, and the gradients; and those of PReLU."""
 
 from __future__ import annotations
 
@@ -17,17 +17,27 @@ from .room import empty
 
 
 class Norm(NamedTuple):
-    """A batch norm with given statistics: mean and (biased) variance [C], weight and bias [C] or None."""
+    """A batch norm with given statistics: mean and (biased) variance [C], weight and bias [C] or None; and the slopes
+    [C] or [1] of a PReLU behind it. Either may be absent."""
 
-    mean: Tensor
-    var: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
+    slope: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         return tuple(None if t is None else t.contiguous() for t in self[:4])
+
+    @property
+    def vectors(self) -> tuple[Tensor | None, ...]:
+        """The norm's tensors, and the slopes."""
+        return *self.tensors, None if self.slope is None else self.slope.contiguous()
+
+
+ABSENT = Norm()
 
 
 def empty_moments(like: Tensor, tiles: int, C: int) -> Tensor:
@@ -61,7 +71,7 @@ def finalize_launch(target: str, geometry: NormGeometry, tiles: int) -> Launch:
 
 
 def apply_launch(target: str, geometry: NormGeometry, dtype, eps: float, activation, config=None) -> Launch:
-    """Tensors: x, mean, var, weight or None, bias or None, residual or None, y."""
+    """Tensors: x, mean, var, weight, bias of a norm, slopes of a PReLU, residual, y. All but x and y may be None."""
     return _launch(norm.norm_apply, target, geometry, dtype, {"EPS": eps, "ACTIVATION": activation}, config)
 
 
@@ -73,6 +83,11 @@ def backward_sums_launch(target: str, geometry: NormGeometry, dtype, eps: float,
 def backward_launch(target: str, geometry: NormGeometry, dtype, eps: float, activation, config=None) -> Launch:
     """Tensors: dy, y or None, x, mean, var, weight or None, bias or None, sums [2, C], dx, da or None."""
     return _launch(norm.norm_backward, target, geometry, dtype, {"EPS": eps, "ACTIVATION": activation}, config)
+
+
+def prelu_backward_launch(target: str, geometry: NormGeometry, dtype, activation: str, config=None) -> Launch:
+    """Tensors: dy, x, slopes, dx, partial [tiles, C] or None."""
+    return _launch(norm.prelu_backward, target, geometry, dtype, {"ACTIVATION": activation}, config)
 
 
 def _seen(x: Tensor) -> tuple[NormGeometry, torch.memory_format]:
@@ -119,12 +134,12 @@ def finalize(moments: Tensor, M: int) -> tuple[Tensor, Tensor]:
 def apply(
     x: Tensor, norm: Norm, residual: Tensor | None, activation: str | None, config: TileConfig | None = None
 ) -> Tensor:
-    """activation((x − mean) / √(var + eps) · weight + bias + residual), [N, C, H, W] in the memory format of x."""
+    """activation(norm(x) + residual), [N, C, H, W] in the memory format of x."""
     geometry, memory_format = _seen(x)
     _, run = prepare(x.device, apply_launch, geometry, x.dtype, norm.eps, activation, config)
     x, residual = _laid(memory_format, x, residual)
     y = _empty(x, memory_format)
-    run(x, *norm.tensors, residual, y)
+    run(x, *norm.vectors, residual, y)
     return y
 
 
@@ -159,3 +174,19 @@ def backward(
     dx, da = _empty(x, memory_format), _empty(x, memory_format) if needs_da else None
     run(dy, y, x, *tensors, sums if batch else None, dx, da)
     return dx, da, sums
+
+
+def prelu_backward(dy: Tensor, x: Tensor, slope: Tensor, activation: str, needs_sums: bool) -> list[Tensor]:
+    """The gradient of x behind a PReLU and, if `needs_sums`, that of a slope for each channel, [C]."""
+    geometry, memory_format = _seen(x)
+    launch, run = prepare(x.device, prelu_backward_launch, geometry, x.dtype, activation)
+    dy, x = _laid(memory_format, dy, x)
+    dx = _empty(x, memory_format)
+    if not needs_sums:
+        run(dy, x, slope.contiguous(), dx, None)
+        return [dx]
+    partial = torch.empty((launch.grid[0], geometry.C), dtype=accumulator_of(x), device=x.device)
+    run(dy, x, slope.contiguous(), dx, partial)
+    sums = torch.empty_like(partial[0])
+    sum_splits(partial, sums)
+    return [dx, sums]

@@ -13,12 +13,12 @@ from ..geometry import NormGeometry
 from ..kernels import epilogue
 from .common import accumulator_of, config_of, prepare
 
-_OPTIONAL = 6  # mean, var, gamma, beta, residual, moments
+_OPTIONAL = 7  # mean, var, gamma, beta, slopes, residual, moments
 
 
 def finish_launch(target: str, geometry: NormGeometry, dtype, splits: int, activation, eps: float) -> Launch:
-    """Tensors: partial [splits, M, C], bias, y [M, C], then mean, var, gamma, beta of a norm, residual, moments. All
-    but partial and y may be None."""
+    """Tensors: partial [splits, M, C], bias, y [M, C], then mean, var, gamma, beta of a norm, slopes of a PReLU,
+    residual, moments. All but partial and y may be None."""
     config = config_of("norm", geometry, dtype, target)
     grid = cdiv(geometry.M, config.BM), cdiv(geometry.C, config.BN), 1
     constexprs = {"K": geometry.C, "EPS": eps, "ACTIVATION": activation, "BM": config.BM, "BN": config.BN}

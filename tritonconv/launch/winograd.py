@@ -17,16 +17,16 @@ from ..geometry import ConvGeometry, Pair
 from ..kernels import winograd
 from . import packing
 from .common import accumulator_of, config_of, empty_nhwc, nhwc, precision_of, prepare, scratch, sizes
-from .norm import Norm, empty_moments
+from .norm import ABSENT, Norm, empty_moments
 
 
 def fprop_launch(
     target: str, geometry: ConvGeometry, dtype, precision, activation, threads: int, config=None, eps: float = 0.0,
     window: Pair = (1, 1),
 ) -> Launch:  # fmt: skip
-    """Tensors: x, filters, bias, y, then mean, var, gamma, beta of a norm, residual, moments, taps, workspace. All but
-    x, filters, y and workspace may be None. `threads`: how many programs at least there should be; `window`: what is
-    max-pooled.
+    """Tensors: x, filters, bias, y, then mean, var, gamma, beta of a norm, slopes of a PReLU, residual, moments, taps,
+    workspace. All but x, filters, y and workspace may be None. `threads`: how many programs at least there should be;
+    `window`: what is max-pooled.
     """
     config = config or config_of("winograd", geometry, dtype, target)
     blocks = cdiv(tiles(geometry, config.OUT), config.BM)
@@ -100,17 +100,16 @@ def _filters(weight: Tensor, op: str, OUT: int, BN: int, keep: bool) -> Callable
 
 
 def _bind(
-    op, x, weight, bias, problem, activation=None, keep_pack=True, config=None, norm=None, window=(1, 1)
+    op, x, weight, bias, problem, activation=None, keep_pack=True, config=None, norm=ABSENT, window=(1, 1)
 ) -> tuple[Launch, Callable[..., Tensor]]:
     """`problem` is `op` as an fprop of x. The function takes room for statistics, too, and for the maxima's taps."""
-    eps = 0.0 if norm is None else norm.eps
     threads = torch.get_num_threads()
-    made = problem, x.dtype, precision_of(x), activation, threads, config, eps, window
+    made = problem, x.dtype, precision_of(x), activation, threads, config, norm.eps, window
     launch, run = prepare(x.device, fprop_launch, *made)
     OUT, BM, BN = (launch.constexprs[name] for name in ("OUT", "BM", "BN"))
     room = launch.grid[0] * launch.grid[1] * (OUT + 2) ** 2 * BM * (problem.C + BN)
     bias = None if bias is None else bias.contiguous()
-    statistics = (None,) * 4 if norm is None else norm.tensors
+    vectors = norm.vectors
     filters = _filters(weight, op, OUT, BN, keep_pack)
 
     output = problem.N, problem.K, problem.P // window[0], problem.Q // window[1]
@@ -119,7 +118,7 @@ def _bind(
         y = empty_nhwc(x, *output)
         residual = None if residual is None else nhwc(residual)
         workspace = scratch("workspace", x, room)
-        run(nhwc(x), filters(), bias, y, *statistics, residual, moments, taps, workspace)
+        run(nhwc(x), filters(), bias, y, *vectors, residual, moments, taps, workspace)
         return y
 
     return launch, fprop
@@ -133,7 +132,7 @@ def bind_fprop(
     activation: str | None = None,
     keep_pack: bool = True,
     config: TileConfig | None = None,
-    norm: Norm | None = None,
+    norm: Norm = ABSENT,
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """See `conv.bind_fprop`."""
     _, run = _bind("fprop", x, weight, bias, geometry, activation, keep_pack, config, norm)
@@ -149,7 +148,7 @@ def bind_max_pool(
     activation: str | None = None,
     keep_pack: bool = True,
     config: TileConfig | None = None,
-    norm: Norm | None = None,
+    norm: Norm = ABSENT,
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """See `conv_pool.bind_fprop`."""
     _, run = _bind("fprop", x, weight, bias, geometry, activation, keep_pack, config, norm, window)
@@ -179,7 +178,7 @@ def dgrad(
     activation: str | None = None,
     keep_pack: bool = True,
     config: TileConfig | None = None,
-    norm: Norm | None = None,
+    norm: Norm = ABSENT,
 ) -> Tensor:
     """See `conv.dgrad`."""
     _, run = _bind("dgrad", dy, weight, bias, as_fprop("dgrad", geometry), activation, keep_pack, config, norm)

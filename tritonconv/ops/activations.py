@@ -1,7 +1,7 @@
 """The activations that a kernel can apply to its output: torch's own function for each, and the gradient.
 
 An activation goes by a name, "relu", or by a name and the number that it takes, "leaky_relu(0.2)". Kernels read the
-same text.
+same text. A PReLU goes by its slopes, a tensor.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor
 from ..kernels.activations import parse
 
 aten = torch.ops.aten
+PRELU = "prelu"  # a block's text of it; its slopes come with each call
+Text = str | Tensor | None  # of what has an activation or none
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ NAMES = (*_PLAIN, *(f"{name}(number)" for name in _WITH_NUMBER))
 
 
 # Neither function has a cache of functools: torch.compile warns of those that it traces.
-def canonical(text: str) -> str:
+def canonical(text: Text) -> Text:
     """The activation's text with its number. Raises `ValueError` if there is no such activation."""
-    if text in _PLAIN:
+    if text is None or isinstance(text, Tensor) or text in _PLAIN:
         return text
     name, _, number = text.partition("(")
     if name in _WITH_NUMBER:
@@ -64,11 +66,14 @@ def canonical(text: str) -> str:
             value = -1
         if 0 <= value < float("inf"):  # else its result does not tell the sign of its input
             return f"{name}({value!r})"
-    raise ValueError(f"activation must be None or one of {', '.join(NAMES)}, number >= 0; got {text!r}")
+    names = ", ".join(NAMES)
+    raise ValueError(f"activation must be None, slopes or one of {names}, number >= 0; got {text!r}")
 
 
-def activation(text: str) -> Activation:
-    """What a canonical text stands for."""
+def activation(text: str | Tensor) -> Activation:
+    """What a canonical text, or slopes, stand for."""
+    if isinstance(text, Tensor):
+        return Activation(lambda x: F.prelu(x, text))
     name, number = parse(text)
     return _PLAIN[name] if number is None else _WITH_NUMBER[name][0](number)
 
@@ -79,9 +84,16 @@ def gradient_at(text: str, dy: Tensor, x: Tensor) -> Tensor:
     return dx
 
 
-def is_monotone(text: str) -> bool:
-    """Whether a canonical text's activation never falls: the activation of a maximum is then that of its window.
+def is_monotone(text: str | Tensor) -> bool:
+    """Whether an activation never falls: the activation of a maximum is then that of its window.
 
-    Only such a function's result can tell its derivative.
+    Only such a function's result can tell its derivative. PReLU's slopes may be negative.
     """
-    return activation(text).backward is not None
+    return isinstance(text, str) and text != PRELU and activation(text).backward is not None
+
+
+def for_kernels(text: Text) -> tuple[str | None, Tensor | None]:
+    """An activation as kernels take it: its text, and the slopes of a PReLU."""
+    if isinstance(text, Tensor):
+        return (f"{PRELU}(1)" if text.numel() == 1 else PRELU), text
+    return text, None

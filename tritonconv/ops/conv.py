@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..geometry import ConvGeometry, RowGeometry, same_padding
 from ..launch import conv as launch
-from ..launch.norm import empty_statistics, finalize
+from ..launch.norm import ABSENT, Norm, empty_statistics, finalize
 from . import activations
 from .again import kept, restored
+from .epilogue import activated, divided, finish, is_separate, prepared, suits, with_slopes
 from .library import Operator, opaque
 from .support import (
     autocast,
@@ -171,6 +172,42 @@ class Wgrad(Operator):
         return ddy, dx, None, None
 
 
+class FpropWithNorm(Operator):
+    """activation(norm(x ∗ weight + bias) + residual) by given statistics or without a norm, in one kernel."""
+
+    schema = (
+        "fprop_with_norm(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? mean,"
+        " Tensor? var, Tensor? gamma, Tensor? beta, float eps, Tensor? slope, SymInt[] geometry, str? activation)"
+        " -> Tensor"
+    )
+
+    @staticmethod
+    def run(x, weight, bias, residual, mean, var, gamma, beta, eps, slope, geometry, activation):
+        norm = Norm(mean, var, gamma, beta, eps, slope)
+        return launch.fprop(x, weight, bias, geometry, activation, norm=norm, residual=residual)
+
+    @staticmethod
+    def fake(x, weight, bias, residual, mean, var, gamma, beta, eps, slope, geometry, activation):
+        return empty_result(x, geometry.output, geometry)
+
+
+class DgradWithNorm(Operator):
+    """activation(norm(a transposed convolution)), as `FpropWithNorm`."""
+
+    schema = (
+        "dgrad_with_norm(Tensor dy, Tensor weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor? gamma,"
+        " Tensor? beta, float eps, Tensor? slope, SymInt[] geometry, str? activation) -> Tensor"
+    )
+
+    @staticmethod
+    def run(dy, weight, bias, mean, var, gamma, beta, eps, slope, geometry, activation):
+        return launch.dgrad(dy, weight, bias, geometry, activation, norm=Norm(mean, var, gamma, beta, eps, slope))
+
+    @staticmethod
+    def fake(dy, weight, bias, mean, var, gamma, beta, eps, slope, geometry, activation):
+        return empty_result(dy, geometry.input, geometry)
+
+
 def empty_result(like: Tensor, shape: tuple[int, ...], geometry: ConvGeometry) -> Tensor:
     """Room for a result of the geometry's kernels."""
     memory_format = _format(not isinstance(geometry, RowGeometry))
@@ -225,16 +262,15 @@ def geometry_of(input, weight, bias, stride, padding, dilation, groups) -> ConvG
 @opaque
 def conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation) -> Tensor:
     """See `tritonconv.functional.conv2d`."""
-    activation = None if activation is None else activations.canonical(activation)
     x, w, b = autocast(input, weight, bias)
+    activation = prepared(activation, x)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     if isinstance(geometry, str):
         return finish(F.conv2d(input, weight, bias, stride, padding, dilation, groups), residual, activation)
-    left = ()  # of the epilogue, to torch
-    if residual is not None and not (x.dim() == 4 and fits(residual, geometry.output, x, gives_channels_last(x, w))):
-        left, residual, activation = (residual, activation), None, None
-    y = on_images(x, w, lambda x: run(x, w, b, residual, geometry, activation))
-    return finish(y, *left) if left else y
+    batched = x.dim() == 4
+    adds = residual is None or (batched and fits(residual, geometry.output, x, gives_channels_last(x, w)))
+    ours, left = divided(residual, activation, adds, suits(activation, geometry.K, x, batched))
+    return finish(on_images(x, w, lambda x: run(x, w, b, geometry, *ours)), *left)
 
 
 def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
@@ -255,12 +291,20 @@ def formatted(y: Tensor, geometry: ConvGeometry, channels_last: bool) -> Tensor:
     return y if channels_last or isinstance(geometry, RowGeometry) else nchw(y)
 
 
-def run(x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, geometry: ConvGeometry, activation) -> Tensor:
+def run(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, residual=None, activation=None) -> Tensor:
     """activation(x ∗ w + b + residual), [N, K, P, Q] in channels_last memory; w [K, C/groups, (R,) S]."""
     w, keep = weight_of(w)
-    if activation is not None and is_left_to_torch(activation, x, w, b, residual):
-        return finish(Fprop.call(x, w, b, residual, geometry, None, keep), None, activation)
+    if is_separate(activation, x, w, b, residual):
+        return activated(Fprop.call(x, w, b, residual, geometry, None, keep), activation)
+    if isinstance(activation, Tensor):
+        return run_with_norm(x, w, b, geometry, ABSENT, residual, activation)
     return Fprop.call(x, w, b, residual, geometry, activation, keep)
+
+
+def run_with_norm(x, w, b, geometry: ConvGeometry, norm: Norm, residual=None, activation=None) -> Tensor:
+    """activation(norm(x ∗ w + b) + residual), without gradients, by given statistics."""
+    norm, text = with_slopes(norm, activation)
+    return FpropWithNorm.call(x, w, b, residual, *norm, geometry, text)
 
 
 def weight_of(w: Tensor) -> tuple[Tensor, bool]:
@@ -270,12 +314,3 @@ def weight_of(w: Tensor) -> tuple[Tensor, bool]:
     return w.unsqueeze(2) if trained and w.dim() == 3 else w, not trained
 
 
-def is_left_to_torch(activation: str, *tensors: Tensor | None) -> bool:
-    """Whether torch has to run the activation, for want of its derivative, if one of the tensors has a gradient."""
-    return needs_gradient(*tensors) and activations.activation(activation).backward is None
-
-
-def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
-    """An epilogue in torch."""
-    y = y if residual is None else y + residual
-    return y if activation is None else activations.activation(activation).apply(y)

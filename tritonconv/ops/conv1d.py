@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..geometry import ConvGeometry, Pair, RowGeometry
 from ..launch import conv1d as launch
-from . import activations
-from .conv import finish, formatted, geometry_of, run
+from .conv import formatted, geometry_of, run
+from .epilogue import divided, finish, prepared, suits
 from .library import opaque
 from .support import autocast, fits, is_channels_last, remembered, unsupported_call, with_row
 
@@ -67,21 +67,18 @@ def conv1d(
     input, weight, bias, stride, padding, dilation, groups, residual, activation, extra: Pair = (0, 0)
 ) -> Tensor:
     """See `tritonconv.functional.conv1d`."""
-    activation = None if activation is None else activations.canonical(activation)
     options = stride, padding, dilation, groups
     x, w, b = autocast(input, weight, bias)
+    activation = prepared(activation, x)
     geometry = geometry_1d(x, w, b, *options, extra)
     if isinstance(geometry, str):
         return finish(by_torch(input, weight, bias, *options, extra), residual, activation)
-    left = ()  # of the epilogue, to torch
-    if residual is not None and residual.dim() != x.dim():
-        left, residual, activation = (residual, activation), None, None
-    row, added, channels_last = image(x), image(residual), is_channels_last(w.unsqueeze(-2))
-    if added is not None and not fits(added, geometry.output, row, channels_last):
-        left, added, activation = (residual, activation), None, None
-    y = formatted(run(row, w, b, added, geometry, activation), geometry, channels_last)
-    y = y.squeeze(-2) if x.dim() == 3 else y[0, :, 0]
-    return finish(y, *left) if left else y
+    row, channels_last = image(x), is_channels_last(w.unsqueeze(-2))
+    alike = residual is not None and residual.dim() == x.dim()
+    adds = residual is None or (alike and fits(image(residual), geometry.output, row, channels_last))
+    (added, ours), left = divided(residual, activation, adds, suits(activation, geometry.K, row, x.dim() == 3))
+    y = formatted(run(row, w, b, geometry, image(added), ours), geometry, channels_last)
+    return finish(y.squeeze(-2) if x.dim() == 3 else y[0, :, 0], *left)
 
 
 def image(x: Tensor | None) -> Tensor | None:

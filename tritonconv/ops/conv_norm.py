@@ -12,61 +12,26 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..geometry import ConvGeometry
-from ..launch import conv as launch
 from ..launch.norm import Norm
-from . import activations, conv_transpose
+from . import conv_transpose
+from .activations import Text
 from .conv import (
     FpropWithMoments,
     conv2d,
-    empty_result,
-    finish,
     formatted,
     geometry_of,
     gives_channels_last,
     run,
+    run_with_norm,
     weight_of,
 )
 from .conv1d import conv1d, geometry_1d, image
 from .conv_pool import FpropMaxPool, takes
-from .library import Operator, opaque
+from .epilogue import divided, finish, prepared, suits
+from .library import opaque
 from .max_pool import max_pool2d
 from .norm import BatchMoments, batch_norm, normalize, of_batch, unsupported
 from .support import autocast, fits, is_channels_last, nchw, needs_gradient, pair
-
-
-class FpropWithNorm(Operator):
-    """activation(norm(x ∗ weight + bias) + residual) by given statistics, in one kernel."""
-
-    schema = (
-        "fprop_with_norm(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor mean, Tensor var,"
-        " Tensor? gamma, Tensor? beta, float eps, SymInt[] geometry, str? activation) -> Tensor"
-    )
-
-    @staticmethod
-    def run(x, weight, bias, residual, mean, var, gamma, beta, eps, geometry, activation):
-        norm = Norm(mean, var, gamma, beta, eps)
-        return launch.fprop(x, weight, bias, geometry, activation, norm=norm, residual=residual)
-
-    @staticmethod
-    def fake(x, weight, bias, residual, mean, var, gamma, beta, eps, geometry, activation):
-        return empty_result(x, geometry.output, geometry)
-
-
-class DgradWithNorm(Operator):
-    """A transposed convolution by `Dgrad`, followed by a norm of given statistics and an activation in one kernel."""
-
-    schema = (
-        "dgrad_with_norm(Tensor dy, Tensor weight, Tensor? bias, Tensor mean, Tensor var, Tensor? gamma, Tensor? beta,"
-        " float eps, SymInt[] geometry, str? activation) -> Tensor"
-    )
-
-    @staticmethod
-    def run(dy, weight, bias, mean, var, gamma, beta, eps, geometry, activation):
-        return launch.dgrad(dy, weight, bias, geometry, activation, norm=Norm(mean, var, gamma, beta, eps))
-
-    @staticmethod
-    def fake(dy, weight, bias, mean, var, gamma, beta, eps, geometry, activation):
-        return empty_result(dy, geometry.input, geometry)
 
 
 class Source(NamedTuple):
@@ -82,7 +47,7 @@ class Source(NamedTuple):
     with_norm: Callable[..., Tensor]
 
 
-def _run(source: Source, norm: Norm, training: bool, momentum: float, residual, activation: str | None) -> Tensor:
+def _run(source: Source, norm: Norm, training: bool, momentum: float, residual, activation: Text) -> Tensor:
     """activation(norm(convolution) + residual), [N, C, H, W], in the memory format of the convolution's kernels.
 
     `norm` has the running statistics. The arguments are such as kernels take.
@@ -91,8 +56,8 @@ def _run(source: Source, norm: Norm, training: bool, momentum: float, residual, 
         y, *statistics = source.with_moments()
         norm = of_batch(norm, *statistics, y.numel() // y.shape[1], momentum)
         return normalize(y, norm, True, residual, activation)
-    tensors = *source.operands, norm.weight, norm.bias, residual
-    if needs_gradient(*tensors):
+    slope = activation if isinstance(activation, Tensor) else None
+    if needs_gradient(*source.operands, norm.weight, norm.bias, residual, slope):
         return normalize(source.run(), norm, False, residual, activation)
     return source.with_norm(norm, residual, activation)
 
@@ -103,9 +68,9 @@ def _source(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry) -> S
         return FpropWithMoments.call(x, weight, b, geometry, keep)
 
     def with_norm(norm, residual, activation):
-        return FpropWithNorm.call(x, w, b, residual, *norm, geometry, activation)
+        return run_with_norm(x, w, b, geometry, norm, residual, activation)
 
-    return Source((x, w, b), lambda: run(x, w, b, None, geometry, None), with_moments, with_norm)
+    return Source((x, w, b), lambda: run(x, w, b, geometry), with_moments, with_norm)
 
 
 @opaque
@@ -114,8 +79,8 @@ def conv2d_batch_norm(
     running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool=None,
 ) -> Tensor:  # fmt: skip
     """See `tritonconv.functional.conv2d_batch_norm`."""
-    activation = None if activation is None else activations.canonical(activation)
     x, w, b = autocast(input, weight, bias)
+    activation = prepared(activation, x)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     statistics, affine = (running_mean, running_var), (gamma, beta)
     if max_pool is not None:
@@ -174,28 +139,27 @@ def conv_transpose2d_batch_norm(
         return batch_norm(y, *statistics, *affine, training, momentum, eps, None, activation)
 
     def transposed() -> Tensor:
-        return conv_transpose.run(x, w, b, geometry, None)
+        return conv_transpose.run(x, w, b, geometry)
 
     def with_moments():
         y = transposed()
         return y, *BatchMoments.call(y.detach())
 
     def with_norm(norm, residual, activation):
-        return DgradWithNorm.call(x, w, b, *norm, geometry, activation)
+        return conv_transpose.run_with_norm(x, w, b, geometry, norm, activation)
 
-    activation = None if activation is None else activations.canonical(activation)
+    activation = prepared(activation, x)
+    (_, ours), left = divided(None, activation, True, suits(activation, geometry.C, x, True))
     source, norm = Source((x, w, b), transposed, with_moments, with_norm), Norm(*statistics, *affine, eps)
-    y = _run(source, norm, training, momentum, None, activation)
-    return formatted(y, geometry, gives_channels_last(x, w))
+    y = _run(source, norm, training, momentum, None, ours)
+    return finish(formatted(y, geometry, gives_channels_last(x, w)), *left)
 
 
 def _follow(
     x, w, b, geometry: ConvGeometry, norm: Norm, training, momentum, residual, activation, channels_last: bool
 ) -> Tensor:
-    activation = None if activation is None else activations.canonical(activation)
-    left = ()  # of the epilogue, to torch
-    if residual is not None and not fits(residual, geometry.output, x, channels_last):
-        left, residual, activation = (residual, activation), None, None
-    y = _run(_source(x, w, b, geometry), norm, training, momentum, residual, activation)
-    y = formatted(y, geometry, channels_last)
-    return finish(y, *left) if left else y
+    activation = prepared(activation, x)
+    adds = residual is None or fits(residual, geometry.output, x, channels_last)
+    ours, left = divided(residual, activation, adds, suits(activation, geometry.K, x, True))
+    y = _run(_source(x, w, b, geometry), norm, training, momentum, *ours)
+    return finish(formatted(y, geometry, channels_last), *left)

@@ -30,7 +30,7 @@ class FpropMaxPool(Operator):
 
     @staticmethod
     def run(x, weight, bias, mean, var, gamma, beta, eps, geometry, window, activation):
-        norm = None if mean is None else Norm(mean, var, gamma, beta, eps)
+        norm = Norm(mean, var, gamma, beta, eps)
         return launch.fprop(x, weight, bias, geometry, window, activation, norm=norm)
 
     @staticmethod
@@ -103,7 +103,7 @@ def _chosen(z: Tensor, taps: Tensor, geometry: PoolGeometry) -> Tensor:
     return windows.flatten(4).gather(4, taps.long().unsqueeze(4)).squeeze(4)
 
 
-def takes(x: Tensor, geometry: ConvGeometry | str, window: Pair, activation: str | None) -> bool:
+def takes(x: Tensor, geometry: ConvGeometry | str, window: Pair, activation: activations.Text) -> bool:
     """Whether one kernel convolves and pools; `activation` is canonical."""
     if isinstance(geometry, str) or not (activation is None or activations.is_monotone(activation)):
         return False
@@ -115,7 +115,7 @@ def takes(x: Tensor, geometry: ConvGeometry | str, window: Pair, activation: str
 @opaque
 def conv2d_max_pool(input, weight, bias, stride, padding, dilation, groups, residual, activation, max_pool) -> Tensor:
     """See `tritonconv.functional.conv2d`."""
-    activation = None if activation is None else activations.canonical(activation)
+    activation = activations.canonical(activation)
     x, w, b = autocast(input, weight, bias)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     window = pair(max_pool)

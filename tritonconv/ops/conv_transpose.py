@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import ConvGeometry, input_size
-from . import activations
-from .conv import Dgrad, finish, is_left_to_torch, on_images, weight_of
+from ..launch.norm import ABSENT, Norm
+from .activations import Text
+from .conv import Dgrad, DgradWithNorm, on_images, weight_of
+from .epilogue import activated, divided, finish, is_separate, prepared, suits, with_slopes
 from .library import opaque
 from .support import (
     autocast,
@@ -66,18 +68,27 @@ def geometry_of(input, weight, bias, stride, padding, output_padding, groups, di
 @opaque
 def conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation, activation) -> Tensor:
     """See `tritonconv.functional.conv_transpose2d`."""
-    activation = None if activation is None else activations.canonical(activation)
     options = stride, padding, output_padding, groups, dilation
     x, w, b = autocast(input, weight, bias)
+    activation = prepared(activation, x)
     geometry = geometry_of(x, w, b, *options)
     if isinstance(geometry, str):
         return finish(F.conv_transpose2d(input, weight, bias, *options), None, activation)
-    return on_images(x, w, lambda x: run(x, w, b, geometry, activation))
+    (_, ours), left = divided(None, activation, True, suits(activation, geometry.C, x, x.dim() == 4))
+    return finish(on_images(x, w, lambda x: run(x, w, b, geometry, ours)), *left)
 
 
-def run(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, activation: str | None) -> Tensor:
+def run(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, activation: Text = None) -> Tensor:
     """activation(x transposed-convolved with w, + b), [N, C, H, W] in channels_last memory."""
     kept, keep = weight_of(w)
-    if activation is not None and is_left_to_torch(activation, x, w, b):
-        return finish(Dgrad.call(x, kept, b, geometry, None, keep), None, activation)
+    if is_separate(activation, x, w, b):
+        return activated(Dgrad.call(x, kept, b, geometry, None, keep), activation)
+    if isinstance(activation, Tensor):
+        return run_with_norm(x, w, b, geometry, ABSENT, activation)
     return Dgrad.call(x, kept, b, geometry, activation, keep)
+
+
+def run_with_norm(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, norm: Norm, activation: Text):
+    """activation(norm(x transposed-convolved with w, + b)), without gradients, by given statistics."""
+    norm, text = with_slopes(norm, activation)
+    return DgradWithNorm.call(x, w, b, *norm, geometry, text)

@@ -17,7 +17,7 @@ from ..launch.common import accumulator_of
 from ..launch.norm import Norm
 from . import activations
 from .again import Recipe
-from .conv import finish, is_left_to_torch
+from .epilogue import activated, divided, finish, is_separate, prepared, suits
 from .library import Operator, opaque
 from .support import fits, is_channels_last, is_stand_in, operand, unsupported_call, unsupported_operands
 
@@ -159,9 +159,10 @@ def _update(running_mean: Tensor | None, running_var: Tensor | None, mean, var, 
 def normalize(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tensor:
     """activation(norm(y) + residual) by given statistics, `batch` if they are those of y. y, and the residual, are
     [N, C, H, W]."""
-    mean, var, weight, bias, eps = norm
-    if activation is not None and residual is not None and is_left_to_torch(activation, y, weight, bias, residual):
-        return finish(Normalize.call(y, weight, bias, residual, mean, var, eps, None, batch), None, activation)
+    mean, var, weight, bias, eps, _ = norm
+    told = residual is None  # the activation's argument, by what is kept
+    if isinstance(activation, Tensor) or (not told and is_separate(activation, y, weight, bias, residual)):
+        return activated(Normalize.call(y, weight, bias, residual, mean, var, eps, None, batch), activation)
     return Normalize.call(y, weight, bias, residual, mean, var, eps, activation, batch)
 
 
@@ -170,23 +171,19 @@ def batch_norm(
     input, running_mean, running_var, weight, bias, training, momentum, eps, residual=None, activation=None
 ) -> Tensor:
     """See `tritonconv.functional.batch_norm`."""
-    activation = None if activation is None else activations.canonical(activation)
+    activation = prepared(activation, input)
     x = _image(input)
     if unsupported(x.shape, x, training, (running_mean, running_var), (weight, bias)):
         y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return finish(y, residual, activation)
-    left = ()  # of the epilogue, to torch
-    if residual is not None:
-        if residual.shape == input.shape and fits(_image(residual), x.shape, x, is_channels_last(x)):
-            residual = _image(residual)
-        else:
-            left, residual, activation = (residual, activation), None, None
+    alike = residual is not None and residual.shape == input.shape
+    adds = residual is None or (alike and fits(_image(residual), x.shape, x, is_channels_last(x)))
+    (added, ours), left = divided(residual, activation, adds, suits(activation, x.shape[1], x, True))
     norm = Norm(running_mean, running_var, weight, bias, eps)
     if training:
         norm = of_batch(norm, *BatchMoments.call(x.detach()), x.numel() // x.shape[1], momentum)
-    y = normalize(x, norm, training, residual, activation)
-    y = y if x is input else y.view(input.shape)  # a view may have other strides where sizes are 1
-    return finish(y, *left) if left else y
+    y = normalize(x, norm, training, None if added is None else _image(added), ours)
+    return finish(y if x is input else y.view(input.shape), *left)  # a view may have other strides where sizes are 1
 
 
 def _image(x: Tensor) -> Tensor:

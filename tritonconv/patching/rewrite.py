@@ -59,7 +59,8 @@ def _fuse_activated(graph: fx.Graph, match: Match) -> None:
 
 
 def _activation(graph: fx.Graph, block: ConvBlock | ActivatedBlock) -> fx.Node | str | None:
-    return block.activation if block.activation_module is None else graph.get_attr(block.activation_module)
+    path = block.activation_module or block.slopes
+    return block.activation if path is None else graph.get_attr(path)
 
 
 def _pool(graph: fx.Graph, block: ConvBlock) -> fx.Node | Pair:
