@@ -138,6 +138,11 @@ class ConvGeometry:
         return self.Kg, self.Cg, self.N * self.P * self.Q
 
     @property
+    def pointwise(self) -> bool:
+        """Whether each pixel of the output depends on that of the input at the same place, and on no other."""
+        return (self.taps, *self.stride) == (1, 1, 1) and self.padding == ((0, 0), (0, 0))
+
+    @property
     def parameters(self) -> int:
         """Elements of the weight, without a bias."""
         return self.K * self.Cg * self.taps

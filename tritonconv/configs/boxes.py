@@ -41,8 +41,7 @@ def box(tile: TileConfig, op: str, geometry: ConvGeometry) -> tuple[int, int, in
 
 def in_a_row(geometry: ConvGeometry) -> ConvGeometry:
     """The geometry with its pixels in one long row, if each of the output's depends on one of the input's alone."""
-    alone = geometry.taps == 1 and geometry.stride == (1, 1) and geometry.padding == ((0, 0), (0, 0))
-    return replace(geometry, N=1, H=1, W=geometry.N * geometry.H * geometry.W) if alone else geometry
+    return replace(geometry, N=1, H=1, W=geometry.N * geometry.H * geometry.W) if geometry.pointwise else geometry
 
 
 def m_tiles(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:

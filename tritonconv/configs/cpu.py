@@ -8,10 +8,11 @@ reduction, reading both operands where they lie. A step of the reduction takes t
 - the latency of one multiply-add, which the next one to the same accumulator waits for.
 
 A tile of BM rows is cut into register tiles; the last of them has fewer rows and may be bound by latency, and those
-beyond the last row of the problem are skipped: both are tail loss that depends on BM. wgrad, and half types, first copy
-both operands' tiles into scratch memory, of which a first-level cache holds only so much. Programs are shared out among
-the threads, so that the last turn may leave some idle. Bytes from beyond the caches are the same for every tile, near
-enough: weights and pixels are read about once.
+beyond the last row of the problem are skipped: both are tail loss that depends on BM. wgrad of larger windows, and
+half types, first copy both operands' tiles into scratch memory, of which a first-level cache holds only so much.
+Programs are shared out among the threads, so that the last turn may leave some idle. Bytes from beyond the caches are
+the same for every tile, near enough: weights and pixels are read about once. Only the gradient of a pointwise weight,
+whose programs read all pixels again, counts them.
 
 The constants were measured on two Zen 4 cores; `python -m benchmarks predictor` says how well they do.
 """
@@ -22,7 +23,7 @@ from triton import cdiv
 
 from ..cpu.target import Target, caches, host
 from ..geometry import ConvGeometry
-from .tile import MACHINES, TileConfig
+from .tile import MACHINES, STRETCH, TileConfig
 
 _LATENCY = 4
 # Of a program; of a register tile; of a turn of the loop over taps and channel blocks, with its row pointers.
@@ -31,14 +32,15 @@ _DISSOLVED = 1.4  # a loop of one turn is none, and its product is not the kind 
 _FAR = 1.3  # columns of a panel wider than the register tile lie far apart, and push each other out of the cache
 # Into scratch memory: a vector copied, a pixel found, and what all takes longer when scratch outgrows the cache.
 _COPY, _PIXEL, _SPILT = 1.5, 20, 1.15
-_SUM = 0.5  # an element of a split's partial sums, added up
+_SUM = 1.5  # an element of a split's partial sums, written and added up
+_NEAR_RATE, _FAR_RATE = 8, 4  # bytes a cycle that come in time, from a split's pixels that fit the last cache or do not
 
 
 def cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> float:
     """Cycles of all programs, those that run beside each other counted once."""
     size = max(itemsize, 4)  # half types are multiplied in float32
-    in_registers = op != "wgrad" and itemsize >= 4
-    program = (_streamed if in_registers else _copied)(tile, op, geometry, size)
+    cost = _copied if itemsize < 4 else _streamed if op != "wgrad" else _stretched if geometry.pointwise else _copied
+    program = cost(tile, op, geometry, size)
     M, N, _ = geometry.gemm(op)
     copies = geometry.taps * tile.SPLIT if op == "wgrad" else residue_classes(op, geometry)
     programs = cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
@@ -88,6 +90,20 @@ def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> f
     if across > 1 and taps * K * tile.BN * size > caches().first:
         cost *= _FAR
     return cost
+
+
+def _stretched(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> float:
+    """A program's cycles where the register tiles read a stretch of pixels, one after the other, where they lie."""
+    machine = host()
+    M, N, K = geometry.gemm(op)
+    rows, vectors, across = register_tile(tile, size, machine)
+    pixels = cdiv(K, tile.SPLIT)
+    full, rest = divmod(min(tile.BM, M), rows)
+    starts = cdiv(pixels, STRETCH["cpu"]) * TILE_STARTS
+    multiply = full * (starts + pixels * step(rows, vectors, machine))
+    multiply += (starts + pixels * step(rest, vectors, machine)) if rest else 0
+    far = pixels * (M + N) * size > caches().last / 2
+    return across * multiply + pixels * (tile.BM + tile.BN) * size / (_FAR_RATE if far else _NEAR_RATE)
 
 
 def _copied(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> float:

@@ -41,6 +41,12 @@ _GPU_TILES_64BIT = (
 _CPU_TILES = tuple(TileConfig(*tile, BK=64) for tile in itertools.product((128, 64, 32), (64, 32, 16)))
 # Of wgrad, which copies BK pixels of both operands at a time.
 _CPU_WGRAD_TILES = tuple(TileConfig(*tile) for tile in itertools.product((256, 128, 64, 32), (64, 32, 16), (64, 32)))
+# Of a pointwise one, which reads both in place.
+_CPU_STRETCHED_TILES = tuple(
+    TileConfig(*tile, BK=32, SPLIT=split)
+    for tile in ((128, 64), (64, 64), (128, 32), (32, 32), (128, 16))
+    for split in (1, 2, 4)
+)
 _GPU_TILES = {2: _GPU_TILES_16BIT, 4: _GPU_TILES_32BIT, 8: _GPU_TILES_64BIT}
 # Where operands come as boxes a turn costs much the same whatever is in it: the more products in one, the better.
 _BOXED_TILES = (
@@ -66,12 +72,12 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
     kind = kind_of(target)
     listed = _TILES[kind][dtype.itemsize]
     if kind == "cpu" and op == "wgrad":
-        listed = _CPU_WGRAD_TILES
+        listed = _CPU_STRETCHED_TILES if geometry.pointwise else _CPU_WGRAD_TILES
     if boxable(op, geometry, dtype, target):
         listed = _BOXED_TILES + listed
     fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in listed)
     # Tables list large tiles first: of those that became equal in extent, the last has the warps meant for it.
-    tiles = {(tile.BM, tile.BN, tile.BK, tile.boxed): tile for tile in fitted}.values()
+    tiles = {(tile.BM, tile.BN, tile.BK, tile.SPLIT, tile.boxed): tile for tile in fitted}.values()
     if op != "wgrad" and kind in ("cuda", "hip"):  # CPUs have few enough cores for every output
         tiles = dict.fromkeys(split for tile in tiles for split in (tile, _split(tile, op, geometry, MACHINES[kind])))
     return tuple(sorted(tiles, key=lambda tile: (cost(tile, op, geometry, dtype, target), not tile.boxed)))
@@ -99,10 +105,10 @@ def steps_of(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
 
 
 def _split(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> TileConfig:
-    """`tile` with the splits that fill the machine, of at least four turns each."""
+    """`tile` with the splits that fill the machine, of at least four turns each, or more if it has more."""
     fill = 2 if op == "wgrad" else 1
     wanted = fill * machine.programs // programs_of(tile, op, geometry)
-    return replace(tile, SPLIT=max(1, min(wanted, steps_of(tile, op, geometry) // 4)))
+    return replace(tile, SPLIT=max(tile.SPLIT, min(wanted, steps_of(tile, op, geometry) // 4)))
 
 
 def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> TileConfig:

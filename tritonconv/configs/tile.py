@@ -49,6 +49,9 @@ class Machine:
     loops: bool = False
 
 
+# Pixels that the gradient of a pointwise weight takes at a time, where the parts of a tile read them one after another:
+# few enough to stay in the second-level cache.
+STRETCH = {"cpu": 512, "interpreter": 512}
 MACHINES = {
     "cuda": Machine(programs=132, start=100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16),
     "hip": Machine(programs=304, start=100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16),

@@ -215,11 +215,12 @@ def conv_wgrad(
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, PIXEL: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STRETCH: tl.constexpr,
 ):  # fmt: skip
     """dw[split][k, c, r, s] = Σ dy[n, p, q, k] x[n, p·stride − pad + r·dilation, …, c] over a split's (n, p, q).
 
-    A split has `rows` output pixels, the last what remains.
+    A split has `rows` output pixels, the last what remains. Where there is a STRETCH a plain matrix product takes so
+    many of them at a time: few enough to stay in cache while the parts of the tile read them one after the other.
     Grid: (tiles of K × tiles of C, taps, groups × splits). Strides are those of `dw_ptr`, in elements.
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -238,16 +239,29 @@ def conv_wgrad(
     t = tl.arange(0, BK)
     if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
         # A plain matrix product, whose reduction is over pixels.
-        first = (split * rows).to(tl.int64) + t
-        p_dy += first[None, :] * (GROUPS * K)
-        p_x += first[:, None] * PIXEL
-        for start in range(split * rows, stop, BK):
-            m_row = t < stop - start
-            dy = tl.load(p_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
-            x = tl.load(p_x, mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
-            acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
-            p_dy += BK * GROUPS * K
-            p_x += BK * PIXEL
+        if STRETCH:
+            for first in range(split * rows, stop, STRETCH):
+                end = tl.minimum(first + STRETCH, stop)
+                for start in range(first, end, BK):
+                    m_row = t < end - start
+                    m = start.to(tl.int64) + t
+                    o_dy = m[None, :] * (GROUPS * K)
+                    o_x = m[:, None] * PIXEL
+                    m_x = m_row[:, None] & (c < C)[None, :]
+                    dy = tl.load(p_dy + o_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
+                    x = tl.load(p_x + o_x, mask=m_x, other=0.0, eviction_policy="evict_last")  # [BK, BN]
+                    acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+        else:
+            first = (split * rows).to(tl.int64) + t
+            p_dy += first[None, :] * (GROUPS * K)
+            p_x += first[:, None] * PIXEL
+            for start in range(split * rows, stop, BK):
+                m_row = t < stop - start
+                dy = tl.load(p_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
+                x = tl.load(p_x, mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
+                acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+                p_dy += BK * GROUPS * K
+                p_x += BK * PIXEL
     else:
         n, p, q = unravel(split * rows + t, P, Q)
         step_n, step_p, step_q = unravel(BK, P, Q)

@@ -12,18 +12,19 @@ from triton import cdiv
 
 from .. import engines
 from ..configs import TileConfig, boxes
+from ..configs.tile import STRETCH
 from ..engines import Box, Launch
 from ..geometry import ConvGeometry, NormGeometry, RowGeometry
 from ..kernels import conv
 from . import conv1d, depthwise, packing, split, winograd, winograd_wgrad
 from .common import (
-    accumulator_of,
     algorithm_of,
     config_of,
     empty_nhwc,
     nhwc,
     precision_of,
     prepare,
+    scratch,
     sizes,
     sum_splits,
     window,
@@ -149,7 +150,8 @@ def wgrad_launch(
     strides = geometry.parameters, geometry.Cg * geometry.taps, stride_c, stride_tap
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.taps, geometry.groups * cdiv(pixels, rows)
     numbers = *sizes(geometry), rows, *strides
-    constexprs = conv_constexprs(geometry, precision, config) | {"PIXEL": pixel or geometry.C}
+    constexprs = conv_constexprs(geometry, precision, config)
+    constexprs |= {"PIXEL": pixel or geometry.C, "STRETCH": STRETCH.get(target, 0)}
     return Launch(conv.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
@@ -297,7 +299,7 @@ def wgrad(
     if splits == 1:
         run(nhwc(dy), nhwc(x), dw)
     else:
-        partial = torch.empty((splits, dw.numel()), dtype=accumulator_of(dy), device=device)
+        partial = scratch("partial", dy, splits * dw.numel())[: splits * dw.numel()].view(splits, -1)
         run(nhwc(dy), nhwc(x), partial)
         sum_splits(partial, dw)
     return dw.contiguous(memory_format=memory_format)
