@@ -21,7 +21,7 @@ def product(a, b, c, out, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TRA
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "f64", "i8"])
-@pytest.mark.parametrize("M,N,K", [(16, 16, 16), (1, 64, 8), (32, 2, 64), (8, 1, 4)])
+@pytest.mark.parametrize("M,N,K", [(16, 16, 16), (1, 64, 8), (32, 2, 64), (8, 1, 4), (4, 64, 32)])
 def test_product(M, N, K, dtype, transposed):
     """Small integers: exact."""
     a, b = (torch.randint(-8, 9, s).to(DTYPES[dtype]) for s in ((M, K), (N, K) if transposed else (K, N)))

@@ -151,6 +151,44 @@ def test_register_tiles_compute_the_same(processor, columns):
     torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
 
 
+@triton.jit
+def linear(x, w, y, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """y = x wᵀ: memory holds w's rows along the reduction, and a product wants them across."""
+    m, n, k = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BK)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, K, BK):
+        left = tl.load(x + m[:, None] * K + (start + k)[None, :], mask=(start + k < K)[None, :], other=0.0)
+        right = tl.load(w + n[None, :] * K + (start + k)[:, None], mask=(start + k < K)[:, None], other=0.0)
+        acc = tl.dot(left, right, acc)
+    tl.store(y + m[:, None] * N + n[None, :], acc, mask=(m < M)[:, None])
+
+
+def transposed_product(dtype: str, columns: int) -> tuple:
+    constexprs = {"BM": 16, "BN": columns, "BK": 64}
+    types = {"x": f"*{dtype}", "w": f"*{dtype}", "y": "*fp32", "M": "i32", "N": "i32", "K": "i32"}
+    return linear, types | dict.fromkeys(constexprs, "constexpr"), constexprs
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("columns", [4, 8, 16, 64])
+@pytest.mark.parametrize("processor", ["x86-64-v2", "haswell", "znver4"])
+def test_operands_are_turned_in_registers(processor, columns, dtype):
+    """This machine with the vectors of another; K with a tail."""
+    other = PROCESSORS[processor].target(processor)
+    machine = replace(target.host(), vector_bytes=other.vector_bytes, dot_tiles=other.dot_tiles)
+    kernel = runtime.Kernel(build.assemble(lowered(machine, *transposed_product(dtype, columns)), machine))
+    half = {"fp32": torch.float32, "fp16": torch.float16}[dtype]
+    x, w, y = torch.randint(-8, 9, (16, 150)).to(half), torch.randint(-8, 9, (64, 150)).to(half), torch.zeros(16, 64)
+    kernel((64 // columns, 1, 1), [x.data_ptr(), w.data_ptr(), y.data_ptr(), 16, 64, 150])
+    assert torch.equal(y, x.float() @ w.float().T)
+
+
+@pytest.mark.parametrize("processor", [name for name, p in PROCESSORS.items() if "avx" in p.features])
+def test_turned_operands_are_no_gathers(processor):
+    lines = assembly(processor, *transposed_product("fp32", 64))
+    assert not [line for line in lines if re.match(r"v(scatter|gather|pextr|extractps)", line)]
+
+
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_half_precision_is_converted_by_the_processor(processor):
     text = "\n".join(assembly(processor, *matrix_product("fp16", 64)))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from . import control, dot, floats, integers, ir, lanewise, memory, reduce, shapes  # noqa: F401  their rules fill the table PURE
+from . import control, dot, floats, integers, ir, lanewise, memory, reduce, shapes, turning  # noqa: F401  their rules fill the table PURE
 from .checks import Check, Checks
 from .code import Code
 from .elements import PURE, Buffer, Elements, Fixed, Index, Recorded
@@ -192,7 +192,11 @@ class Lowering:
             self.elements.store(dest.pointer(self.elements, idx), v._replace(elem=dest.stored), TRUE)
 
         lane = max(range(len(dest.shape)), key=lambda d: (dest.shape[d] > 1, -dest.strides[d])) if dest.shape else None
-        self.nest(dest.shape, write, dest.elem, lane)
+        along = None if lane is None else turning.source(self, dest, body, lane)
+        if along is None:
+            self.nest(dest.shape, write, dest.elem, lane)
+        else:
+            turning.fill(self, dest, body, lane, along)
 
     def buffer(self, value: ir.Value) -> Buffer:
         """The buffer a tensor is in; computed into one if it is not."""

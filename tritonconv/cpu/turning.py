@@ -1,0 +1,66 @@
+"""Tensors that memory holds along one dimension and that are wanted along another: copied by squares, which are turned
+in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from .code import Code
+from .elements import Buffer, Index
+from .values import REG, SIZE, TRUE, Val, Vec, const, index, lanes, shift
+
+Body = Callable[[Index], Val]
+
+
+def source(low, dest: Buffer, body: Body, lane: int) -> int | None:
+    """The dimension along which `body` reads runs of memory, if that is not `lane`, along which `dest` has them."""
+    shape, width = dest.shape, low.target.lanes(4)
+    long = [d for d, n in enumerate(shape) if n >= width > 1]
+    if SIZE[dest.stored] != 4 or lane not in long or len(long) < 2:
+        return None
+    cost = {d: low.probe(shape, lambda idx: body(idx) and None, dest.elem, d) for d in long}
+    along = min(long, key=cost.get)
+    return along if 2 * cost[along] < cost[lane] else None
+
+
+def fill(low, dest: Buffer, body: Body, lane: int, along: int):
+    """Writes `body`, which is read along one dimension, to a buffer whose runs lie along `lane`."""
+    e, code, width, outer = low.elements, low.code, low.target.lanes(4), low.elements.width
+    with ExitStack() as loops:
+        at = {}
+        for d in sorted(range(len(dest.shape)), key=lambda d: (d == along, d == lane)):
+            n, step = dest.shape[d], width if d in (lane, along) else 1
+            at[d] = const("index", 0) if n == step else index(loops.enter_context(code.loop(n, step)).iv)
+        e.width = width
+
+        def place(i: Val, j: Val) -> Index:
+            """Where the index along the source is i, and that along the destination j."""
+            return tuple(i if d == along else j if d == lane else at[d] for d in range(len(at)))
+
+        def square():
+            i, j = at[along], at[lane]
+            rows = [e.vector(body(place(lanes(i), shift(j, n))))[0] for n in range(width)]
+            for n, column in enumerate(_turned(code, REG[dest.stored], rows)):
+                p = dest.pointer(e, place(shift(i, n), lanes(j)))
+                e.store(p, Vec(dest.stored, column, code.depth, width), TRUE)
+
+        low.speculate(square)
+    e.width = outer
+
+
+def _turned(code: Code, base: str, rows: list[str]) -> list[str]:
+    """The columns of a square: blocks of half its size change places, then blocks of a quarter, to single numbers."""
+    width, half = len(rows), len(rows) // 2
+    ty = f"<{width} x {base}>"
+    while half:
+        upper = ", ".join(f"i32 {i + width - half if i & half else i}" for i in range(width))
+        lower = ", ".join(f"i32 {i + width if i & half else i + half}" for i in range(width))
+        new = list(rows)
+        for i in range(width):
+            if not i & half:
+                pair = f"{ty} {rows[i]}, {ty} {rows[i + half]}"
+                new[i] = code.op(f"shufflevector {pair}, <{width} x i32> <{upper}>")
+                new[i + half] = code.op(f"shufflevector {pair}, <{width} x i32> <{lower}>")
+        rows, half = new, half // 2
+    return rows
