@@ -175,9 +175,9 @@ def others(target: str) -> Iterator[tuple]:
     problem = target, NORM, f16, 1e-5, "relu"
     layer = "256, 56²"
     yield layer, "float16", "norm_apply", launch.norm.apply_launch(*problem), (f16, *(f32,) * 4, None, f16, f16)
-    yield layer, "float16", "norm_backward_sums", launch.norm.backward_sums_launch(*problem), (f16,) * 3 + (f32,) * 5
-    made = launch.norm.backward_launch(*problem)
-    yield layer, "float16", "norm_backward", made, (*(f16,) * 3, *(f32,) * 5, f16, f16)
+    given = f16, None, f16, *(f32,) * 4, None
+    yield layer, "float16", "norm_backward_sums", launch.norm.backward_sums_launch(*problem), (*given, f32)
+    yield layer, "float16", "norm_backward", launch.norm.backward_launch(*problem), (*given, f32, f16, None)
     yield "4 × 36864", "float16", "sum_splits", launch.common.sum_splits_launch(target, 4, 36864), (f32, f16)
 
 

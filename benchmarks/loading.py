@@ -63,9 +63,9 @@ def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
     norm = NormGeometry(56 * 56, 64)
     yield "norm_moments", launch.norm.moments_launch("cpu", norm, f32), (f32,) * 2
     yield "norm_apply", launch.norm.apply_launch("cpu", norm, f32, 1e-5, "relu"), (f32,) * 5 + (None, None, f32)
-    sums = launch.norm.backward_sums_launch("cpu", norm, f32, 1e-5, "relu")
-    yield "norm_backward_sums", sums, (f32,) * 8
-    yield "norm_backward", launch.norm.backward_launch("cpu", norm, f32, 1e-5, "relu"), (f32,) * 9 + (None,)
+    problem, given = ("cpu", norm, f32, 1e-5, "relu"), (f32, None, *(f32,) * 5, None)
+    yield "norm_backward_sums", launch.norm.backward_sums_launch(*problem), (*given, f32)
+    yield "norm_backward", launch.norm.backward_launch(*problem), (*given, f32, f32, None)
     g = PoolGeometry(1, 64, 112, 112, 3, 3, (2, 2), (1, 1))
     yield "max_pool 3×3", launch.pool.max_pool_launch("cpu", g, f32), (f32, f32, torch.int64)
     dtypes = f32, torch.int64, f32

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import normal
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -110,6 +111,30 @@ def test_a_backward_that_is_run_twice():
     y = ours(*tensors).sum()
     first, second = (torch.autograd.grad(y, tensors, retain_graph=again) for again in (True, False))
     assert all(map(torch.equal, first, second))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(2))
+        self.norm1, self.norm2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + x)
+
+
+def test_every_other_sum_is_computed_again():
+    """A residual that is kept anyway makes its block's result again; the next block then keeps its own result."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Residual() for _ in range(4))).double()
+    x = normal((2, 8, 6, 6), torch.float64).contiguous(memory_format=torch.channels_last)
+    wanted = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+    patch(model, memory_format=torch.channels_last)
+    # Of two blocks: both inputs of both norms, and the second one's result.
+    assert len([shape for shape in kept(lambda: model(x)) if shape == x.shape]) == 1 + 2 * 5
+    got = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+    torch.testing.assert_close(got, wanted)
 
 
 def test_a_network_keeps_one_image_per_layer():

@@ -172,8 +172,8 @@ def test_batch_norm_fits_the_target(geometry, dtype, target):
         (launch.norm.finalize_launch(target, geometry, 128), (f32,) * 3),
         (launch.norm.apply_launch(*applied), (dtype, *(f32,) * 4, None, dtype, dtype)),
         (launch.norm.prelu_backward_launch(target, geometry, dtype, "prelu"), (*(dtype,) * 4, f32)),
-        (launch.norm.backward_sums_launch(*applied), (dtype,) * 3 + (f32,) * 5),
-        (launch.norm.backward_launch(*applied), (*(dtype,) * 3, *(f32,) * 5, dtype, dtype)),
+        (launch.norm.backward_sums_launch(*applied), (dtype,) * 3 + (f32,) * 4 + (None, f32)),
+        (launch.norm.backward_launch(*applied), (dtype, None, dtype, *(f32,) * 4, dtype, f32, dtype, dtype)),
     ):
         check(compile_launch(made, dtypes, target), target)
 

@@ -107,7 +107,7 @@ def test_every_config(shape, memory_format, device):
         y = launch.norm.apply(x, given, dy, "relu", config)
         assert torch.equal(y, ((x - mean[:, None, None]) / 2 + dy).relu())
         da = torch.where(y <= 0, 0, dy)
-        _, got_da, sums = launch.norm.backward(dy, y, x, given, "relu", True, True, False, config)
+        _, got_da, sums = launch.norm.backward(dy, y, x, given, None, "relu", True, True, False, config)
         assert torch.equal(got_da, da)
         assert torch.equal(sums, torch.stack((da.sum((0, 2, 3)), (da * (x - mean[:, None, None]) / 2).sum((0, 2, 3)))))
 

@@ -130,7 +130,7 @@ def affine(x, weight_ptr, bias_ptr, first, c, C: tl.constexpr):
 
 @triton.jit
 def behind(
-    dy_ptr, y_ptr, x, weight_ptr, bias_ptr, c, at, mask,
+    dy_ptr, y_ptr, x, weight_ptr, bias_ptr, residual_ptr, c, at, mask,
     C: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """What the activation makes of dy on the way back, [BM, BN]: y is its result, and where that is None, its argument
@@ -138,7 +138,10 @@ def behind(
     da = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     if ACTIVATION is not None:
         if y_ptr is None:
-            da = derivative_at(da, affine(x, weight_ptr, bias_ptr, 0, c, C), ACTIVATION)
+            a = affine(x, weight_ptr, bias_ptr, 0, c, C)
+            if residual_ptr is not None:
+                a += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+            da = derivative_at(da, a, ACTIVATION)
         else:
             da = derivative(da, tl.load(y_ptr + at, mask=mask, other=0.0).to(ACC), ACTIVATION)  # [BM, BN]
     return da
@@ -174,7 +177,7 @@ def add_pairs(a, b, more_a, more_b):
 
 @triton.jit
 def norm_backward_sums(
-    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, partial_ptr, M, N,
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, partial_ptr, M, N,
     C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -187,7 +190,7 @@ def norm_backward_sums(
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
-    da = behind(dy_ptr, y_ptr, x, weight_ptr, bias_ptr, c, at, mask, C, ACTIVATION, ACC)
+    da = behind(dy_ptr, y_ptr, x, weight_ptr, bias_ptr, residual_ptr, c, at, mask, C, ACTIVATION, ACC)
     sum_da, sum_dax = tl.reduce((da, tl.where(mask, da * x, 0.0)), 0, add_pairs)
     p_partial = partial_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + c
     tl.store(p_partial, sum_da, mask=c < C)
@@ -196,7 +199,7 @@ def norm_backward_sums(
 
 @triton.jit
 def norm_backward(
-    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, sums_ptr, dx_ptr, da_ptr, M, N,
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, sums_ptr, dx_ptr, da_ptr, M, N,
     C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -210,7 +213,7 @@ def norm_backward(
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, rstd = normalized(x, mean_ptr, var_ptr, c, C, EPS)
-    da = behind(dy_ptr, y_ptr, x, weight_ptr, bias_ptr, c, at, mask, C, ACTIVATION, ACC)
+    da = behind(dy_ptr, y_ptr, x, weight_ptr, bias_ptr, residual_ptr, c, at, mask, C, ACTIVATION, ACC)
     if da_ptr is not None:
         tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=mask)
     if sums_ptr is not None:

@@ -76,12 +76,12 @@ def apply_launch(target: str, geometry: NormGeometry, dtype, eps: float, activat
 
 
 def backward_sums_launch(target: str, geometry: NormGeometry, dtype, eps: float, activation, config=None) -> Launch:
-    """Tensors: dy, y or None, x, mean, var, weight or None, bias or None, partial [tiles, 2, C]."""
+    """Tensors: dy, y or None, x, mean, var, weight, bias, residual (each or None), partial [tiles, 2, C]."""
     return _launch(norm.norm_backward_sums, target, geometry, dtype, {"EPS": eps, "ACTIVATION": activation}, config)
 
 
 def backward_launch(target: str, geometry: NormGeometry, dtype, eps: float, activation, config=None) -> Launch:
-    """Tensors: dy, y or None, x, mean, var, weight or None, bias or None, sums [2, C], dx, da or None."""
+    """Tensors: dy, y or None, x, mean, var, weight, bias, residual, sums [2, C] (each or None), dx, da or None."""
     return _launch(norm.norm_backward, target, geometry, dtype, {"EPS": eps, "ACTIVATION": activation}, config)
 
 
@@ -148,6 +148,7 @@ def backward(
     y: Tensor | None,
     x: Tensor,
     norm: Norm,
+    residual: Tensor | None,
     activation: str | None,
     needs_da: bool,
     needs_sums: bool,
@@ -156,23 +157,23 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of x and, if `needs_da`, of the residual; and, if `needs_sums`, [2, C]: those of bias and weight.
 
-    `batch`: whether the statistics are those of x, so that its gradient needs the sums. `y`, the result of `apply`, is
-    needed with an activation behind a residual only.
+    `batch`: whether the statistics are those of x, so that its gradient needs the sums. Of an activation either its
+    result y tells the derivative, or, where y is None, its argument, which is made of x and the residual.
     """
     geometry, memory_format = _seen(x)
     problem = geometry, x.dtype, norm.eps, activation, config
     tensors = norm.tensors
-    dy, y, x = _laid(memory_format, dy, y, x)
+    dy, y, x, residual = _laid(memory_format, dy, y, x, residual)
     sums = None
     if needs_sums:
         launch, run = prepare(x.device, backward_sums_launch, *problem)
         partial = torch.empty((launch.grid[0], 2, x.shape[1]), dtype=accumulator_of(x), device=x.device)
-        run(dy, y, x, *tensors, partial)
+        run(dy, y, x, *tensors, residual, partial)
         sums = torch.empty_like(partial[0])
         sum_splits(partial, sums)
     _, run = prepare(x.device, backward_launch, *problem)
     dx, da = _empty(x, memory_format), _empty(x, memory_format) if needs_da else None
-    run(dy, y, x, *tensors, sums if batch else None, dx, da)
+    run(dy, y, x, *tensors, residual, sums if batch else None, dx, da)
     return dx, da, sums
 
 

@@ -111,7 +111,8 @@ def _pool(input: Tensor, geometry: Geometry, return_indices: bool):
     x = images(input)
     if not (return_indices or (torch.is_grad_enabled() and input.requires_grad)):
         return like_input(MaxPool.call(x, geometry), input)
-    y, indices = MaxPoolWithIndices.call(x, geometry, torch.int64 if return_indices else torch.int32)
+    index_dtype = torch.int64 if return_indices else _least(geometry.H * geometry.W)
+    y, indices = MaxPoolWithIndices.call(x, geometry, index_dtype)
     return (like_input(y, input), like_input(indices, input)) if return_indices else like_input(y, input)
 
 
@@ -142,6 +143,11 @@ def max_unpool2d(input, indices, kernel_size, stride, padding, output_size) -> T
     x = images(input)
     geometry = AdaptiveGeometry(*sizes, *x.shape[2:])
     return like_input(MaxUnpool.call(x, indices.reshape(x.shape), geometry), input)
+
+
+def _least(count: int) -> torch.dtype:
+    """The integers that count so far, and take the least memory until backward."""
+    return torch.int16 if count <= 1 << 15 else torch.int32
 
 
 def _are_inside(indices: Tensor, pixels: int) -> bool:

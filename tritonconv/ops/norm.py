@@ -1,7 +1,7 @@
 """Batch norm with autograd, with a residual and an activation after it.
 
 What a normalization keeps for its gradient is its input; the argument of its activation is computed again from that.
-Behind a residual it keeps its result instead.
+With a residual it also keeps that, or its own result: what is more likely to be kept anyway.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils.weak import TensorWeakRef
 
 from ..launch import norm as launch
 from ..launch.common import accumulator_of
 from ..launch.norm import Norm
 from . import activations
-from .again import Recipe
-from .epilogue import activated, divided, finish, is_separate, prepared, suits
+from .again import Recipe, is_kept
+from .epilogue import activated, divided, finish, prepared, suits
 from .library import Operator, opaque
 from .support import fits, is_channels_last, is_stand_in, operand, unsupported_call, unsupported_operands
 
@@ -54,23 +53,26 @@ class Normalize(Operator):
 
     @staticmethod
     def save(ctx, inputs, y):
-        x, weight, bias, residual, mean, var, ctx.eps, ctx.activation, ctx.batch = inputs
-        argument_is_told = not ctx.activation or residual is None
-        kept = (None, bias) if argument_is_told else (y, None)
-        ctx.save_for_backward(x, weight, *kept, mean, var)
-        if residual is None:
-            small, settings = (weight, bias, None, mean, var), (ctx.eps, ctx.activation, ctx.batch)
-            ctx.recipe = Recipe(Normalize, y._version, TensorWeakRef(x), small, settings)
+        x, weight, bias, residual, mean, var, *settings = inputs
+        ctx.eps, ctx.activation, ctx.batch = settings
+        has_argument = ctx.activation is not None and (
+            residual is None or is_kept(residual) or activations.activation(ctx.activation).backward is None
+        )
+        has_result = ctx.activation is not None and not has_argument
+        made_of = (bias, residual) if has_argument else (None, None)
+        ctx.save_for_backward(x, y if has_result else None, weight, *made_of, mean, var)
+        if not has_result:
+            ctx.recipe = Recipe.of(Normalize, y, inputs[:6], settings)
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight, y, bias, mean, var = ctx.saved_tensors
+        x, y, weight, bias, residual, mean, var = ctx.saved_tensors
         _, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
             dx, da, dweight, dbias = _differentiable_backward(ctx, dy)
         else:
             needs_sums = ctx.batch or needs_weight or needs_bias
-            given = y, x, weight, bias, mean, var, ctx.eps, ctx.activation
+            given = y, x, weight, bias, residual, mean, var, ctx.eps, ctx.activation
             dx, *rest = NormalizeBackward.call(dy, *given, needs_residual, needs_sums, ctx.batch)
             da = rest.pop(0) if needs_residual else None
             dbias, dweight = rest.pop() if needs_sums else (None, None)
@@ -83,25 +85,26 @@ class NormalizeBackward(Operator):
     """The gradient of x in `Normalize`, then, where needed, that of the residual, and [2, C]: of bias and weight."""
 
     schema = (
-        "normalize_backward(Tensor dy, Tensor? y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var,"
-        " float eps, str? activation, bool needs_residual, bool needs_sums, bool batch) -> Tensor[]"
+        "normalize_backward(Tensor dy, Tensor? y, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual,"
+        " Tensor mean, Tensor var, float eps, str? activation, bool needs_residual, bool needs_sums, bool batch)"
+        " -> Tensor[]"
     )
 
     @staticmethod
-    def run(dy, y, x, weight, bias, mean, var, eps, activation, needs_residual, needs_sums, batch):
+    def run(dy, y, x, weight, bias, residual, mean, var, eps, activation, needs_residual, needs_sums, batch):
         norm = Norm(mean, var, weight, bias, eps)
-        gradients = launch.backward(dy, y, x, norm, activation, needs_residual, needs_sums, batch)
+        gradients = launch.backward(dy, y, x, norm, residual, activation, needs_residual, needs_sums, batch)
         return [gradient for gradient in gradients if gradient is not None]
 
     @staticmethod
-    def fake(dy, y, x, weight, bias, mean, var, eps, activation, needs_residual, needs_sums, batch):
+    def fake(dy, y, x, weight, bias, residual, mean, var, eps, activation, needs_residual, needs_sums, batch):
         images = [launch.empty_result(x) for _ in range(1 + needs_residual)]
         return images + [mean.new_empty((2, *mean.shape), dtype=accumulator_of(x))] * needs_sums
 
 
 def _differentiable_backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, residual, weight and bias, in torch's functions, for derivatives of a higher order."""
-    x, weight, y, bias, mean, var = ctx.saved_tensors
+    x, y, weight, bias, residual, mean, var = ctx.saved_tensors
     wide, axes = mean.dtype, (0, 2, 3)
     if ctx.batch:
         x, count = x.to(wide), x.numel() // x.shape[1]
@@ -112,7 +115,9 @@ def _differentiable_backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     da = dy
     if ctx.activation:
         if y is None:
-            da = activations.gradient_at(ctx.activation, dy, _affine(normal, weight, bias).to(dy.dtype))
+            argument = _affine(normal, weight, bias)
+            argument = argument if residual is None else argument + residual.to(wide)
+            da = activations.gradient_at(ctx.activation, dy, argument.to(dy.dtype))
         else:
             da = activations.activation(ctx.activation).backward(dy, y)
     dweight, dbias = (da.to(wide) * normal).sum(axes), da.to(wide).sum(axes)
@@ -160,8 +165,7 @@ def normalize(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tenso
     """activation(norm(y) + residual) by given statistics, `batch` if they are those of y. y, and the residual, are
     [N, C, H, W]."""
     mean, var, weight, bias, eps, _ = norm
-    told = residual is None  # the activation's argument, by what is kept
-    if isinstance(activation, Tensor) or (not told and is_separate(activation, y, weight, bias, residual)):
+    if isinstance(activation, Tensor):
         return activated(Normalize.call(y, weight, bias, residual, mean, var, eps, None, batch), activation)
     return Normalize.call(y, weight, bias, residual, mean, var, eps, activation, batch)
 
