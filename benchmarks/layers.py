@@ -23,6 +23,7 @@ KINDS: dict[str, Callable[[str, object], bool]] = {
     "transposed": lambda pattern, g: pattern.startswith("conv_transpose"),
     "pooling": lambda pattern, g: "_pool" in pattern,
     "batch norm": lambda pattern, g: pattern.startswith("batch_norm"),
+    "fully connected": lambda pattern, g: pattern.startswith("linear"),
     "depthwise": lambda pattern, g: 1 < g.groups == g.C,
     "dilated": lambda pattern, g: g.dilation != (1, 1),
     "1×1": lambda pattern, g: g.taps == 1,
@@ -46,6 +47,8 @@ class Layer:
 def name_of(step: Step) -> str:
     """Pattern, window, channels, size: `conv2d+relu 3×3 64→64 @ 56²`."""
     N, C, *image = step.input
+    if not image:
+        return f"{step.site.pattern} {C}→{step.output[1]}"
     size = f"{image[0]}²" if len(image) == 2 and image[0] == image[1] else "×".join(map(str, image))
     g, text = step.geometry, step.site.pattern
     if isinstance(g, ConvGeometry | PoolGeometry):

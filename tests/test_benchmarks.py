@@ -110,7 +110,8 @@ def test_every_direction_of_every_layer_computes_what_torch_does():
 def test_layers_are_listed_once():
     first, second = layers.unique(["LeNet-5", "LeNet-5"])
     assert [layer.name for layer in first][:2] == ["conv2d+tanh 5×5 1→6 @ 32²", "avg_pool2d 2×2/2 6 @ 28²"]
-    assert [layer.kind for layer in first] == ["stem", "pooling", "larger", "pooling", "larger"] and not second
+    kinds = ["stem", "pooling", "larger", "pooling", "larger", "fully connected", "fully connected"]
+    assert [layer.kind for layer in first] == kinds and not second
 
 
 def test_a_wrong_result_is_not_timed():
