@@ -1,4 +1,4 @@
-"""Every operator × engine × dtype: forward, backward and double backward against torch in float64.
+"""Every operator × engine × dtype: forward, backward and double backward against torch in float64; and × GPU: compiled.
 
 `python -m benchmarks operators` runs them all and writes docs/operators.md; the tests run the same cells.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from tritonconv import engines, functional
 from tritonconv.engines import Engine
+from tritonconv.targets.machine_code import TARGETS
 
+from .compiled import compiled
 from .measure import about, provenance
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "operators.md"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ORDERS = ("forward", "backward", "double backward")
+Rows = dict[str, dict[tuple[str, torch.dtype], str]]  # marks by operator, and by engine or target and dtype
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def cells() -> Iterator[Cell]:
                     yield Cell(operator, engine, dtype, order)
 
 
-def _results(function: Callable[..., Tensor], tensors: list[Tensor], order: str) -> list[Tensor]:
+def results(function: Callable[..., Tensor], tensors: list[Tensor], order: str) -> list[Tensor]:
     """The output; its gradients; or those of the sum of the gradients' squares, with respect to dy too."""
     tensors = [t.detach().requires_grad_() for t in tensors]
     y = function(*tensors)
@@ -190,8 +194,8 @@ def run(cell: Cell) -> None:
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in cell.operator.shapes]
     tensors = [t.to(device, cell.dtype) for t in tensors]
     with engines.use(cell.engine.name):
-        got = _results(cell.operator.ours, tensors, cell.order)
-    want = _results(cell.operator.torchs, [t.double() for t in tensors], cell.order)
+        got = results(cell.operator.ours, tensors, cell.order)
+    want = results(cell.operator.torchs, [t.double() for t in tensors], cell.order)
     assert len(got) == len(want)
     for ours, truth in zip(got, want, strict=True):
         scale = truth.abs().max().clamp(min=1)
@@ -199,26 +203,54 @@ def run(cell: Cell) -> None:
         assert error <= 16 * max(torch.finfo(cell.dtype).eps, 2.0**-30 if cell.order == "double backward" else 0), error
 
 
+def calls() -> dict[tuple[str, torch.dtype, str], Callable[[], object]]:
+    """The table's calls, by operator, dtype and order."""
+    return {
+        (operator.name, dtype, order): partial(
+            results, operator.ours, [torch.ones(shape, dtype=dtype) for shape in operator.shapes], order
+        )
+        for operator in OPERATORS
+        for dtype in DTYPES
+        for order in ORDERS
+    }
+
+
 def main(arguments: Sequence[str] = ()) -> None:
     argparse.ArgumentParser(prog="python -m benchmarks operators", description=__doc__).parse_args(arguments)
-    rows: dict[str, dict[tuple[str, torch.dtype], str]] = {}
+    here: Rows = {}
     for cell in track(list(cells()), "operators"):
         try:
             run(cell)
             mark = cell.order[0]
         except AssertionError:
             mark = "–"
-        row = rows.setdefault(cell.operator.name, {})
-        row[cell.engine.name, cell.dtype] = row.get((cell.engine.name, cell.dtype), "") + mark
-    columns = list(next(iter(rows.values())))
-    heading = ["operator", *(f"{engine} {str(dtype)[6:]}" for engine, dtype in columns)]
-    lines = [heading, ["---"] * len(heading), *([name, *(row[c] for c in columns)] for name, row in rows.items())]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        _note(here, cell.operator.name, cell.engine.name, cell.dtype, mark)
+    on_gpus: Rows = {}
+    for target in TARGETS:
+        for (name, dtype, order), right in compiled(calls(), target).items():
+            _note(on_gpus, name, target, dtype, order[0] if right else "–")
     DOCUMENT.write_text(
         "# Operators\n\n"
         "f: forward, b: backward, d: double backward agree with torch in float64 to a few roundings of the dtype;\n"
         "–: they do not. Written by `python -m benchmarks operators`; the tests run the same cells.\n\n"
-        f"{table}\n\n{about(provenance())}\n",
+        f"{_table(here)}\n\n"
+        "## GPUs\n\n"
+        "f, b, d: all that forward, backward or double backward launches there compiles for it, with Triton's own\n"
+        "compiler, and fits into its shared memory; –: it does not. Nothing has run there.\n\n"
+        f"{_table(on_gpus)}\n\n{about(provenance())}\n",
         encoding="utf-8",
     )
-    Console().print(f"{len(rows)} operators, written to {DOCUMENT}")
+    Console().print(f"{len(here)} operators, written to {DOCUMENT}")
+
+
+def _note(rows: Rows, name: str, machine: str, dtype: torch.dtype, mark: str) -> None:
+    row = rows.setdefault(name, {})
+    row[machine, dtype] = row.get((machine, dtype), "") + mark
+
+
+def _table(rows: Rows) -> str:
+    """Operators × (engine or target, dtype)."""
+    columns = list(next(iter(rows.values())))
+    heading = ["operator", *(f"{machine} {str(dtype)[6:]}" for machine, dtype in columns)]
+    lines = [heading, ["---"] * len(heading), *([name, *(row[c] for c in columns)] for name, row in rows.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

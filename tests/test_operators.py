@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from benchmarks import operators
+from benchmarks.compiled import compiled
+from tritonconv import launch
+from tritonconv.geometry import ConvGeometry
 
 
 @pytest.mark.parametrize("operator", operators.OPERATORS, ids=lambda operator: operator.name)
@@ -11,6 +14,15 @@ def test_an_operator_in_every_dtype_and_order_of_derivative(operator):
     for cell in operators.cells():
         if cell.operator is operator:
             operators.run(cell)
+
+
+def test_what_an_operator_launches_on_a_gpu_compiles_or_is_found_not_to():
+    calls = {order: operators.calls()["conv2d + relu", torch.float16, order] for order in operators.ORDERS}
+    x, weight = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3)
+    geometry = ConvGeometry(1, 2, 4, 4, 3, 3, 3)
+    calls["no such activation"] = lambda: launch.conv.fprop(x, weight, None, geometry, "swish")
+    calls["nothing launched"] = lambda: x + 1
+    assert compiled(calls, "gfx942") == {name: name in operators.ORDERS for name in calls}
 
 
 def test_a_wrong_result_is_found():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -96,12 +96,17 @@ def _listed(model: nn.Module, sample, device: torch.device, target: str) -> tupl
     """What a run looks up there, and what it launches, each once."""
     with autotune.asked() as keys, engines.listing(device, target) as launches:
         tuning.run(tuning.hollow(model), sample)
+    return keys, list(distinct(launches).values())
+
+
+def distinct(launches: Iterable[Typed]) -> dict[Hashable, Typed]:
+    """The launches, each once, by what distinguishes them."""
     different = {}
     for launch, dtypes in launches:
         constexprs = tuple((name, repr(value)) for name, value in launch.constexprs.items())
         options = *launch.options.items(), *launch.boxes.items()
         different[launch.kernel, launch.sizes, constexprs, options, dtypes] = launch, dtypes
-    return keys, list(different.values())
+    return different
 
 
 def _ranked(key: Mapping, target: str, device: torch.device) -> Choice:
