@@ -16,14 +16,17 @@ _TILES = {
     "cpu": ((16, 32, 1), (8, 32, 1), (64, 64, 1)),
     "interpreter": ((4096, 256, 1), (16, 16, 1)),
 }
+_CACHED = 1 << 16  # bytes of a split that its taps read one after the other on a CPU
 
 
 def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     kind = kind_of(target)
-    return tuple(dict.fromkeys(_fit(*tile, op, geometry, kind) for tile in _TILES[kind]))
+    return tuple(dict.fromkeys(_fit(*tile, op, geometry, dtype, kind) for tile in _TILES[kind]))
 
 
-def _fit(BM: int, BN: int, num_warps: int, op: str, geometry: ConvGeometry, kind: str) -> TileConfig:
+def _fit(
+    BM: int, BN: int, num_warps: int, op: str, geometry: ConvGeometry, dtype: torch.dtype, kind: str
+) -> TileConfig:
     columns, channels = geometry.Q, geometry.K
     if op == "depthwise_dgrad":
         columns, channels = cdiv(geometry.W, geometry.stride[1]), geometry.C
@@ -34,4 +37,8 @@ def _fit(BM: int, BN: int, num_warps: int, op: str, geometry: ConvGeometry, kind
         return TileConfig(BM, BN, num_warps=num_warps)
     rows = geometry.N * geometry.P
     wanted = 2 * MACHINES[kind].programs // (geometry.taps * cdiv(channels, BN))
-    return TileConfig(BM, BN, SPLIT=max(1, min(wanted, rows // 4)), num_warps=1)
+    least = 1
+    if kind == "cpu":  # the taps' programs, one after the other, find a split's pixels in cache
+        row = BN * (geometry.Q + geometry.stride[0] * geometry.W) * dtype.itemsize
+        least = cdiv(rows * row, _CACHED)
+    return TileConfig(BM, BN, SPLIT=min(max(least, min(wanted, rows // 4), 1), rows), num_warps=1)

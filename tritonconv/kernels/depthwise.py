@@ -133,25 +133,27 @@ def depthwise_dgrad(
     """dx[n, h, w, c] = Σ dy[n, p, q, k] w[r, s, k] where p·stride + r·dilation = h + pad, and so for (q, s) and w.
 
     Which taps take part depends only on (h, w) modulo the stride: a program takes pixels of one residue class.
-    Grid: (rows × tiles of columns of the largest class × tiles of C, 1, classes). `w_ptr`: panels
-    [tiles of C, R·S, K/C, BN].
+    Grid: (rows × tiles of columns of the largest class × tiles of C × classes). `w_ptr`: panels [tiles of C, R·S, K/C,
+    BN].
     """
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     MULTIPLIER: tl.constexpr = K // C
     C_TILES: tl.constexpr = (C + BN - 1) // BN
     TAP_H: tl.constexpr = tap_step(STRIDE_H, DIL_H)
     TAP_W: tl.constexpr = tap_step(STRIDE_W, DIL_W)
-    # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W).
-    h0 = tl.program_id(2) // STRIDE_W
-    w0 = tl.program_id(2) % STRIDE_W
+    # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W). Those of one tile run next to each other: they read
+    # the same dy, and write to the same rows of dx.
+    pid = tl.program_id(0) // (STRIDE_H * STRIDE_W)
+    h0 = tl.program_id(0) // STRIDE_W % STRIDE_H
+    w0 = tl.program_id(0) % STRIDE_W
     rows = (H + STRIDE_H - 1) // STRIDE_H
-    row, j0 = row_tile(tl.program_id(0) // C_TILES, (W + STRIDE_W - 1) // STRIDE_W, BM)
+    row, j0 = row_tile(pid // C_TILES, (W + STRIDE_W - 1) // STRIDE_W, BM)
     n = (row // rows).to(tl.int64)
     i = row % rows
     h = h0 + i * STRIDE_H
     w = w0 + (j0 + tl.arange(0, BM)) * STRIDE_W
     in_range = (h < H) & (w < W)
-    tile_n = tl.program_id(0) % C_TILES
+    tile_n = pid % C_TILES
     c = tile_n * BN + tl.arange(0, BN)
     r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
     s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)

@@ -14,7 +14,7 @@ from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import depthwise
 from . import packing
-from .common import accumulator_of, config_of, empty_nhwc, nhwc, prepare, sizes, sum_splits, window
+from .common import config_of, empty_nhwc, nhwc, prepare, scratch, sizes, sum_splits, window
 from .norm import ABSENT, Norm
 
 
@@ -42,7 +42,7 @@ def dgrad_launch(target: str, geometry: ConvGeometry, dtype, config=None) -> Lau
     config = config or config_of("depthwise_dgrad", geometry, dtype, target)
     stride_h, stride_w = geometry.stride
     tiles = geometry.N * cdiv(geometry.H, stride_h) * cdiv(cdiv(geometry.W, stride_w), config.BM)
-    grid = tiles * cdiv(geometry.C, config.BN), 1, stride_h * stride_w
+    grid = tiles * cdiv(geometry.C, config.BN) * stride_h * stride_w, 1, 1
     constexprs = _constexprs(geometry, config)
     return Launch(depthwise.depthwise_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
@@ -112,7 +112,7 @@ def wgrad(
     if splits == 1:
         run(nhwc(dy), nhwc(x), dw)
         return dw
-    partial = torch.empty((splits, dw.numel()), dtype=accumulator_of(dy), device=dy.device)
+    partial = scratch("partial", dy, splits * dw.numel())[: splits * dw.numel()].view(splits, -1)
     run(nhwc(dy), nhwc(x), partial)
     sum_splits(partial, dw)
     return dw
