@@ -203,3 +203,28 @@ def test_map_elementwise():
     odd_or_large = torch.where(y < 3, torch.where(y % 2 == 0, 4, 3), y)
     torch.testing.assert_close(out[0], torch.where(x > y, 2 * x, odd_or_large), rtol=0, atol=0)
     torch.testing.assert_close(out[1], x - y, rtol=0, atol=0)
+
+
+@triton.jit
+def magnitude_or_double(a):
+    if a < 0:
+        return -a
+    return a * 2
+
+
+@triton.jit
+def mapped_early(x, out, n, N: tl.constexpr):
+    """Early returns of the function, in a kernel that has one, too."""
+    if tl.program_id(0) >= n:
+        return
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    v = tl.map_elementwise(magnitude_or_double, tl.load(x + i))
+    tl.store(out + i, v + tl.map_elementwise(magnitude_or_double, v - 3))
+
+
+def test_map_elementwise_with_early_returns():
+    x, out = torch.randint(-3, 4, (2 * N,)).float(), torch.zeros(2 * N)
+    mapped_early[(3,)](x, out, 1, N)
+    v = torch.where(x < 0, -x, 2 * x)
+    expected = v + torch.where(v < 3, 3 - v, 2 * (v - 3))
+    assert torch.equal(out, torch.where(torch.arange(2 * N) < N, expected, 0.0))

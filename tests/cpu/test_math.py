@@ -167,3 +167,37 @@ def test_binary(op, reference, dtype, ulp):
     out = torch.empty_like(x)
     binary[(1,)](x, y, out, op, N)
     assert_close(out, reference(x.double(), y.double()).to(x.dtype), ulp)
+
+
+@triton.jit
+def flags(x, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    v = tl.load(x + i)
+    tl.store(out + i, libdevice.isnan(v).to(tl.int32) + libdevice.isinf(v) * 2 + libdevice.signbit(v) * 4)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_flags(dtype):
+    x, out = arguments(DTYPES[dtype]), torch.zeros(N, dtype=torch.int32)
+    flags[(1,)](x, out, N)
+    assert torch.equal(out, x.isnan().int() + x.isinf() * 2 + (x.signbit() * 4))
+
+
+@triton.jit
+def bits(x, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    v = tl.load(x + i)
+    tl.store(out + i, libdevice.popc(v))
+    tl.store(out + N + i, libdevice.clz(v))
+    tl.store(out + 2 * N + i, libdevice.ffs(v))
+
+
+@pytest.mark.parametrize("dtype,width", [(torch.int32, 32), (torch.int64, 64)])
+def test_bits(dtype, width):
+    special = [0, 1, -1, 2 ** (width - 1) - 1, -(2 ** (width - 1))]
+    x = torch.tensor(special + [(-3) ** k for k in range(1, 17)] + [1 << k for k in range(11)], dtype=dtype)
+    out = torch.zeros(3, 32, dtype=torch.int32)
+    bits[(1,)](x, out, 32)
+    patterns = [v % 2**width for v in x.tolist()]
+    expected = [[v.bit_count(), width - v.bit_length(), (v & -v).bit_length()] for v in patterns]
+    assert out.T.tolist() == expected

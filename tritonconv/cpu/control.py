@@ -14,10 +14,10 @@ from .values import REG
 
 
 def place_blocks(low, blocks: list[ir.Block]):
-    """The function's body: one block, or several where the kernel returns early."""
+    """A body: one block, or several where it returns early."""
     if len(blocks) == 1:
         return low.block(blocks[0])
-    code, e = low.code, low.elements
+    code, e, outer = low.code, low.elements, (low.labels, low.doors)
     low.labels = {b.label: code.name("bb") for b in blocks}
     low.doors = {b.label: [low.allocate(v.type.elem, v.type.shape or ()) for v in b.args] for b in blocks[1:]}
     for i, block in enumerate(blocks):
@@ -28,6 +28,7 @@ def place_blocks(low, blocks: list[ir.Block]):
             for value, door in zip(block.args, low.doors[block.label], strict=True):
                 e.bound[value] = door if value.type.rank else Fixed(door.at(e, ()))
         low.block(block)
+    low.labels, low.doors = outer
 
 
 def lower_return(low, op: ir.Op):

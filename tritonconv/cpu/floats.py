@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import avx512, mathlib
+from . import avx512, libdevice, mathlib
 from .elements import Elements, pure
 from .errors import UnsupportedOp
 from .values import Uni, is_uniform
@@ -137,7 +137,7 @@ def _math(e, op, idx):
 @pure("tt.extern_elementwise")
 def _extern(e, op, idx):
     symbol = op.attrs["symbol"].strip('"')
-    value = mathlib.library_call(e, symbol, e.args(op, idx))
+    value = libdevice.call(e, symbol, e.args(op, idx))
     if value is None or value.elem != op.result.type.elem:
         raise UnsupportedOp(op, f"the library function {symbol}")
     return value

@@ -41,13 +41,13 @@ def lower_map(low, op):
     """A scalar function with control flow of its own, applied to every element."""
     if op.int("pack") != 1:
         raise UnsupportedOp(op, "several elements at a time")
-    e, body = low.elements, op.body
+    e, blocks = low.elements, op.regions[0]
     dests = [low.allocate(r.type.elem, r.type.shape) for r in op.results]
     with elementwise(low, op.result.type.shape) as idx:
-        for argument, value in zip(body.args, op.operands, strict=True):
+        for argument, value in zip(blocks[0].args, op.operands, strict=True):
             e.bound[argument] = Fixed(e.at(value, idx))
-        used = low.region(body)
-        for dest, value in zip(dests, body.ops[-1].operands, strict=True):
+        used = low.region(blocks)
+        for dest, value in zip(dests, blocks[-1].ops[-1].operands, strict=True):
             e.store(dest.pointer(e, idx), e.at(value)._replace(elem=dest.stored), TRUE)
         low.used = used
     for dest, result in zip(dests, op.results, strict=True):

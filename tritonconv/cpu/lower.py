@@ -84,6 +84,8 @@ class Lowering:
             self.elements.checks = Checks(function, self.elements)
         self.plan = Plan(function, disjoint)
         self.used = self.high_water = 0  # scratch bytes
+        self.labels: dict[str, str] = {}  # where jumps in the body being written lead to
+        self.doors: dict[str, list[Buffer]] = {}  # what they hand over
         self.deferred: dict[ir.Op, Callable[[], None]] = {}  # stores that finish a product in its registers
         self.recording: dict[ir.Op, list[tuple[ir.Value, Buffer]]] = {}  # a root → what its nest writes to buffers
         self.destinations: dict[ir.Value, Buffer] = {}  # where a kept value is wanted
@@ -149,11 +151,11 @@ class Lowering:
         elif op.result in self.plan.kept:
             self.keep(op.result)
 
-    def region(self, block: ir.Block):
+    def region(self, blocks: list[ir.Block]):
         """A nested body: memory is read inside it, and its scratch is free again after it."""
         outer, used = self.elements.region, self.used
         self.elements.region = self.code.depth
-        self.block(block)
+        control.place_blocks(self, blocks)
         self.elements.region = outer
         return used
 

@@ -220,42 +220,6 @@ FUNCTIONS = {
     "math.acosh": (None, "acosh"),
     "math.cbrt": (None, "cbrt"),
 }
-_INTRINSICS = ("floor", "ceil", "trunc", "round", "rint", "nearbyint", "sqrt", "fabs", "copysign", "fma")
-_C_LIBRARY = ("exp10", "log10", "hypot", "fmod", "remainder", "fdim", "nextafter", "logb", "erfc", "lgamma", "tgamma",
-              "j0", "j1", "y0", "y1")  # fmt: skip
-# a device library's function, without prefix and type → math operation, LLVM intrinsic, LLVM instruction or C function
-LIBDEVICE = (
-    {name.split(".")[1]: name for name in FUNCTIONS}
-    | {name: f"llvm.{name}" for name in _INTRINSICS}
-    | {name: name for name in _C_LIBRARY}
-    | {f"fast_{name}": f"math.{name}" for name in ("sin", "cos", "tan", "exp", "log", "log2")}
-    | {f"{t}{name}_rn": f"f{name} {{}}" for t in "fd" for name in ("add", "sub", "mul", "div")}
-    | {
-        "pow": "math.powf",
-        "fast_pow": "math.powf",
-        "fast_exp10": "exp10",
-        "fast_log10": "log10",
-        "fast_divide": "fdiv {}",
-    }
-    | {
-        "fsqrt_rn": "llvm.sqrt",
-        "dsqrt_rn": "llvm.sqrt",
-        "fmaf_rn": "llvm.fma",
-        "fma_rn": "llvm.fma",
-        "frsqrt_rn": "math.rsqrt",
-    }
-)
-
-
-def library_call(e, symbol: str, args: list[Val]) -> Val | None:
-    """A function of CUDA's libdevice (`__nv_…`) or ROCm's ocml (`__ocml_…_f32`); None if it is not known."""
-    name = symbol[7:].rsplit("_", 1)[0] if symbol.startswith("__ocml_") else symbol.removeprefix("__nv_")
-    how = LIBDEVICE.get(name) or LIBDEVICE.get(name.removesuffix("f"))
-    if how is None:
-        return None
-    if how in FUNCTIONS:
-        return call(e, how, args)
-    return e.binary(how, *args) if "{}" in how else e.apply(how, *args)
 
 
 def call(e, name: str, args: list[Val]) -> Val:
