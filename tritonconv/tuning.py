@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 import autotune
 from autotune import Tuning
 
-from . import choice, engines, launch, measuring
+from . import choice, engines, launch, measuring, replay
 from .blocks import repeat
 from .patching import swap
 
@@ -60,6 +60,7 @@ def forget() -> None:
     launch.common.forget()
     choice.forget()
     repeat.forget()
+    replay.forget()
 
 
 def problems(model: nn.Module, sample: Sample) -> list[dict]:

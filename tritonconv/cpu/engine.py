@@ -5,7 +5,8 @@ launcher.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,8 @@ _POINTER = {
     torch.int8: "*i8", torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 _kernels: dict[str, Kernel] = {}
+# By thread: what is told of its launches, as `watcher(kernel, launch, tensors)`; of one that is checked no kernel.
+watchers: dict[int, Callable[[Kernel | None, object, Sequence[torch.Tensor | None]], None]] = {}
 
 
 def _integer(value: int) -> str:
@@ -97,6 +100,8 @@ def bind(launch):
         if kernel is None:
             (kernel,) = load([request(launch, dtypes, checked)])
             by_dtype[dtypes] = kernel
+        if watchers and (watcher := watchers.get(threading.get_ident())) is not None:
+            watcher(None if checked else kernel, launch, tensors)
         return kernel
 
     def run(*tensors):

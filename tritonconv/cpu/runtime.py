@@ -12,6 +12,7 @@ import ctypes
 import os
 import struct
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .target import host
 # kernel, programs, chunk, threads, their counters, how many have started, scratch, scratch bytes per thread
 _HEADER = "PqqqPqPq"
 HEADER_SIZE = struct.calcsize(_HEADER)
+SCRATCH = 48  # where in the header the address of scratch is
 _SLOT = {"ptr": "P", "i1": "?7x", "i8": "b7x", "i16": "h6x", "i32": "i4x", "i64": "q", "f32": "f4x", "f64": "d",
          "f16": "e6x"}  # fmt: skip
 _PAGE = 4096
@@ -98,6 +100,8 @@ declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 define void @launch(ptr %job) {{
   %p3 = getelementptr i8, ptr %job, i64 24
   %p4 = getelementptr i8, ptr %job, i64 32
+  %p5 = getelementptr i8, ptr %job, i64 40
+  store i64 0, ptr %p5
   %threads = load i64, ptr %p3
   %size = mul i64 %threads, 64
   %counters = alloca i8, i64 %size, align 64
@@ -117,21 +121,61 @@ together:
   call void inttoptr (i64 {parallel} to ptr)(ptr @work, ptr %job, i32 %count, i32 0)
   ret void
 }}
+define void @run(ptr %jobs, i64 %count, ptr %moves, i64 %moved, ptr %bases) {{
+  br label %more
+more:
+  %move = phi i64 [ 0, %0 ], [ %following, %rebase ]
+  %left = icmp ult i64 %move, %moved
+  br i1 %left, label %rebase, label %next
+rebase:
+  %line = getelementptr [3 x i64], ptr %moves, i64 %move
+  %line1 = getelementptr i64, ptr %line, i64 1
+  %line2 = getelementptr i64, ptr %line, i64 2
+  %word = load ptr, ptr %line
+  %which = load i64, ptr %line1
+  %offset = load i64, ptr %line2
+  %origin = getelementptr i64, ptr %bases, i64 %which
+  %base = load i64, ptr %origin
+  %address = add i64 %base, %offset
+  store i64 %address, ptr %word
+  %following = add i64 %move, 1
+  br label %more
+next:
+  %at = phi i64 [ 0, %more ], [ %after, %start ]
+  %some = icmp ult i64 %at, %count
+  br i1 %some, label %start, label %done
+start:
+  %place = getelementptr ptr, ptr %jobs, i64 %at
+  %job = load ptr, ptr %place
+  call void @launch(ptr %job)
+  %after = add i64 %at, 1
+  br label %next
+done:
+  ret void
+}}
 """
 
 
 class _Pool:
-    """The launch function of this process, and whether it uses threads."""
+    """The launch functions of this process, and whether they use threads.
+
+    `launch(job)`; and `run(jobs, count, moves, moved, bases)`, which puts addresses into jobs and launches them one after
+    the other. `jobs` are addresses; a move is (address of a word, which of the bases, offset from it).
+    """
 
     def __init__(self):
         parallel, in_parallel = _openmp()
         self.parallel = bool(parallel)
         text = _RUNTIME.format(triple=host().triple, header=HEADER_SIZE, parallel=parallel, in_parallel=in_parallel)
-        address, self._handle = loader.load(emit_object(text), "launch")
-        self.launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
+        self._image = emit_object(text)
+        launch, self._launch = loader.load(self._image, "launch")
+        run, self._run = loader.load(self._image, "run")
+        self.launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(launch)
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self.run = ctypes.CFUNCTYPE(None, pointer, number, pointer, number, ctypes.c_char_p)(run)
 
 
-_pool = cache(_Pool)
+pool = cache(_Pool)
 
 
 _forked = False
@@ -175,12 +219,19 @@ class Kernel:
             raise TypeError(f"kernel {binary.name}: the CPU target cannot pass an argument of type {unknown[0]}")
         layout = _HEADER + "".join(_SLOT[a] for a in binary.arguments) + "i4xi4xi4x"
         self.pack = struct.Struct("=" + layout.replace("P", "Q")).pack
-        self._pool = _pool()  # kept: threads that race for the first launch may make one each
+        self._pool = pool()  # kept: threads that race for the first launch may make one each
         self._launch, self._threaded = self._pool.launch, self._pool.parallel
         self._scratch = binary.scratch
 
     def __call__(self, grid: tuple[int, int, int], values) -> bytes | None:
         """Returns the job, as the kernel left it; None for an empty grid."""
+        job = self.job(grid, values, _scratch)
+        if job is not None:
+            self._launch(job)
+        return job
+
+    def job(self, grid: tuple[int, int, int], values, scratch: Callable[[int], int]) -> bytes | None:
+        """What a launch hands over. `scratch(size)`: the address of so many bytes, for the time of the launch."""
         x, y, z = grid
         programs = x * y * z
         if programs <= 0:
@@ -188,7 +239,5 @@ class Kernel:
         threads = min(torch.get_num_threads(), programs) if self._threaded and not _forked else 1
         chunk = max(1, programs // (threads * 16)) if threads > 1 else programs
         stride = self._scratch
-        room = _scratch(threads * stride) if stride else 0
-        job = self.pack(self.address, programs, chunk, threads, 0, 0, room, stride, *values, x, y, z)
-        self._launch(job)
-        return job
+        room = scratch(threads * stride) if stride else 0
+        return self.pack(self.address, programs, chunk, threads, 0, 0, room, stride, *values, x, y, z)

@@ -139,3 +139,8 @@ def scratch(name: str, like: Tensor, size: int) -> Tensor:
     if room is None or room.numel() < size:
         room = _scratch.held[name, dtype] = torch.empty(size, dtype=dtype)
     return room
+
+
+def rooms() -> list[Tensor]:
+    """All that `scratch` keeps for this thread."""
+    return list(_scratch.held.values())

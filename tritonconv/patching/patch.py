@@ -13,7 +13,7 @@ value inside a pattern, the modules of the pattern run one by one. So what could
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from .. import replay
 from ..blocks.block import intercepted
 from ..capture.sites import EXCLUDED, Accept, Capture, capture
 from . import memory, swap, trial
@@ -122,17 +123,32 @@ def _faster(model: nn.Module, found: Capture, accept: Accept, speeds: dict[str, 
 def _install(model: nn.Module, found: Capture, memory_format: torch.memory_format, converted: frozenset[str]) -> None:
     report = Report(type(model).__name__, tuple(found.sites))
     rewritten = {
-        module: forwards
+        module
         for module, forwards in found.forwards.items()
         if any(match.in_caller for _, matches in forwards for match in matches)
     }
+    whole = _outermost(model, found.forwards)
     # First all classes, because a rewritten forward notes those of the children that it counts on.
-    for module in (*found.leaves, *rewritten, model):
+    for module in (*found.leaves, *rewritten, *whole, model):
         swap.install(module, swap.Plan())
-    for module, forwards in rewritten.items():
-        swap.install(module, swap.Plan(tuple(rewrite(module, *forward) for forward in forwards)))
+    forwards = {
+        module: tuple(rewrite(module, *forward) for forward in forwards) for module, forwards in found.forwards.items()
+    }
+    for module in (*rewritten, *whole):
+        replays = None
+        if module in whole:
+            inner = {path: forwards[child] for path, child in module.named_modules(remove_duplicate=False) if child in forwards}
+            replays = replay.Replays(inner)
+        swap.install(module, swap.Plan(forwards[module] if module in rewritten else (), replays))
     root = replace(swap.plan_of(model), report=report, memory_format=memory_format, converted=converted)
     swap.install(model, root)
+
+
+def _outermost(model: nn.Module, traced: Container[nn.Module]) -> list[nn.Module]:
+    """The modules of `traced` that are in no other of them."""
+    if model in traced:
+        return [model]
+    return list(dict.fromkeys(module for child in model.children() for module in _outermost(child, traced)))
 
 
 def unpatch(model: nn.Module) -> nn.Module:

@@ -16,19 +16,17 @@ from . import swap
 def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forward:
     """The forward of `module`, with the blocks of `matches` in place of what they cover. Uses up the trace's graph.
 
-    The result is a plain function that takes the module as `self` and looks its children up at every call. So it
-    holds no weights, and a copy of the module runs on its own.
+    The result looks the module's children up at every call. So it holds no weights, and a copy of the module runs on
+    its own.
     """
     graph = trace.graph
     for match in matches:
         if match.in_caller:
             _REWRITES[type(match.block)](graph, match)
     graph.lint()
-    code = graph.python_code("self")
-    namespace = dict(code.globals)
-    exec(compile(code.src, f"<tritonconv {type(module).__name__}.forward>", "exec"), namespace)
     return swap.Forward(
-        run=namespace["forward"],
+        name=type(module).__name__,
+        graph=graph,
         arity=len(graph.find_nodes(op="placeholder")),
         kind=trace.kind,
         reads=trace.reads,

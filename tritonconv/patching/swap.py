@@ -6,17 +6,21 @@ entry, its `Plan`; pickle and torch.save see neither, so that what is saved load
 tritonconv is absent too.
 """
 
+from __future__ import annotations
+
 import copy
 import functools
 import types
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..blocks.block import LEAVES
+from ..replay import NOT_REPLAYED, Replays
 from . import memory
 from .reporting import Report
 
@@ -31,17 +35,29 @@ _subclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictiona
 class Forward:
     """A rewritten forward, and what must hold for a call to run it.
 
-    run: called as `run(module, *args, **kwargs)`.
+    name: of the module's class. graph: what it computes; it calls children by their paths and holds none.
     arity, kind: how many inputs it takes; all must be given, as this type.
     reads: plain attributes of the module and the values that the forward was traced with.
     children: per submodule whose children `run` calls (by path), their names and types.
     """
 
-    run: Callable
+    name: str
+    graph: fx.Graph
     arity: int
     kind: type
     reads: dict[str, object]
     children: dict[str, tuple[tuple[str, type], ...]]
+
+    @cached_property
+    def run(self) -> Callable:
+        """Called as `run(module, *args, **kwargs)`."""
+        code = self.graph.python_code("self")
+        namespace = dict(code.globals)
+        exec(compile(code.src, f"<tritonconv {self.name}.forward>", "exec"), namespace)
+        return namespace["forward"]
+
+    def __deepcopy__(self, memo) -> Forward:
+        return self  # nothing of it changes, and it holds no module
 
     def holds(self, module: nn.Module, inputs: tuple) -> bool:
         return (
@@ -54,10 +70,12 @@ class Forward:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a patched instance carries: its rewritten forwards; if it is the model given to `patch`, the report, and the
-    memory format that its inputs are given, where the user chose one, with the names of the weights that got it."""
+    """What a patched instance carries: its rewritten forwards; its calls in inference, if no module that it is in could
+    be traced; if it is the model given to `patch`, the report, and the memory format that its inputs are given, where
+    the user chose one, with the names of the weights that got it."""
 
     forwards: tuple[Forward, ...] = ()
+    replays: Replays | None = None
     report: Report | None = None
     memory_format: torch.memory_format = torch.preserve_format
     converted: frozenset[str] = frozenset()
@@ -151,6 +169,10 @@ def _planned_forward(original: type[nn.Module]) -> Callable:
         if (plan := plan_of(self)) is not None:
             if plan.memory_format is not torch.preserve_format:
                 args, kwargs = memory.arranged((args, kwargs), plan.memory_format)
+            if plan.replays is not None and not kwargs:
+                result = plan.replays(self, args)
+                if result is not NOT_REPLAYED:
+                    return result
             for candidate in plan.forwards:
                 if candidate.holds(self, (*args, *kwargs.values())):
                     return candidate.run(self, *args, **kwargs)

@@ -1,0 +1,131 @@
+"""Whether a module is as it was when it was recorded.
+
+This runs at every call and looks at all modules there are. So nothing here loops in Python over more than modules: what
+is to be compared is gathered, and compared, by C code at some ten nanoseconds an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from ..blocks.repeat import hooks_of
+from ..launch.packing import Snapshot
+from .tape import Tape
+
+_CONSTANTS = int, float, str, tuple, type(None)
+_PLAN = "_tritonconv"
+_nbytes, _version = Tensor.nbytes.__get__, attrgetter("_version")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Guard:
+    """own, settings: what gets the attributes that matter, of the root and of the modules in it (with theirs), and
+    `values` those attributes. entries: the parameters and buffers in `dictionaries`. tensors: those that launches
+    read, and where. weights: those of which launches read packs.
+    """
+
+    own: Callable[[dict], tuple]
+    own_values: tuple
+    settings: tuple[tuple[Callable[[dict], tuple], dict], ...]
+    values: list[tuple]
+    states: list[dict]
+    lengths: list[int]
+    modules: list[nn.Module]
+    types: list[type]
+    hooks: tuple[dict, ...]
+    children: list[dict]
+    were_children: list[dict]
+    dictionaries: list[dict]
+    counts: list[int]
+    entries: list[Tensor | None]
+    tensors: list[Tensor]
+    addresses: list[int]
+    sizes: list[int]
+    weights: list[Tensor]
+    versions: list[int]
+    snapshots: list[Snapshot]
+
+    @staticmethod
+    def hooked(root: nn.Module) -> bool:
+        """Whether somebody looks at what goes in or out of a module in `root`."""
+        inner = (module for module in root.modules() if module is not root)
+        return _has_any_global_hook() or any(map(any, map(hooks_of, inner)))
+
+    @staticmethod
+    def of(root: nn.Module, tape: Tape) -> Guard | None:
+        """As all is now; None if a change could go unnoticed."""
+        own, *settings = [
+            (module.__dict__, [_PLAN, *names])
+            for module, names in [
+                (root, tape.inlined[root]),
+                *((module, reads) for module, reads in tape.inlined.items() if module is not root),
+                *((part, [n for n in part.__dict__ if not n.startswith("_")]) for part in tape.parts),
+            ]
+        ]
+        settings = [(state, [name for name in names if name in state]) for state, names in settings]
+        held = [state[name] for state, names in settings for name in names if name != _PLAN]
+        inner = list(dict.fromkeys((*tape.inlined, *tape.parts, *tape.called)))
+        inner.remove(root)
+        watched = [*tape.inlined, *tape.parts]
+        dictionaries = [own for module in watched for own in (module._parameters, module._buffers) if own]
+        entries = list(chain.from_iterable(map(dict.values, dictionaries)))
+        given = list({id(tensor): tensor for tensor in entries if tensor is not None}.values())
+        if any(t.is_inference() for t in given) or not all(isinstance(value, _CONSTANTS) for value in held):
+            return None
+        weights = [tensor for tensor in given if tensor.dim() > 2]
+        read = {constant.untyped_storage()._cdata for constant in tape.constants}
+        tensors = [t for t in given if t.dim() > 2 or t.untyped_storage()._cdata in read]
+        children = [module._modules for module in tape.inlined]
+        get_own, getters = _getter(own[1]), [(_getter(names), state) for state, names in settings if names]
+        return Guard(
+            own=get_own,
+            own_values=get_own(own[0]),
+            settings=tuple(getters),
+            values=[get(state) for get, state in getters],
+            states=[module.__dict__ for module in inner],
+            lengths=[len(module.__dict__) for module in inner],
+            modules=inner,
+            types=list(map(type, inner)),
+            hooks=tuple(hooks for module in inner for hooks in hooks_of(module)),
+            children=children,
+            were_children=list(map(dict, children)),
+            dictionaries=dictionaries,
+            counts=list(map(len, dictionaries)),
+            entries=entries,
+            tensors=tensors,
+            addresses=list(map(Tensor.data_ptr, tensors)),
+            sizes=list(map(_nbytes, tensors)),
+            weights=weights,
+            versions=list(map(_version, weights)),
+            snapshots=list(map(Snapshot.of, weights)),
+        )
+
+    def holds(self, root: nn.Module) -> bool:
+        if self.children[0] is not root._modules or any(self.hooks) or _has_any_global_hook():
+            return False
+        try:
+            return (
+                self.own(root.__dict__) == self.own_values
+                and [get(state) for get, state in self.settings] == self.values
+                and [*map(len, self.states)] == self.lengths
+                and [*map(type, self.modules)] == self.types
+                and self.children == self.were_children
+                and [*map(len, self.dictionaries)] == self.counts
+                and all(map(is_, chain.from_iterable(map(dict.values, self.dictionaries)), self.entries))
+                and [*map(Tensor.data_ptr, self.tensors)] == self.addresses
+                and [*map(_nbytes, self.tensors)] == self.sizes
+                and [*map(_version, self.weights)] == self.versions
+                and all([snapshot.probe.tobytes() == snapshot.seen for snapshot in self.snapshots])
+            )
+        except KeyError:  # an attribute is gone
+            return False
+
+
+def _getter(names: list[str]) -> Callable[[dict], tuple]:
+    return itemgetter(*names, names[0])  # of one name alone it would give no tuple

@@ -1,0 +1,333 @@
+"""Records one run of a patched module as a flat graph, while it runs as it always does.
+
+The forwards of children that could be traced are written out; calls of torch's functions, and of modules whose forwards
+could not be traced, stay in the graph as they are. A block becomes what it did: allocations, launches, and calls of
+torch's operators.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .. import choice
+from ..blocks.block import LEAVES, activated_block, conv_block
+from ..cpu import engine
+from ..cpu.runtime import Kernel
+from ..launch import common
+
+_BLOCKS = {conv_block, activated_block, choice.faster}
+_aten = torch.ops.aten
+_ALLOCATIONS = {
+    _aten.empty.memory_format,
+    _aten.empty_strided.default,
+    _aten.new_empty.default,
+    _aten.new_empty_strided.default,
+    _aten.empty_like.default,
+}
+_PLAIN = bool, int, float, str, NoneType, slice, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format
+_MAY_TAKE_LISTS = {torch.cat, torch.concat, torch.stack, operator.getitem}  # of what is given they change nothing
+
+
+class Forward(Protocol):
+    """A traced forward: its graph, the attributes that it read, and whether it holds for a call."""
+
+    graph: fx.Graph
+    reads: dict[str, object]
+
+    def holds(self, module: nn.Module, inputs: tuple) -> bool: ...
+
+
+class Storage:
+    """Memory that tensors share. `base`: the first node whose value is a tensor in it, `start` bytes from its beginning;
+    `made`: whether that node is an allocation by a block."""
+
+    def __init__(self, tensor: Tensor, base: fx.Node, made: bool):
+        self.base, self.made = base, made
+        self.start = tensor.storage_offset() * tensor.itemsize
+        self.size = tensor.untyped_storage().nbytes()
+        self.reference = StorageWeakRef(tensor.untyped_storage())  # no other has its address while this lives
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor: `offset` bytes into its storage."""
+
+    storage: Storage
+    offset: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """Memory whose content nobody reads after the launch."""
+
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Launched:
+    """`operands`: a tensor itself where it is the same at every call."""
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    operands: tuple[View | Tensor | Room, ...]
+    sizes: tuple[int, ...]
+
+
+def launched(*tensors: Tensor) -> None:
+    """What the nodes of launches call, in the recorded graph. `meta["launch"]` says more."""
+
+
+class Tape:
+    """The recorded `graph`. Of its nodes `meta["views"]` are the tensors in their value, and `meta["lasting"]` is set
+    where what a node is given may be looked at after it has run.
+
+    inlined: modules whose forwards were written out, with what they read. parts: those that blocks are made of. called:
+    those that are called. constants: tensors that are the same at every call. refusal: why the graph cannot stand for
+    such a call.
+    """
+
+    def __init__(self, root: nn.Module, forwards: Mapping[str, tuple[Forward, ...]]):
+        self.root, self.forwards = root, forwards
+        self.graph = fx.Graph()
+        self.inlined: dict[nn.Module, dict[str, object]] = {}
+        self.parts: set[nn.Module] = set()
+        self.called: set[nn.Module] = set()
+        self.constants: list[Tensor] = []
+        self.refusal = ""
+        self._nodes = WeakIdKeyDictionary()
+        self._storages: dict[int, Storage] = {}
+
+    def record(self, forward: Forward, inputs: tuple[Tensor, ...]) -> object:
+        """Runs `forward` on the inputs."""
+        nodes = []
+        for number, x in enumerate(inputs):
+            if self._storage_of(x) is not None:
+                self.refusal = "inputs share memory"
+            nodes.append(self.graph.placeholder(f"input_{number}"))
+            self._note(nodes[-1], x)
+        output, result = self._written_out(self.root, "", forward, nodes, inputs)
+        node = self.graph.output(output)
+        self._note(node, result, lasting=True)
+        return result
+
+    def _written_out(self, module: nn.Module, path: str, forward: Forward, nodes, values) -> tuple[object, object]:
+        """The output of `forward` on these: what stands for it in the graph, and its value."""
+        self.inlined[module] = self.inlined.get(module, {}) | forward.reads
+        given = iter(zip(nodes, values, strict=True))
+        held: dict[fx.Node, tuple] = {}
+        last = {used: node for node in forward.graph.nodes for used in node.all_input_nodes}
+        for node in forward.graph.nodes:
+            if node.op == "placeholder":
+                held[node] = next(given)
+                continue
+            stand_ins, values = ((_filled(node.args, held, at), _filled(node.kwargs, held, at)) for at in (0, 1))
+            if node.op == "output":
+                return stand_ins[0][0], values[0][0]
+            held[node] = self._step(module, path, node, stand_ins, values)
+            for used in node.all_input_nodes:
+                if last[used] is node:
+                    del held[used]
+        raise AssertionError("a graph ends with its output")
+
+    def _step(self, module: nn.Module, path: str, node: fx.Node, stand_ins, values) -> tuple[object, object]:
+        (args, kwargs), target = values, node.target
+        if node.op == "get_attr":
+            return self._attribute(module, path, target)
+        if node.op == "call_function":
+            if target in _BLOCKS:
+                return self._block(lambda: target(*args, **kwargs))
+            return self._call(node.op, target, stand_ins, target(*args, **kwargs), not _is_torchs(target))
+        if node.op == "call_method":
+            receiver, *others = args
+            function = getattr(receiver, target)
+            ours = not isinstance(receiver, Tensor) or target.endswith("_")
+            return self._call(node.op, target, stand_ins, function(*others, **kwargs), ours)
+        child = module.get_submodule(target)
+        if _is_swapped(child):
+            self.parts.add(child)
+            return self._block(lambda: child(*args, **kwargs))
+        candidates, inputs = self.forwards.get(_join(path, target), ()), (*args, *kwargs.values())
+        forward = next((each for each in candidates if each.holds(child, inputs)), None)
+        if forward is not None:
+            ordered = _ordered(forward, *stand_ins), _ordered(forward, args, kwargs)
+            if _takes(forward, ordered[0]):
+                return self._written_out(child, _join(path, target), forward, *ordered)
+        self.called.add(child)
+        return self._call(node.op, _join(path, target), stand_ins, child(*args, **kwargs), not _is_torchs(type(child)))
+
+    def _attribute(self, module: nn.Module, path: str, target: str) -> tuple[fx.Node, object]:
+        owner, _, name = target.rpartition(".")
+        owner = module.get_submodule(owner)
+        value, node = getattr(owner, name), self.graph.create_node("get_attr", _join(path, target))
+        if isinstance(value, nn.Module):
+            self.parts.add(value)
+            return node, value
+        if name not in owner._parameters and name not in owner._buffers:  # which are all that is guarded
+            self.refusal = f"{target} is neither parameter nor buffer"
+        self.inlined.setdefault(owner, {})
+        self._note(node, value)
+        return node, value
+
+    def _call(self, op: str, target, stand_ins, value: object, lasting: bool = False) -> tuple[fx.Node, object]:
+        node = self.graph.create_node(op, target, *stand_ins)
+        self._note(node, value, lasting)
+        return node, value
+
+    def _block(self, run: Callable[[], object]) -> tuple[object, object]:
+        """Runs a block; what stands for its value, which is a tensor or a tuple of some."""
+        mine = threading.get_ident()
+        engine.watchers[mine] = self._launched
+        try:
+            with _Operators(self._operator):
+                value = run()
+        finally:
+            del engine.watchers[mine]
+        if not all(isinstance(leaf, Tensor) and leaf in self._nodes for leaf in tree_leaves(value)):
+            self.refusal = "a block gives what it did not make"
+            return None, value
+        return tree_map_only(Tensor, self._nodes.__getitem__, value), value
+
+    def _operator(self, function, args: tuple, kwargs: dict, value: object) -> None:
+        if function in _ALLOCATIONS:
+            layout = tuple(value.shape), value.stride()
+            self._note(self.graph.call_function(torch.empty_strided, layout, {"dtype": value.dtype}), value, made=True)
+            return
+        args, kwargs = tree_map_only(Tensor, self._node_of, (args, kwargs))
+        node = self.graph.call_function(function, args, kwargs)
+        self._note(node, value)
+        if isinstance(value, (tuple, list)):
+            for number, part in enumerate(value):
+                self._note(self.graph.call_function(operator.getitem, (node, number)), part)
+        elif not isinstance(value, Tensor):  # a number, which was looked at
+            self.refusal = f"a block calls {function}"
+
+    def _node_of(self, tensor: Tensor) -> fx.Node:
+        if tensor not in self._nodes:
+            self.constants.append(tensor)
+            constant = self.graph.call_function(constant_of, (len(self.constants) - 1,))
+            self._note(constant, tensor)
+        return self._nodes[tensor]
+
+    def _launched(self, kernel: Kernel | None, launch, tensors) -> None:
+        if kernel is None or launch.boxes:
+            self.refusal = "a launch is checked"
+            return
+        given = [tensor for tensor in tensors if tensor is not None]
+        node = self.graph.call_function(launched, tuple(self._nodes[t] for t in given if t in self._nodes))
+        operands = tuple(map(self._operand, given))
+        node.meta["launch"] = Launched(kernel, launch.grid, operands, tuple(launch.sizes))
+        node.meta["views"] = [operand for operand in operands if isinstance(operand, View)]
+
+    def _operand(self, tensor: Tensor) -> View | Tensor | Room:
+        if self._storage_of(tensor) is not None:
+            return self._view_of(tensor)
+        if any(tensor is room for room in common.rooms()):
+            return Room(tensor.nbytes)
+        self.constants.append(tensor)
+        return tensor
+
+    def _note(self, node: fx.Node, value: object, lasting: bool = False, made: bool = False) -> None:
+        leaves = tree_leaves(value)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not all(type(leaf) in (Tensor, Parameter, *_PLAIN) for leaf in leaves):
+            self.refusal = f"{node.name} gives more than tensors and numbers"
+            return
+        if any(not t.is_cpu or t.layout is not torch.strided for t in tensors):
+            self.refusal = f"{node.name} gives a tensor elsewhere than in the CPU's memory"
+            return
+        for tensor in tensors:
+            if self._storage_of(tensor) is None:
+                storage = tensor.untyped_storage()
+                self._storages[storage._cdata] = Storage(tensor, node, made)
+        node.meta["views"] = list(map(self._view_of, tensors))
+        node.meta["lasting"] = lasting
+        if isinstance(value, Tensor):
+            self._nodes[value] = node
+
+    def _storage_of(self, tensor: Tensor) -> Storage | None:
+        return self._storages.get(tensor.untyped_storage()._cdata)
+
+    def _view_of(self, tensor: Tensor) -> View:
+        offset = tensor.storage_offset() * tensor.itemsize
+        return View(self._storage_of(tensor), offset, tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def constant_of(number: int) -> Tensor:
+    """What the nodes of constants call, in the recorded graph."""
+
+
+class _Operators(TorchDispatchMode):
+    """Tells of torch's operators that have run."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it takes seconds, in which it is imported
+
+    def __init__(self, tell: Callable[..., None]):
+        super().__init__()
+        self._tell = tell
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        value = func(*args, **(kwargs or {}))
+        self._tell(func, args, kwargs or {}, value)
+        return value
+
+
+def _filled(argument, held: dict[fx.Node, tuple], at: int):
+    """`argument` of a node with what is held for the nodes in it."""
+    if isinstance(argument, fx.Node):
+        return held[argument][at]
+    if isinstance(argument, tuple):
+        parts = [_filled(part, held, at) for part in argument]
+        return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
+    if isinstance(argument, list):
+        return [_filled(part, held, at) for part in argument]
+    if isinstance(argument, dict):
+        return {name: _filled(part, held, at) for name, part in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*(_filled(part, held, at) for part in (argument.start, argument.stop, argument.step)))
+    return argument
+
+
+def _ordered(forward: Forward, args, kwargs) -> list:
+    """The arguments in the order of the forward's inputs."""
+    names = [node.target for node in forward.graph.find_nodes(op="placeholder")]
+    return [*args, *(kwargs[name] for name in names[len(args) :])]
+
+
+def _takes(forward: Forward, stand_ins: list) -> bool:
+    """Whether lists are given only where nothing can be done to them."""
+    for placeholder, given in zip(forward.graph.find_nodes(op="placeholder"), stand_ins, strict=True):
+        if not isinstance(given, fx.Node) and not all(user.target in _MAY_TAKE_LISTS for user in placeholder.users):
+            return False
+    return True
+
+
+def _is_torchs(target) -> bool:
+    """Whether it is a function or a module of torch, or an operator of Python's: they keep nothing of what they see."""
+    return (getattr(target, "__module__", None) or "torch").partition(".")[0] in ("torch", "_operator", "math", "builtins")
+
+
+def _is_swapped(module: nn.Module) -> bool:
+    original = vars(type(module)).get("_original")
+    return original in LEAVES and "_tritonconv" in vars(module)
+
+
+def _join(parent: str, name: str) -> str:
+    return f"{parent}.{name}" if parent else name
