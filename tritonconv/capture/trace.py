@@ -92,8 +92,8 @@ def _modes() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 
 
-def _is_constant(value: object) -> bool:
-    return isinstance(value, _CONSTANTS) or (isinstance(value, tuple) and all(map(_is_constant, value)))
+def is_constant(value: object) -> bool:
+    return isinstance(value, _CONSTANTS) or (isinstance(value, tuple) and all(map(is_constant, value)))
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def _watch_attributes(root: nn.Module) -> Iterator[dict[str, object]]:
     def read(self, name):
         value = object.__getattribute__(self, name)
         if id(self) in watched and name not in _BOOKKEEPING and name in object.__getattribute__(self, "__dict__"):
-            if self is not root or not _is_constant(value):
+            if self is not root or not is_constant(value):
                 raise CannotTrace(f"it reads {name!r}, a {type(value).__name__} of {type(self).__name__}")
             reads[name] = value
         return value

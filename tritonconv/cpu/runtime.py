@@ -159,8 +159,8 @@ done:
 class _Pool:
     """The launch functions of this process, and whether they use threads.
 
-    `launch(job)`; and `run(jobs, count, moves, moved, bases)`, which puts addresses into jobs and launches them one after
-    the other. `jobs` are addresses; a move is (address of a word, which of the bases, offset from it).
+    `launch(job)`; and `run(jobs, count, moves, moved, bases)`, which puts addresses into jobs and launches them in
+    order. `jobs` are their addresses; a move is (address of a word, which of the bases, offset from it).
     """
 
     def __init__(self):

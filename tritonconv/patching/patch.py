@@ -122,11 +122,11 @@ def _faster(model: nn.Module, found: Capture, accept: Accept, speeds: dict[str, 
 
 def _install(model: nn.Module, found: Capture, memory_format: torch.memory_format, converted: frozenset[str]) -> None:
     report = Report(type(model).__name__, tuple(found.sites))
-    rewritten = {
+    rewritten = [
         module
         for module, forwards in found.forwards.items()
         if any(match.in_caller for _, matches in forwards for match in matches)
-    }
+    ]
     whole = _outermost(model, found.forwards)
     # First all classes, because a rewritten forward notes those of the children that it counts on.
     for module in (*found.leaves, *rewritten, *whole, model):
@@ -134,12 +134,12 @@ def _install(model: nn.Module, found: Capture, memory_format: torch.memory_forma
     forwards = {
         module: tuple(rewrite(module, *forward) for forward in forwards) for module, forwards in found.forwards.items()
     }
-    for module in (*rewritten, *whole):
-        replays = None
-        if module in whole:
-            inner = {path: forwards[child] for path, child in module.named_modules(remove_duplicate=False) if child in forwards}
-            replays = replay.Replays(inner)
-        swap.install(module, swap.Plan(forwards[module] if module in rewritten else (), replays))
+    for module in rewritten:
+        swap.install(module, swap.Plan(forwards[module]))
+    for module in whole:
+        inner = module.named_modules(remove_duplicate=False)
+        replays = replay.Replays({path: forwards[child] for path, child in inner if child in forwards})
+        swap.install(module, replace(swap.plan_of(module), replays=replays))
     root = replace(swap.plan_of(model), report=report, memory_format=memory_format, converted=converted)
     swap.install(model, root)
 

@@ -27,6 +27,7 @@ def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forwa
     return swap.Forward(
         name=type(module).__name__,
         graph=graph,
+        fuses=any(match.in_caller for match in matches),
         arity=len(graph.find_nodes(op="placeholder")),
         kind=trace.kind,
         reads=trace.reads,

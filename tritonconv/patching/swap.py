@@ -36,6 +36,7 @@ class Forward:
     """A rewritten forward, and what must hold for a call to run it.
 
     name: of the module's class. graph: what it computes; it calls children by their paths and holds none.
+    fuses: whether that differs from what the module's own forward calls.
     arity, kind: how many inputs it takes; all must be given, as this type.
     reads: plain attributes of the module and the values that the forward was traced with.
     children: per submodule whose children `run` calls (by path), their names and types.
@@ -43,6 +44,7 @@ class Forward:
 
     name: str
     graph: fx.Graph
+    fuses: bool
     arity: int
     kind: type
     reads: dict[str, object]

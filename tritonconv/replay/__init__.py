@@ -6,9 +6,9 @@ that could be traced become one flat graph, in it torch's calls as they are and,
 The graph becomes a `program`: launches that follow each other are one native call on prepared arguments, and what they
 hand to each other lies in memory that the program keeps. What a caller gets is always new memory.
 
-Before it runs again a `guard` looks whether everything that led to the recorded launches is as it was. That, some look-ups
-in a row without a loop in Python, is most of what is left: about 0.1 ms for the 160 modules of MobileNetV2. A call that
-is unlike, or is watched by anybody (gradients, hooks, modes, tracers), takes the usual way.
+Before it runs again a `guard` looks whether everything that led to the recorded launches is as it was. That, some
+look-ups in a row without a loop in Python, is most of what is left: about 0.1 ms for the 160 modules of MobileNetV2. A
+call that is unlike, or is watched by anybody (gradients, hooks, modes, tracers), takes the usual way.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .tape import Forward, Tape
 NOT_REPLAYED = object()
 _MOST = 4  # programs that a module keeps
 _FIRST, _LAST = 2, 1 << 12  # calls that are alike before one is recorded: at first, and where nothing comes of it
+_WORTH = 64  # calls that a recording has to serve, which takes as long as some ten calls
 _generation = 0
 
 
@@ -42,7 +43,7 @@ os.register_at_fork(after_in_child=forget)  # a child has no OpenMP threads, wit
 
 
 class Replays:
-    """The programs of one module. `forwards`: its traced forwards, under "", and those of the modules in it, by path."""
+    """The programs of one module. `forwards`: its traced forwards, under "", and by path those of the modules in it."""
 
     def __init__(self, forwards: Mapping[str, tuple[Forward, ...]]):
         self.forwards = forwards
@@ -64,9 +65,11 @@ class Replays:
         guard, program = found
         if not guard.holds(root):
             self._programs.pop(key, None)
-            self._disappointed()
+            if program.calls < _WORTH:
+                self._disappointed()
             return NOT_REPLAYED
-        self._patience = _FIRST
+        if program.calls == _WORTH:
+            self._patience = _FIRST
         return program(root, inputs)
 
     def _record(self, root: nn.Module, inputs: tuple, key: tuple) -> object:

@@ -6,7 +6,7 @@ is to be compared is gathered, and compared, by C code at some ten nanoseconds a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..blocks.repeat import hooks_of
+from ..capture.trace import is_constant
 from ..launch.packing import Snapshot
 from .tape import Tape
 
-_CONSTANTS = int, float, str, tuple, type(None)
 _PLAN = "_tritonconv"
 _nbytes, _version = Tensor.nbytes.__get__, attrgetter("_version")
 
@@ -76,7 +76,7 @@ class Guard:
         dictionaries = [own for module in watched for own in (module._parameters, module._buffers) if own]
         entries = list(chain.from_iterable(map(dict.values, dictionaries)))
         given = list({id(tensor): tensor for tensor in entries if tensor is not None}.values())
-        if any(t.is_inference() for t in given) or not all(isinstance(value, _CONSTANTS) for value in held):
+        if any(t.is_inference() for t in given) or not all(map(_is_comparable, held)):
             return None
         weights = [tensor for tensor in given if tensor.dim() > 2]
         read = {constant.untyped_storage()._cdata for constant in tape.constants}
@@ -85,9 +85,9 @@ class Guard:
         get_own, getters = _getter(own[1]), [(_getter(names), state) for state, names in settings if names]
         return Guard(
             own=get_own,
-            own_values=get_own(own[0]),
+            own_values=_frozen(get_own(own[0])),
             settings=tuple(getters),
-            values=[get(state) for get, state in getters],
+            values=[_frozen(get(state)) for get, state in getters],
             states=[module.__dict__ for module in inner],
             lengths=[len(module.__dict__) for module in inner],
             modules=inner,
@@ -125,6 +125,15 @@ class Guard:
             )
         except KeyError:  # an attribute is gone
             return False
+
+
+def _is_comparable(value: object) -> bool:
+    return is_constant(tuple(value) if isinstance(value, list) else value)
+
+
+def _frozen(values: Iterable) -> tuple:
+    """The values, lists among them as they are now."""
+    return tuple([list(value) if isinstance(value, list) else value for value in values])
 
 
 def _getter(names: list[str]) -> Callable[[dict], tuple]:

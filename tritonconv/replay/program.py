@@ -15,7 +15,10 @@ from ..cpu import runtime
 from .tape import Launched, Room, Storage, Tape, View, constant_of, launched
 
 _ALIGNMENT = 64
+_PAGE = 4096
 _KEPT = 1 << 26  # bytes of memory that a program keeps between calls
+
+Places = dict[Storage | Room, int]
 
 
 @dataclass(frozen=True)
@@ -27,25 +30,37 @@ class Segment:
     moves: tuple[tuple[int, int, int], ...]
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A tensor in the memory of a frame, from this byte on."""
+
+    place: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class Program:
-    """Calling it gives what the recorded module gives for inputs of the recorded sizes."""
+    """Calling it gives what the recorded module gives for inputs of the recorded sizes.
+
+    arguments: of all launches, one after the other, as if the memory of a frame, of `size` bytes, began at 0; `inner`:
+    where in them an address within it is. views: the tensors in it that torch is given. constants: as of the tape.
+    """
 
     def __init__(self, tape: Tape):
+        self.constants = tape.constants
+        self.views: list[Placed] = []
+        self.segments: list[Segment] = []
+        self.arguments, self.inner = bytearray(), []
         nodes = list(tape.graph.nodes)
-        self._constants = tape.constants
-        self._places, top = _arena(nodes)
-        self._arguments = bytearray()
-        self._inner: list[int] = []  # where in the arguments an address within the arena is
-        self._segments: list[Segment] = []
-        self._views: list[View] = []
-        self._top = self._size = top
-        graph = self._graph(nodes)
-        code = graph.python_code("self")
-        self.source = code.src
+        places, self._top = _arena(nodes)
+        self.size = self._top
+        code = self._graph(nodes, places).python_code("self")
         namespace = dict(code.globals)
         exec(compile(code.src, "<tritonconv replay>", "exec"), namespace)
         self._run = namespace["forward"]
         self._frames: list[_Frame] = []
+        self.calls = 0
 
     def __call__(self, root: nn.Module, inputs: tuple[Tensor, ...]) -> object:
         try:
@@ -53,66 +68,69 @@ class Program:
         except IndexError:
             frame = _Frame(self)
         result = self._run(root, frame, *inputs)
-        if (len(self._frames) + 1) * self._size <= _KEPT:
+        if (len(self._frames) + 1) * self.size <= _KEPT:
             self._frames.append(frame)
+        self.calls += 1
         return result
 
-    def _graph(self, nodes: list[fx.Node]) -> fx.Graph:
+    def _graph(self, nodes: list[fx.Node], places: Places) -> fx.Graph:
         """The recorded graph without what only launches need, and with calls of `run` in place of launches."""
-        needed, graph = _needed(nodes, self._places), fx.Graph()
+        needed, graph = _needed(nodes, places), fx.Graph()
         frame = graph.placeholder("frame")
         now: dict[fx.Node, fx.Node] = {}
         waiting: list[Launched] = []
 
         def run_waiting() -> None:
             if waiting:
-                bases = _bases(waiting, self._places)
-                graph.call_function(run, (frame, self._segment(waiting, bases), *(now[s.base] for s in bases)))
+                bases = _bases(waiting, places)
+                number = self._add_segment(waiting, bases, places)
+                graph.call_function(run, (frame, number, *(now[storage.base] for storage in bases)))
                 waiting.clear()
 
         for node in nodes:
-            if node.op == "call_function" and node.target is launched:
+            if node.target is launched:
                 waiting.append(node.meta["launch"])
             elif node in needed:
                 if node.target is constant_of:
                     now[node] = graph.call_function(constant, (frame, *node.args))
-                elif _is_view(node, self._places):
-                    self._views.append(node.meta["views"][0])
-                    now[node] = graph.call_function(view, (frame, len(self._views) - 1))
+                elif _is_placed(node, places):
+                    (view,) = node.meta["views"]
+                    self.views.append(Placed(places[view.storage] + view.offset, view.shape, view.stride, view.dtype))
+                    now[node] = graph.call_function(placed, (frame, len(self.views) - 1))
                 else:
                     if node.op not in ("placeholder", "get_attr") and node.target is not torch.empty_strided:
                         run_waiting()
                     now[node] = graph.node_copy(node, now.__getitem__)
         return graph
 
-    def _segment(self, launches: list[Launched], bases: list[Storage]) -> int:
-        """The number of a new segment; puts the arguments of its launches behind those there are."""
+    def _add_segment(self, launches: list[Launched], bases: list[Storage], places: Places) -> int:
+        """The number of a new segment."""
         jobs, moves = [], []
         for launch in launches:
-            start, values = len(self._arguments), []
+            if 0 in launch.grid:
+                continue
+            start, values = len(self.arguments), []
             for number, operand in enumerate(launch.operands):
                 place = start + runtime.HEADER_SIZE + 8 * number
                 if isinstance(operand, Tensor):
                     values.append(operand.data_ptr())
-                elif isinstance(operand, View) and operand.storage not in self._places:
+                elif isinstance(operand, View) and operand.storage not in places:
                     values.append(0)
                     moves.append((place, bases.index(operand.storage), operand.offset - operand.storage.start))
                 else:
                     memory, offset = (operand.storage, operand.offset) if isinstance(operand, View) else (operand, 0)
-                    values.append(self._places[memory] + offset)
-                    self._inner.append(place)
+                    values.append(places[memory] + offset)
+                    self.inner.append(place)
             job = launch.kernel.job(launch.grid, [*values, *launch.sizes], self._scratch)
-            if job is None:  # an empty grid
-                raise AssertionError("kernels are not launched on nothing")
             if launch.kernel.binary.scratch:
-                self._inner.append(start + runtime.SCRATCH)
+                self.inner.append(start + runtime.SCRATCH)
             jobs.append(start)
-            self._arguments += job
-        self._segments.append(Segment(tuple(jobs), tuple(moves)))
-        return len(self._segments) - 1
+            self.arguments += job
+        self.segments.append(Segment(tuple(jobs), tuple(moves)))
+        return len(self.segments) - 1
 
     def _scratch(self, size: int) -> int:
-        self._size = max(self._size, self._top + size)
+        self.size = max(self.size, self._top + size)
         return self._top
 
 
@@ -121,17 +139,15 @@ class _Frame:
 
     def __init__(self, program: Program):
         with torch.inference_mode(False):  # else torch could not write there outside of it
-            self._memory = torch.empty(program._size + 4096, dtype=torch.uint8, device="cpu")
-            base = -(-self._memory.data_ptr() // 4096) * 4096
-            first = base - self._memory.data_ptr()
-            self.views = [self._tensor(v, first + program._places[v.storage] + v.offset) for v in program._views]
-        self.constants = program._constants
-        self._arguments = np.frombuffer(bytearray(program._arguments), np.int64)
-        words = np.array(program._inner, np.int64) // 8
-        self._arguments[words] += base
+            self._memory = torch.empty(program.size + _PAGE, dtype=torch.uint8, device="cpu")
+            first = -self._memory.data_ptr() % _PAGE
+            self.views = [self._tensor(view, first + view.place) for view in program.views]
+        self.constants = program.constants
+        self._arguments = np.frombuffer(bytearray(program.arguments), np.int64)
+        self._arguments[np.array(program.inner, np.int64) // 8] += self._memory.data_ptr() + first
         start, pool = self._arguments.ctypes.data, runtime.pool()
         self._native, self._arrays, self.segments = pool.run, [], []
-        for segment in program._segments:
+        for segment in program.segments:
             jobs = np.array(segment.jobs, np.int64) + start
             moves = np.array(segment.moves, np.int64).reshape(-1, 3) + (start, 0, 0)
             self._arrays += jobs, moves
@@ -139,7 +155,7 @@ class _Frame:
             pack = struct.Struct(f"={count}Q").pack
             self.segments.append((jobs.ctypes.data, len(jobs), moves.ctypes.data, len(moves), pack))
 
-    def _tensor(self, view: View, at: int) -> Tensor:
+    def _tensor(self, view: Placed, at: int) -> Tensor:
         size = 1 + sum((n - 1) * step for n, step in zip(view.shape, view.stride, strict=True))
         flat = self._memory[at : at + size * view.dtype.itemsize].view(view.dtype)
         return flat.as_strided(view.shape, view.stride).detach()
@@ -154,7 +170,7 @@ def run(frame: _Frame, number: int, *tensors: Tensor) -> None:
     frame.run(number, tensors)
 
 
-def view(frame: _Frame, number: int) -> Tensor:
+def placed(frame: _Frame, number: int) -> Tensor:
     return frame.views[number]
 
 
@@ -162,19 +178,18 @@ def constant(frame: _Frame, number: int) -> Tensor:
     return frame.constants[number]
 
 
-def _arena(nodes: list[fx.Node]) -> tuple[dict[Storage | Room, int], int]:
+def _arena(nodes: list[fx.Node]) -> tuple[Places, int]:
     """Where in one piece of memory each room lies, and each storage that may be used again at the next call; and the
     size of that piece. What is not needed at the same time may lie at the same place."""
     lives: dict[Storage | Room, tuple[int, int]] = {}
-    lasting = {v.storage for n in nodes if n.meta.get("lasting") for used in (n, *n.all_input_nodes) for v in _views(used)}
+    lasting = {storage for node in nodes if node.meta.get("lasting") for storage in _touched(node)}
     for at, node in enumerate(nodes):
-        touched = [*_views(node), *(view for used in node.all_input_nodes for view in _views(used))]
-        for storage in {view.storage for view in touched}:
+        for storage in _touched(node):
             if storage.made and storage not in lasting:
                 lives[storage] = lives.get(storage, (at,))[0], at
         if (launch := node.meta.get("launch")) is not None:
             lives.update((operand, (at, at)) for operand in launch.operands if isinstance(operand, Room))
-    places: dict[Storage | Room, int] = {}
+    places: Places = {}
     top = 0
     for each in sorted(lives, key=_size, reverse=True):
         first, last = lives[each]
@@ -193,11 +208,16 @@ def _views(node: fx.Node) -> list[View]:
     return node.meta.get("views", [])
 
 
+def _touched(node: fx.Node) -> dict[Storage, None]:
+    """The memory of what goes into the node and comes out, in an order that is always the same."""
+    return dict.fromkeys(view.storage for each in (node, *node.all_input_nodes) for view in _views(each))
+
+
 def _size(each: Storage | Room) -> int:
     return -(-each.size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _is_view(node: fx.Node, places: dict) -> bool:
+def _is_placed(node: fx.Node, places: Places) -> bool:
     """Whether its value is a tensor in the arena that nothing is to be computed for."""
     if len(_views(node)) != 1 or _views(node)[0].storage not in places or node.op != "call_function":
         return False
@@ -205,7 +225,7 @@ def _is_view(node: fx.Node, places: dict) -> bool:
     return function is torch.empty_strided or (isinstance(function, torch._ops.OpOverload) and function.is_view)
 
 
-def _needed(nodes: list[fx.Node], places: dict) -> set[fx.Node]:
+def _needed(nodes: list[fx.Node], places: Places) -> set[fx.Node]:
     """The nodes that have to be there when the launches are not."""
     needed: set[fx.Node] = set()
     for node in reversed(nodes):
@@ -213,7 +233,7 @@ def _needed(nodes: list[fx.Node], places: dict) -> set[fx.Node]:
             needed.update(storage.base for storage in _bases([node.meta["launch"]], places))
         elif node in needed or not _is_pure(node):
             needed.add(node)
-            if not _is_view(node, places):
+            if not _is_placed(node, places):
                 needed.update(node.all_input_nodes)
     return needed
 
@@ -224,7 +244,7 @@ def _is_pure(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
 
 
-def _bases(launches: Iterable[Launched], places: dict) -> list[Storage]:
+def _bases(launches: Iterable[Launched], places: Places) -> list[Storage]:
     """The storages that the launches are given anew at every call."""
     views = (operand for launch in launches for operand in launch.operands if isinstance(operand, View))
     return list(dict.fromkeys(view.storage for view in views if view.storage not in places))

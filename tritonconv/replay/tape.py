@@ -37,26 +37,26 @@ _ALLOCATIONS = {
     _aten.new_empty_strided.default,
     _aten.empty_like.default,
 }
-_PLAIN = bool, int, float, str, NoneType, slice, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format
+_PLAIN = bool, int, float, str, NoneType, slice, torch.Size, torch.dtype, torch.device, torch.memory_format
 _MAY_TAKE_LISTS = {torch.cat, torch.concat, torch.stack, operator.getitem}  # of what is given they change nothing
 
 
 class Forward(Protocol):
-    """A traced forward: its graph, the attributes that it read, and whether it holds for a call."""
+    """See `swap.Forward`."""
 
     graph: fx.Graph
+    fuses: bool
     reads: dict[str, object]
 
     def holds(self, module: nn.Module, inputs: tuple) -> bool: ...
 
 
 class Storage:
-    """Memory that tensors share. `base`: the first node whose value is a tensor in it, `start` bytes from its beginning;
-    `made`: whether that node is an allocation by a block."""
+    """Memory that tensors share. `base`: the first node whose value is a tensor in it, `start` bytes from its
+    beginning; `made`: whether that node is an allocation by a block."""
 
-    def __init__(self, tensor: Tensor, base: fx.Node, made: bool):
-        self.base, self.made = base, made
-        self.start = tensor.storage_offset() * tensor.itemsize
+    def __init__(self, tensor: Tensor, made: bool):
+        self.made, self.base, self.start = made, None, 0
         self.size = tensor.untyped_storage().nbytes()
         self.reference = StorageWeakRef(tensor.untyped_storage())  # no other has its address while this lives
 
@@ -162,7 +162,7 @@ class Tape:
         if _is_swapped(child):
             self.parts.add(child)
             return self._block(lambda: child(*args, **kwargs))
-        candidates, inputs = self.forwards.get(_join(path, target), ()), (*args, *kwargs.values())
+        candidates, inputs = self._forwards_of(child, _join(path, target)), (*args, *kwargs.values())
         forward = next((each for each in candidates if each.holds(child, inputs)), None)
         if forward is not None:
             ordered = _ordered(forward, *stand_ins), _ordered(forward, args, kwargs)
@@ -171,12 +171,22 @@ class Tape:
         self.called.add(child)
         return self._call(node.op, _join(path, target), stand_ins, child(*args, **kwargs), not _is_torchs(type(child)))
 
+    def _forwards_of(self, child: nn.Module, path: str) -> tuple[Forward, ...]:
+        """The forwards that `child` still runs, or that compute just what its own computes."""
+        forwards, plan = self.forwards.get(path, ()), vars(child).get("_tritonconv")
+        expected = forwards if any(forward.fuses for forward in forwards) else ()
+        given = () if plan is None else plan.forwards
+        ours = plan is None or plan.memory_format is torch.preserve_format
+        return forwards if given == expected and ours and "forward" not in vars(child) else ()
+
     def _attribute(self, module: nn.Module, path: str, target: str) -> tuple[fx.Node, object]:
         owner, _, name = target.rpartition(".")
         owner = module.get_submodule(owner)
         value, node = getattr(owner, name), self.graph.create_node("get_attr", _join(path, target))
         if isinstance(value, nn.Module):
             self.parts.add(value)
+            if "forward" in vars(value):
+                self.refusal = f"{target} has a forward of its own"
             return node, value
         if name not in owner._parameters and name not in owner._buffers:  # which are all that is guarded
             self.refusal = f"{target} is neither parameter nor buffer"
@@ -235,7 +245,9 @@ class Tape:
         node.meta["views"] = [operand for operand in operands if isinstance(operand, View)]
 
     def _operand(self, tensor: Tensor) -> View | Tensor | Room:
-        if self._storage_of(tensor) is not None:
+        if (storage := self._storage_of(tensor)) is not None:
+            if storage.base is None:
+                self.refusal = "a launch reads what is only in a tuple"
             return self._view_of(tensor)
         if any(tensor is room for room in common.rooms()):
             return Room(tensor.nbytes)
@@ -254,11 +266,14 @@ class Tape:
         for tensor in tensors:
             if self._storage_of(tensor) is None:
                 storage = tensor.untyped_storage()
-                self._storages[storage._cdata] = Storage(tensor, node, made)
+                self._storages[storage._cdata] = Storage(tensor, made)
         node.meta["views"] = list(map(self._view_of, tensors))
         node.meta["lasting"] = lasting
         if isinstance(value, Tensor):
             self._nodes[value] = node
+            (view,) = node.meta["views"]
+            if view.storage.base is None:
+                view.storage.base, view.storage.start = node, view.offset
 
     def _storage_of(self, tensor: Tensor) -> Storage | None:
         return self._storages.get(tensor.untyped_storage()._cdata)
@@ -320,13 +335,14 @@ def _takes(forward: Forward, stand_ins: list) -> bool:
 
 
 def _is_torchs(target) -> bool:
-    """Whether it is a function or a module of torch, or an operator of Python's: they keep nothing of what they see."""
-    return (getattr(target, "__module__", None) or "torch").partition(".")[0] in ("torch", "_operator", "math", "builtins")
+    """Whether it is a function or a class of torch, or an operator of Python's: they keep nothing of what they see."""
+    package = (getattr(target, "__module__", None) or "torch").partition(".")[0]
+    return package in ("torch", "_operator", "math", "builtins")
 
 
 def _is_swapped(module: nn.Module) -> bool:
     original = vars(type(module)).get("_original")
-    return original in LEAVES and "_tritonconv" in vars(module)
+    return original in LEAVES and "_tritonconv" in vars(module) and "forward" not in vars(module)
 
 
 def _join(parent: str, name: str) -> str:
