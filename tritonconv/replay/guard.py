@@ -60,20 +60,15 @@ class Guard:
     @staticmethod
     def of(root: nn.Module, tape: Tape) -> Guard | None:
         """As all is now; None if a change could go unnoticed."""
-        own, *settings = [
-            (module.__dict__, [_PLAN, *names])
-            for module, names in [
-                (root, tape.inlined[root]),
-                *((module, reads) for module, reads in tape.inlined.items() if module is not root),
-                *((part, [n for n in part.__dict__ if not n.startswith("_")]) for part in tape.parts),
-            ]
-        ]
-        settings = [(state, [name for name in names if name in state]) for state, names in settings]
+        settings = [(module, [_PLAN, *reads]) for module, reads in tape.inlined.items() if module is not root]
+        settings += [(part, [name for name in vars(part) if not name.startswith("_")]) for part in tape.parts]
+        settings = [(vars(module), [name for name in names if name in vars(module)]) for module, names in settings]
+        own = ["_modules", *tape.inlined[root]]  # not its plan, which holds this
         held = [state[name] for state, names in settings for name in names if name != _PLAN]
         inner = list(dict.fromkeys((*tape.inlined, *tape.parts, *tape.called)))
         inner.remove(root)
         watched = [*tape.inlined, *tape.parts]
-        dictionaries = [own for module in watched for own in (module._parameters, module._buffers) if own]
+        dictionaries = [held for module in watched for held in (module._parameters, module._buffers) if held]
         entries = list(chain.from_iterable(map(dict.values, dictionaries)))
         given = list({id(tensor): tensor for tensor in entries if tensor is not None}.values())
         if any(t.is_inference() for t in given) or not all(map(_is_comparable, held)):
@@ -82,10 +77,10 @@ class Guard:
         read = {constant.untyped_storage()._cdata for constant in tape.constants}
         tensors = [t for t in given if t.dim() > 2 or t.untyped_storage()._cdata in read]
         children = [module._modules for module in tape.inlined]
-        get_own, getters = _getter(own[1]), [(_getter(names), state) for state, names in settings if names]
+        getters = [(_getter(names), state) for state, names in settings if names]
         return Guard(
-            own=get_own,
-            own_values=_frozen(get_own(own[0])),
+            own=_getter(own),
+            own_values=_getter(own)(vars(root)),
             settings=tuple(getters),
             values=[_frozen(get(state)) for get, state in getters],
             states=[module.__dict__ for module in inner],

@@ -59,6 +59,8 @@ class Program:
         namespace = dict(code.globals)
         exec(compile(code.src, "<tritonconv replay>", "exec"), namespace)
         self._run = namespace["forward"]
+        for node in nodes:
+            node.meta.clear()  # a graph refers to itself, and goes late; these tensors are to go with the program
         self._frames: list[_Frame] = []
         self.calls = 0
 
