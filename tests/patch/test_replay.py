@@ -73,6 +73,13 @@ def replayed(model: nn.Module) -> int:
     return sum(program.calls for program in programs(model))
 
 
+def recordings(monkeypatch) -> list:
+    """Fills with the tapes that are made."""
+    tapes, tape = [], replay.Tape
+    monkeypatch.setattr(replay, "Tape", lambda *given: tapes.append(tape(*given)) or tapes[-1])
+    return tapes
+
+
 def assert_alike(patched, plain, *inputs, calls: int = CALLS) -> None:
     with torch.no_grad():
         want = plain(*inputs)
@@ -312,10 +319,18 @@ def test_programs_are_few_whatever_the_sizes():
     assert 1 <= len(programs(patched)) <= replay._MOST
 
 
+def test_sizes_that_take_turns_are_not_recorded_at_every_turn(monkeypatch):
+    patched, plain = twins()
+    tapes = recordings(monkeypatch)
+    for _ in range(60):
+        for size in SIZES:
+            assert_alike(patched, plain, torch.randn(size, dtype=torch.float64), calls=1)
+    assert 1 <= len(tapes) <= 30
+
+
 def test_weights_that_change_at_every_call_are_not_recorded_at_every_call(monkeypatch):
     patched, plain = twins()
-    tapes = []
-    monkeypatch.setattr(replay, "Tape", lambda *given, tape=replay.Tape: tapes.append(1) or tape(*given))
+    tapes = recordings(monkeypatch)
     for _ in range(40):
         assert_alike(patched, plain, sample(), calls=3)
         for model in (patched, plain):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import types
 import weakref
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from .reporting import Report
 
 _PLAN = "_tritonconv"
 _MISSING = object()
+_writing = threading.Lock()  # while a graph becomes code, its nodes are changed
 
 # A subclass holds its original class, so it must not be held here, or neither could ever be freed.
 _subclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
@@ -53,7 +55,8 @@ class Forward:
     @cached_property
     def run(self) -> Callable:
         """Called as `run(module, *args, **kwargs)`."""
-        code = self.graph.python_code("self")
+        with _writing:
+            code = self.graph.python_code("self")
         namespace = dict(code.globals)
         exec(compile(code.src, f"<tritonconv {self.name}.forward>", "exec"), namespace)
         return namespace["forward"]

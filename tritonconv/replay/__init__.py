@@ -14,6 +14,7 @@ call that is unlike, or is watched by anybody (gradients, hooks, modes, tracers)
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -31,6 +32,7 @@ _MOST = 4  # programs that a module keeps
 _FIRST, _LAST = 2, 1 << 12  # calls that are alike before one is recorded: at first, and where nothing comes of it
 _WORTH = 64  # calls that a recording has to serve, which takes as long as some ten calls
 _generation = 0
+_recording = threading.Lock()  # by one thread at a time: torch notes globally that operators are listened to
 
 
 def forget() -> None:
@@ -39,7 +41,14 @@ def forget() -> None:
     _generation += 1
 
 
-os.register_at_fork(after_in_child=forget)  # a child has no OpenMP threads, with which launches reckon
+def _after_fork() -> None:
+    """A child has no OpenMP threads, with which launches reckon, nor the thread that may have been recording."""
+    global _recording
+    _recording = threading.Lock()
+    forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Replays:
@@ -64,9 +73,7 @@ class Replays:
             return self._record(root, inputs, key)
         guard, program = found
         if not guard.holds(root):
-            self._programs.pop(key, None)
-            if program.calls < _WORTH:
-                self._disappointed()
+            self._drop(key, program)
             return NOT_REPLAYED
         if program.calls == _WORTH:
             self._patience = _FIRST
@@ -79,21 +86,34 @@ class Replays:
                 self._waiting.clear()
             self._waiting[key] = seen + 1
             return NOT_REPLAYED
-        self._waiting.pop(key, None)
         forward = next((f for f in self.forwards[""] if f.holds(root, inputs)), None)
         if forward is None or Guard.hooked(root):
             self._disappointed()
             return NOT_REPLAYED
-        tape = Tape(root, self.forwards)
-        result = tape.record(forward, inputs)
-        guard = None if tape.refusal else Guard.of(root, tape)
-        if guard is None:
-            self._disappointed()
+        if not _recording.acquire(blocking=False):
+            return NOT_REPLAYED
+        try:
+            tape = Tape(root, self.forwards)
+            result = tape.record(forward, inputs)
+            guard = None if tape.refusal else Guard.of(root, tape)
+            if guard is None:
+                self._disappointed()
+            else:
+                self._keep(key, guard, Program(tape))
             return result
-        while len(self._programs) >= _MOST:
-            self._programs.pop(next(iter(self._programs)), None)
-        self._programs[key] = guard, Program(tape)
-        return result
+        finally:
+            _recording.release()
+
+    def _keep(self, key: tuple, guard: Guard, program: Program) -> None:
+        for old, (_, others) in list(self._programs.items())[: 1 - _MOST]:
+            self._drop(old, others)
+        self._programs[key] = guard, program
+
+    def _drop(self, key: tuple, program: Program) -> None:
+        self._programs.pop(key, None)
+        self._waiting.pop(key, None)
+        if program.calls < _WORTH:
+            self._disappointed()
 
     def _disappointed(self) -> None:
         self._patience = min(2 * self._patience, _LAST)

@@ -44,7 +44,8 @@ class Program:
     """Calling it gives what the recorded module gives for inputs of the recorded sizes.
 
     arguments: of all launches, one after the other, as if the memory of a frame, of `size` bytes, began at 0; `inner`:
-    where in them an address within it is. views: the tensors in it that torch is given. constants: as of the tape.
+    where in them an address within it is. views: the tensors in it that torch is given.
+    constants, kernels: what arguments have addresses of.
     """
 
     def __init__(self, tape: Tape):
@@ -52,6 +53,7 @@ class Program:
         self.views: list[Placed] = []
         self.segments: list[Segment] = []
         self.arguments, self.inner = bytearray(), []
+        self.kernels: list[runtime.Kernel] = []
         nodes = list(tape.graph.nodes)
         places, self._top = _arena(nodes)
         self.size = self._top
@@ -111,6 +113,7 @@ class Program:
         for launch in launches:
             if 0 in launch.grid:
                 continue
+            self.kernels.append(launch.kernel)
             start, values = len(self.arguments), []
             for number, operand in enumerate(launch.operands):
                 place = start + runtime.HEADER_SIZE + 8 * number
@@ -147,8 +150,8 @@ class _Frame:
         self.constants = program.constants
         self._arguments = np.frombuffer(bytearray(program.arguments), np.int64)
         self._arguments[np.array(program.inner, np.int64) // 8] += self._memory.data_ptr() + first
-        start, pool = self._arguments.ctypes.data, runtime.pool()
-        self._native, self._arrays, self.segments = pool.run, [], []
+        self._pool = runtime.pool()
+        self._arrays, self.segments, start = [], [], self._arguments.ctypes.data
         for segment in program.segments:
             jobs = np.array(segment.jobs, np.int64) + start
             moves = np.array(segment.moves, np.int64).reshape(-1, 3) + (start, 0, 0)
@@ -164,7 +167,7 @@ class _Frame:
 
     def run(self, number: int, tensors: tuple[Tensor, ...]) -> None:
         jobs, count, moves, moved, pack = self.segments[number]
-        self._native(jobs, count, moves, moved, pack(*[tensor.data_ptr() for tensor in tensors]))
+        self._pool.run(jobs, count, moves, moved, pack(*[tensor.data_ptr() for tensor in tensors]))
 
 
 def run(frame: _Frame, number: int, *tensors: Tensor) -> None:
