@@ -27,13 +27,13 @@ def in_huge_pages(address: int) -> bool:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_like_torch_empty(dtype, memory_format):
-    got = room.empty(torch.empty((), dtype=torch.float64), (3, 1027, 41, 17), dtype, memory_format)
-    want = torch.empty((3, 1027, 41, 17), dtype=dtype or torch.float64, memory_format=memory_format)
+    got = room.empty(torch.empty((), dtype=torch.float64), (3, 4109, 41, 17), dtype, memory_format)
+    want = torch.empty((3, 4109, 41, 17), dtype=dtype or torch.float64, memory_format=memory_format)
     assert (got.dtype, got.shape, got.stride()) == (want.dtype, want.shape, want.stride())
 
 
 @pytest.mark.skipif(not SETTING.exists(), reason="a system without huge pages")
 def test_large_results_lie_in_huge_pages():
-    x, w = torch.randn(1, 16, 256, 256).to(memory_format=torch.channels_last), torch.randn(16, 16, 1, 1)
+    x, w = torch.randn(1, 8, 256, 512).to(memory_format=torch.channels_last), torch.randn(64, 8, 1, 1)
     y = TF.conv2d(x, w)
     assert in_huge_pages(y.data_ptr() + y.nbytes // 2)

@@ -1,7 +1,7 @@
 """Room for results: on a CPU in huge pages, where it is large.
 
-Malloc takes large blocks fresh from the system and gives them back when they are freed. In pages of 4 KiB that costs
-several times what it takes to write them, a fault for each page; in pages of 2 MiB it costs less than that.
+Malloc takes the largest blocks fresh from the system and gives them back when they are freed. In pages of 4 KiB that
+costs several times what it takes to write them, a fault for each page; in pages of 2 MiB there are few.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-LEAST = 4 << 20  # bytes, which hold a huge page wherever they begin
+LEAST = 32 << 20  # bytes; from there on glibc keeps nothing
 
 
 @functools.cache
