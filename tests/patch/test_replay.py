@@ -50,9 +50,9 @@ class Mixed(nn.Module):
 
     def forward(self, x):
         y = self.middle(self.net.stem(x))
-        z = torch.cat((self.more(y), y), 1)
+        z = torch.cat((self.more(y) + y, 2 + y), 1)
         z = self.up(z).relu_()
-        return self.net(x), z, z.flatten(1)
+        return self.net(x), z, z.flatten(1), torch.cat([y, y], 1), y + y
 
 
 def twins(middle: nn.Module | None = None, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:

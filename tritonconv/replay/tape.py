@@ -37,6 +37,18 @@ _ALLOCATIONS = {
     _aten.new_empty_strided.default,
     _aten.empty_like.default,
 }
+# What gives new memory, and what writes the same into memory that it is given.
+_INTO = {
+    torch.cat: torch.cat,
+    torch.concat: torch.cat,
+    torch.add: torch.add,
+    operator.add: torch.add,
+    _aten.cat.default: _aten.cat.out,
+    _aten.add.Tensor: _aten.add.out,
+    _aten.avg_pool2d.default: _aten.avg_pool2d.out,
+    _aten.max_pool2d_with_indices.default: _aten.max_pool2d_with_indices.out,
+}
+_OUTPUTS = {_aten.max_pool2d_with_indices.out: ("out", "indices")}
 _PLAIN = bool, int, float, str, NoneType, slice, torch.Size, torch.dtype, torch.device, torch.memory_format
 _MAY_TAKE_LISTS = {torch.cat, torch.concat, torch.stack, operator.getitem}  # of what is given they change nothing
 
@@ -194,10 +206,36 @@ class Tape:
         self._note(node, value)
         return node, value
 
-    def _call(self, op: str, target, stand_ins, value: object, lasting: bool = False) -> tuple[fx.Node, object]:
+    def _call(self, op: str, target, stand_ins, value: object, lasting: bool = False) -> tuple[object, object]:
+        if target in _INTO and self._is_new(value, stand_ins):
+            return self._call_into(_INTO[target], *stand_ins, value), value
         node = self.graph.create_node(op, target, *stand_ins)
         self._note(node, value, lasting)
         return node, value
+
+    def _is_new(self, value: object, stand_ins) -> bool:
+        """Whether a call, first of all of tensors, gave tensors in memory of their own."""
+        (args, kwargs), results = stand_ins, value if isinstance(value, tuple) else (value,)
+        if not args or "out" in kwargs or not all(isinstance(result, Tensor) for result in results):
+            return False
+        first = args[0] if isinstance(args[0], (list, tuple)) else args[:1]
+        given = all(isinstance(each, fx.Node) and each.meta.get("views") for each in first)
+        return given and all(self._storage_of(result) is None for result in results)
+
+    def _call_into(self, function, args, kwargs, value: object) -> object:
+        """Records that `function` writes `value`, and what stands for that."""
+        given = tuple(map(self._allocation, value if isinstance(value, tuple) else (value,)))
+        outputs = dict(zip(_OUTPUTS.get(function, ("out",)), given, strict=True))
+        node = self.graph.call_function(function, tuple(args), {**kwargs, **outputs})
+        self._note(node, value)
+        return given if isinstance(value, tuple) else given[0]
+
+    def _allocation(self, tensor: Tensor) -> fx.Node:
+        node = self.graph.call_function(
+            torch.empty_strided, (tuple(tensor.shape), tensor.stride()), {"dtype": tensor.dtype}
+        )
+        self._note(node, tensor, made=True)
+        return node
 
     def _block(self, run: Callable[[], object]) -> tuple[object, object]:
         """Runs a block; what stands for its value, which is a tensor or a tuple of some."""
@@ -215,10 +253,15 @@ class Tape:
 
     def _operator(self, function, args: tuple, kwargs: dict, value: object) -> None:
         if function in _ALLOCATIONS:
-            layout = tuple(value.shape), value.stride()
-            self._note(self.graph.call_function(torch.empty_strided, layout, {"dtype": value.dtype}), value, made=True)
+            self._allocation(value)
             return
         args, kwargs = tree_map_only(Tensor, self._node_of, (args, kwargs))
+        if function is _aten.clone.default and self._is_new(value, (args, {})):
+            self._note(self.graph.call_function(_aten.copy_.default, (self._allocation(value), *args)), value)
+            return
+        if function in _INTO and self._is_new(value, (args, kwargs)):
+            self._call_into(_INTO[function], args, kwargs, value)
+            return
         node = self.graph.call_function(function, args, kwargs)
         self._note(node, value)
         if isinstance(value, (tuple, list)):
