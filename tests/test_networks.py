@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import tritonconv
 from benchmarks.zoo import NETWORKS
 from tritonconv import engines
+from tritonconv.patching import swap
 
 # As torchvision counts them, or the papers.
 PARAMETERS = {
@@ -72,8 +73,12 @@ def test_a_patched_network_trains_and_infers_as_before(name):
     for got, want in zip(trained(patched, x), trained(plain, x), strict=True):
         assert_same(got, want)
     assert not any(map(torch.equal, plain.parameters(), before.parameters()))
+    replays = [plan.replays for module in patched.eval().modules() if (plan := swap.plan_of(module)) and plan.replays]
     with torch.no_grad():
-        assert_same(patched.eval()(x), plain.eval()(x))
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-            assert_same(patched(x), plain(x))
+        for memory_format in (torch.contiguous_format, torch.channels_last)[: x.dim() - 2]:
+            x = x.contiguous(memory_format=memory_format)
+            want = plain.eval()(x)
+            for _ in range(5):  # of which the last are replayed
+                assert_same(patched(x), want)
+    # Unpooling looks at its indices before it launches.
+    assert any(program.calls for each in replays for _, program in each._programs.values()) == (name != "DeconvNet")

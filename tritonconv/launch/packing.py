@@ -76,6 +76,11 @@ def kept(weight: Tensor, key: Hashable, keep: bool, make: Callable[[], Tensor]) 
     return packs[key]
 
 
+def packs(weight: Tensor) -> list[Tensor]:
+    """What `kept` holds of the weight."""
+    return list(_kept.get(weight, (None, {}))[1].values())
+
+
 def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: bool) -> Tensor:
     """Panels [groups, ⌈columns/BN⌉, reduced, BN] of a weight [K, C/groups, R, S], R left out of a 1-D one.
 

@@ -16,7 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ..blocks.repeat import hooks_of
 from ..capture.trace import is_constant
-from ..launch.packing import Snapshot
+from ..launch.packing import Snapshot, packs
 from .tape import Tape
 
 _PLAN = "_tritonconv"
@@ -73,9 +73,12 @@ class Guard:
         given = list({id(tensor): tensor for tensor in entries if tensor is not None}.values())
         if any(t.is_inference() for t in given) or not all(map(_is_comparable, held)):
             return None
-        weights = [tensor for tensor in given if tensor.dim() > 2]
-        read = {constant.untyped_storage()._cdata for constant in tape.constants}
-        tensors = [t for t in given if t.dim() > 2 or t.untyped_storage()._cdata in read]
+        weights = [tensor for tensor in given if packs(tensor)]
+        packed = {_memory(pack) for weight in weights for pack in packs(weight)}
+        read = {_memory(constant) for constant in tape.constants} - packed
+        if not read <= set(map(_memory, given)):  # a copy of something, which may grow old
+            return None
+        tensors = [t for t in given if _memory(t) in read or packs(t)]
         children = [module._modules for module in tape.inlined]
         getters = [(_getter(names), state) for state, names in settings if names]
         return Guard(
@@ -120,6 +123,10 @@ class Guard:
             )
         except KeyError:  # an attribute is gone
             return False
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _is_comparable(value: object) -> bool:
