@@ -94,7 +94,42 @@ def streamed(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
     tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < n) + 1, mask=i < n, cache_modifier=".cs")
 
 
-@pytest.mark.parametrize("first", (0, 1, 8, 16))  # elements; a line of memory has 16
-def test_stores_past_the_caches(first):
+@pytest.mark.parametrize("n", (1000, 1024, 130))
+@pytest.mark.parametrize("first", (0, 1, 8, 15, 16))  # elements; a line of memory has 16
+def test_stores_past_the_caches(first, n):
     y = torch.zeros(1024 + 64)
-    check(streamed, (4,), torch.randn(1024), y[-y.data_ptr() % 64 // 4 :][first : first + 1000], 1000, 256)
+    room = y[-y.data_ptr() % 64 // 4 :]
+    check(streamed, (4,), torch.randn(1024), room[first : first + 1024], n, 256)
+    streamed[(4,)](torch.zeros(1024), room[first:], n, 256)
+    assert torch.equal(room, ((torch.arange(len(room)) >= first) & (torch.arange(len(room)) < first + n)).float())
+
+
+@triton.jit
+def streamed_rows(x_ptr, y_ptr, m, n, BM: tl.constexpr, BN: tl.constexpr):
+    i, j = tl.arange(0, BM), tl.arange(0, BN)
+    at, mask = i[:, None] * n + j[None, :], (i < m)[:, None] & (j < n)[None, :]
+    x = tl.load(x_ptr + at, mask=mask, other=0.0)
+    tl.store(y_ptr + at, x * tl.sum(x, 1)[:, None], mask=mask, cache_modifier=".cs")
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.float16, torch.int32))
+@pytest.mark.parametrize("n", (128, 101, 3))
+def test_rows_past_the_caches(n, dtype):
+    x = torch.randint(-3, 4, (7, n)).to(dtype)
+    check(streamed_rows, (1,), x, torch.zeros_like(x), 7, n, 8, 128)
+
+
+@triton.jit
+def streamed_in_place(x_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(x_ptr + i, tl.load(x_ptr + i) * 2 + 1, cache_modifier=".cs")
+
+
+@pytest.mark.parametrize("first", (0, 3, 16))
+def test_in_place_past_the_caches(first):
+    """Vectors that overlap would compute twice what they find written."""
+    x = torch.randint(-9, 9, (1024 + 64,)).float()
+    want = x.clone()
+    want[first : first + 256] = want[first : first + 256] * 2 + 1
+    streamed_in_place[(1,)](x[first:], 256)
+    assert torch.equal(x, want)

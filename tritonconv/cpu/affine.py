@@ -6,7 +6,7 @@ from .code import Code
 from .values import MEM, REG, SIZE, WIDTH, Aff, Ptr, Uni, Val, Vec, const, is_uniform
 
 _I64 = "i64"
-_LINE = 64  # bytes of memory that are read and written at once
+LINE = 64  # bytes of memory that are read and written at once
 
 
 class Affine:
@@ -395,7 +395,7 @@ class Affine:
 
     def _stream(self, p: Ptr, store: str, size: int):
         """Such a store writes memory without reading its lines first. The address must be a multiple of its size."""
-        code, line = self.code, min(_LINE, self.width * size)
+        code, line = self.code, min(LINE, self.width * size)
         self.streamed = True
         rest = tuple((iv, c) for iv, c in p.off.ivs if c % line)  # of what decides whether it is
         start, depth = self.address(p._replace(off=p.off._replace(step=0, ivs=rest)))

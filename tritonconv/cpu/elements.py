@@ -116,7 +116,7 @@ class Elements(Affine):
         self.checks = None  # in debug mode, what writes the bounds checks
 
     def at(self, value: ir.Value, idx: Index = ()) -> Val:
-        key = (value, idx)
+        key = (value, idx) if all(map(is_uniform, idx)) else (value, idx, self.width)
         for level in reversed(self.code.levels):
             found = level.memo.get(key)
             if found is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from . import ir
+from . import ir, streaming
 from .elements import Buffer, Elements, Fixed, Index, pure
 from .errors import UnsupportedOp
 from .masks import mask_at
@@ -33,9 +33,12 @@ def lower_load(low, op):
         low.keep(op.result)
 
 
-def write_store(e: Elements, op: ir.Op, idx: Index):
-    """Where a mask holds in none of the lanes, the value is not computed."""
+def write_store(e: Elements, op: ir.Op, idx: Index, within: Val | None = None):
+    """Writes one element or vector, of that only the lanes `within`. Where a mask holds in none of the lanes, the value
+    is not computed."""
     mask = mask_at(e, op.operands[2], idx) if len(op.operands) > 2 else TRUE
+    if within is not None:
+        mask = within if mask == TRUE else e.binary("and {}", mask, within)
     if is_uniform(mask):
         return _write(e, op, idx, mask)
     floor = e.floor
@@ -71,6 +74,8 @@ def lower_store(low, op):
         return
     type = op.operands[1].type
     stores = low.plan.nests.get(op, (op,))
+    if len(stores) == 1 and streaming.aligned(low, op):
+        return
 
     def write(idx):
         for store in stores:
