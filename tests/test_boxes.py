@@ -19,6 +19,10 @@ CASES = (
     (ConvCase((2, 32, 5, 9), (48, 1, 1)), TILE),
     (ConvCase((5, 16, 2, 2), (16, 2, 1), padding=(1, 0)), TILE),
     (ConvCase((2, 32, 5, 9), (48, 3, 3), stride=(2, 2), padding=(1, 1)), TILE),
+    (ConvCase((2, 32, 6, 8), (48, 3, 3), stride=(2, 2), padding=(1, 1)), TILE),
+    (ConvCase((3, 32, 9, 8), (32, 3, 2), stride=(3, 2), padding=(4, 3), dilation=(2, 3), groups=2), TILE),
+    (ConvCase((2, 16, 6, 5), (32, 2, 1), stride=(2, 1)), replace(TILE, SPLIT=2)),
+    (ConvCase((1, 16, 5, 9), (144, 3, 3), padding=(1, 1)), replace(TILE, BN=128)),
 )
 
 

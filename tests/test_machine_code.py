@@ -117,9 +117,10 @@ def test_a_wide_layers_loop_has_the_targets_own_matrix_instruction_and_wide_load
 
 @pytest.mark.parametrize("target", ("sm_90", "sm_100"))
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
-@pytest.mark.parametrize(("geometry", "boxes"), (("first 3x3", 2), ("1x1", 2), ("stride 2", 1)))
-def test_operands_come_as_boxes(geometry, boxes, op, target):
+@pytest.mark.parametrize("geometry", ("first 3x3", "1x1", "stride 2"))
+def test_operands_come_as_boxes(geometry, op, target):
     made, dtypes = Case(op, geometry, f16).launch(target)
+    boxes = 1 if (op, geometry) == ("dgrad", "stride 2") else 2
     assert len(made.boxes) == boxes
     code = compile_launch(made, dtypes, target)
     copies, others = (matching(code.code, pattern) for pattern in ("UTMALDG", "LDGSTS"))

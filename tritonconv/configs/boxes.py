@@ -29,10 +29,11 @@ def box(tile: TileConfig, op: str, geometry: ConvGeometry) -> tuple[int, int, in
     """[images, rows, columns] of output pixels that a tile covers, if the pixels that it reads can come as boxes: of
     all extents the one of which the fewest cover the output. (0, 0, 0) if they cannot.
 
-    That takes stride 1, since a box leaves out no pixel, and pixels that do not overlap (`launch.conv.overlapping`,
-    whose padding is negative).
+    That takes pixels that do not overlap (`launch.conv.overlapping`, whose padding is negative), and for fprop an image
+    that the stride divides, for dgrad stride 1.
     """
-    if not tile.boxed or geometry.stride != (1, 1) or min(map(min, geometry.padding)) < 0:
+    g, divided = geometry, geometry.H % geometry.stride[0] == geometry.W % geometry.stride[1] == 0
+    if not tile.boxed or min(map(min, g.padding)) < 0 or not (divided if op == "fprop" else g.stride == (1, 1)):
         return 0, 0, 0
     powers = [1 << power for power in reversed(range(min(tile.BM, _LONGEST).bit_length()))]
     extents = [(tile.BM // (h * w), h, w) for w in powers for h in powers if h * w <= tile.BM]

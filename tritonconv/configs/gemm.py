@@ -50,8 +50,8 @@ _CPU_STRETCHED_TILES = tuple(
 _GPU_TILES = {2: _GPU_TILES_16BIT, 4: _GPU_TILES_32BIT, 8: _GPU_TILES_64BIT}
 # Where operands come as boxes a turn costs much the same whatever is in it: the more products in one, the better.
 _BOXED_TILES = (
+    TileConfig(128, 256, 128, num_warps=8, num_stages=2, boxed=True),
     TileConfig(256, 128, 128, num_warps=8, num_stages=2, boxed=True),
-    TileConfig(128, 256, 64, num_warps=8, num_stages=3, boxed=True),
     TileConfig(128, 128, 128, num_warps=4, num_stages=2, boxed=True),
     TileConfig(256, 64, 64, num_warps=4, num_stages=3, boxed=True),
     TileConfig(128, 64, 128, num_warps=4, num_stages=3, boxed=True),

@@ -90,9 +90,9 @@ def conv_fprop(
     if BOX_N:
         n, p, q, m, in_range = box_of_tile(tile_m, N, P, Q, BOX_N, BOX_H, BOX_W)
         acc = boxed_gemm(
-            x_ptr, n, p - PAD_H, q - PAD_W, group * C, BOX_N, BOX_H, BOX_W,
+            x_ptr, n, p, q, group * C, BOX_N, BOX_H, BOX_W, GROUPS * C,
             w_ptr, panel * (R * S), S, 1,
-            R, S, DIL_H, DIL_W,
+            R, S, STRIDE_H, STRIDE_W, -PAD_H, -PAD_W, DIL_H, DIL_W,
             C, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT,
         )  # fmt: skip
     else:
@@ -165,9 +165,9 @@ def conv_dgrad(
     if BOX_N:
         n, h, w, dx_pixel, in_range = box_of_tile(tile_m, N, H, W, BOX_N, BOX_H, BOX_W)
         acc = boxed_gemm(
-            dy_ptr, n, h + PAD_H, w + PAD_W, group * K, BOX_N, BOX_H, BOX_W,
+            dy_ptr, n, h, w, group * K, BOX_N, BOX_H, BOX_W, GROUPS * K,
             w_ptr, panel * (R * S), S, 1,
-            R, S, -DIL_H, -DIL_W,
+            R, S, 1, 1, PAD_H, PAD_W, -DIL_H, -DIL_W,
             K, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT,
         )  # fmt: skip
     else:

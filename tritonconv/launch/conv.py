@@ -61,8 +61,14 @@ def _described(op: str, geometry: ConvGeometry, config: TileConfig) -> dict[int,
     described = {1: Box((rows, config.BN), (config.BK, config.BN))}
     if boxes.box(config, op, geometry)[0]:
         N, H, W, P, Q = sizes(geometry)
-        image = (N, H, W) if op == "fprop" else (N, P, Q)
-        described[0] = Box((*image, geometry.groups * reduced), (*boxes.box(config, op, geometry), config.BK))
+        height, width = (H, W) if op == "fprop" else (P, Q)
+        (down, across), (images, rows, columns) = geometry.stride, boxes.box(config, op, geometry)
+        channels = geometry.groups * reduced
+        if geometry.stride == (1, 1):
+            described[0] = Box((N, height, width, channels), (images, rows, columns, config.BK))
+        else:
+            shape = N, height // down, down, width // across, across * channels
+            described[0] = Box(shape, (images, rows, 1, columns, config.BK))
     return described
 
 
