@@ -11,14 +11,13 @@ import tritonconv
 
 VGG_SITES = {
     "0.0": "fused conv2d+relu",
-    "0.2": "fused conv2d+relu",
-    "1": "swapped max_pool2d",
+    "0.2": "fused conv2d+relu+max_pool2d",
     "2.0": "fused conv2d+relu",
     "2.2": "swapped max_pool2d",
     "3": "swapped conv2d",
     "5": "swapped linear",
 }
-VGG_CALLS = ["conv2d+relu", "conv2d+relu", "max_pool2d", "conv2d+relu", "max_pool2d", "conv2d"]  # of two images
+VGG_CALLS = ["conv2d+relu", "conv2d+relu+max_pool2d", "conv2d+relu", "max_pool2d", "conv2d"]  # of two images
 
 
 def state(model):

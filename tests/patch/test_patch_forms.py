@@ -242,7 +242,7 @@ UNTRACEABLE = {
     "no_grad": (without_gradient, "gradient mode"),
     "autocast": (in_bfloat16, "autocast"),
     "another dict": (lambda m, x: (OrderedDict(y=F.relu(m.conv(x)))["y"], m.named(OrderedDict(y=x))), "OrderedDict"),
-    "a child's attribute": (lambda m, x: F.relu(m.conv(x)) * m.conv.kernel_size[0], "it reads 'kernel_size'"),
+    "a child's state": (lambda m, x: F.relu(m.conv(x)) * len(m.named.seen), "it reads 'seen', a list of Named"),
 }
 
 
@@ -255,7 +255,7 @@ class Named(nn.Module):
 def test_a_forward_that_no_trace_can_stand_for_is_left_and_says_why(form, kernel_calls):
     forward, reason = UNTRACEABLE[form]
     model = Calls(forward, named=Named())
-    model.count, model.seen = 0, []
+    model.count, model.seen, model.named.seen = 0, [], [1]
     patch = tritonconv.patch  # imported at first use, by libraries some of which draw numbers
     random_states = random.getstate(), np.random.get_state()[2], torch.get_rng_state()
     patch(model)
@@ -282,7 +282,7 @@ def test_one_untraceable_block_costs_one_block(kernel_calls):
 def left_alone():
     class Shifted(nn.Conv2d):
         def forward(self, x):
-            return super().forward(x) + 1
+            return super().forward(x) + (1 if x.sum() < 1e9 else 2)
 
     own = nn.Conv2d(2, 2, 3, padding=1)
     own.forward = lambda x: x * 2

@@ -80,7 +80,7 @@ def test_a_deepcopy_stays_patched_with_weights_of_its_own(kernel_calls):
             parameter.add_(1)
     kernel_calls.clear()
     assert not torch.allclose(twin(x), model(x))
-    assert kernel_calls.count("conv2d+relu") == 6
+    assert sum(call.startswith("conv2d+relu") for call in kernel_calls) == 6
     assert_as_before(model)
     assert_as_before(twin)
 

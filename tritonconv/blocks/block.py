@@ -49,15 +49,17 @@ class ConvBlock:
 
     `kind` is the convolution's function. Where padding of its own comes before it, or what it padded is sliced off
     after it, `padding` is that of a 1-D convolution, before and after, beside its own; or a module's path.
-    `activation` is its text; `activation_module` is None where the forward calls a function instead, and `slopes` then
-    the path of the parameter that it hands to PReLU. Of `window` and `pool_module` likewise one is None, or both
-    without pooling. `pool_first`: whether the activation comes last.
+    `norm_call`: whether the forward normalizes by calls, and no module of torch's does. `activation` is its text;
+    `activation_module` is None where the forward calls a function instead, and `slopes` then the path of the parameter
+    that it hands to PReLU. Of `window` and `pool_module` likewise one is None, or both without pooling. `pool_first`:
+    whether the activation comes last.
     """
 
     kind: str
     conv: str
     padding: Pair | str = (0, 0)
     norm: str | None = None
+    norm_call: bool = False
     residual: bool = False
     activation: str | None = None
     activation_module: str | None = None
@@ -75,8 +77,14 @@ class ConvBlock:
         last = self._ordered(_name(self.activation), self.pools and "max_pool2d")
         pad = "pad" if isinstance(self.padding, str) or max(self.padding) > 0 else None
         slice = "slice" if not isinstance(self.padding, str) and min(self.padding) < 0 else None
-        parts = pad, self.kind, slice, self.norm and "batch_norm", self.residual and "add", *last
+        norm = (self.norm or self.norm_call) and "batch_norm"
+        parts = pad, self.kind, slice, norm, self.residual and "add", *last
         return "+".join(part for part in parts if part)
+
+    @property
+    def site(self) -> str:
+        """The path of the module that the block goes by; None where a call is all there is."""
+        return self.conv
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -90,19 +98,25 @@ class ConvBlock:
 
 @dataclass(frozen=True)
 class ActivatedBlock:
-    """A module of another kind, and the batch norm and the activation after it."""
+    """A module of another kind, or a call of F.batch_norm, and the batch norm and the activation after it."""
 
     kind: str
-    module: str
+    module: str | None
     norm: str | None = None
+    norm_call: bool = False
     activation: str | None = None
     activation_module: str | None = None
     slopes: str | None = None
 
     @property
     def pattern(self) -> str:
-        parts = self.kind, self.norm and "batch_norm", _name(self.activation)
+        norm = (self.norm or self.norm_call) and "batch_norm"
+        parts = self.kind, norm, _name(self.activation)
         return "+".join(part for part in parts if part)
+
+    @property
+    def site(self) -> str | None:
+        return self.module
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -115,6 +129,10 @@ class PoolBlock:
 
     pattern: str
     pool: str | None = None
+
+    @property
+    def site(self) -> str | None:
+        return self.pool
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -131,6 +149,10 @@ class CallBlock:
     @property
     def pattern(self) -> str:
         return f"pad+{self.function}" if max(self.padding) > 0 else self.function
+
+    @property
+    def site(self) -> None:
+        return None
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -238,7 +260,7 @@ def _run(activation: nn.Module | Text, value: Tensor) -> Tensor:
 
 def conv_block(
     conv: nn.Conv1d | nn.Conv2d,
-    norm: nn.Module | None,
+    norm: nn.Module | tuple | None,
     activation: nn.Module | Text,
     input: Tensor,
     residual: Tensor | None = None,
@@ -247,7 +269,7 @@ def conv_block(
     padding: Pair | nn.Module = (0, 0),
 ) -> Tensor:
     """A fused `ConvBlock` of a rewritten forward. A hook needs the values in between, so they then run one by one."""
-    given = norm, activation, pool, pool_first, padding
+    given = *(norm if isinstance(norm, tuple) else (norm,)), activation, pool, pool_first, padding
     if (y := repeat.again(conv, given, input, residual)) is not None:
         return y
     text, extra = activation_text(activation), extra_padding(padding)
@@ -256,10 +278,10 @@ def conv_block(
     fusable = text is not UNKNOWN and conv.padding_mode == "zeros"
     fusable = fusable and (residual is None or isinstance(residual, Tensor)) and extra is not None
     fusable = fusable and (pool is None or window is not None)
-    fusable = fusable and (norm is None or input.dim() == conv.weight.dim())
+    fusable = fusable and (norm is None or input.dim() == conv.weight.dim() and calls.are_statistics(norm, conv, input))
     if not fusable or any(map(intercepted, members)):
         value = _padded_convolution(conv, padding, input)
-        value = value if norm is None else norm(value)
+        value = value if norm is None else _normalized(norm, value)
         value = value if residual is None else value + residual
         return _run(activation, _pooled(pool, value)) if pool_first else _pooled(pool, _run(activation, value))
     if (y := repeat.first(conv, given, norm, text, input, residual, window, extra)) is not None:
@@ -290,15 +312,29 @@ def _pooled(pool: nn.MaxPool2d | Pair | None, value: Tensor) -> Tensor:
     return value if pool is None else pool(value)
 
 
+def _normalized(norm: nn.Module | tuple, value: Tensor) -> Tensor:
+    if isinstance(norm, nn.Module):
+        return norm(value)
+    return value * norm[0] + norm[1] if len(norm) == 2 else F.batch_norm(value, *norm)
+
+
+def activated_norm(statistics: tuple, activation: nn.Module | Text, input: Tensor) -> Tensor:
+    """A fused `ActivatedBlock` of F.batch_norm."""
+    text = activation_text(activation)
+    if text is UNKNOWN or (isinstance(activation, nn.Module) and intercepted(activation)):
+        return _run(activation, F.batch_norm(input, *statistics))
+    return faster("batch_norm", input, *statistics, activation=text)
+
+
 def activated_block(
-    module: nn.Module, norm: nn.Module | None, activation: nn.Module | Text, *args, **kwargs
+    module: nn.Module, norm: nn.Module | tuple | None, activation: nn.Module | Text, *args, **kwargs
 ) -> Tensor:
     """A fused `ActivatedBlock` of a rewritten forward; the arguments are those of `module`."""
     text = activation_text(activation)
     members = (each for each in (module, norm, activation) if isinstance(each, nn.Module))
     if text is UNKNOWN or any(map(intercepted, members)) or (norm is not None and args[0].dim() != 4):
         value = module(*args, **kwargs)
-        return _run(activation, value if norm is None else norm(value))
+        return _run(activation, value if norm is None else _normalized(norm, value))
     run = next(run for cls, run in ACTIVATED.items() if isinstance(module, cls))
     return run(module, *args, **kwargs, norm=norm, activation=text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..geometry import Pair
@@ -12,7 +13,7 @@ Call = tuple[str, tuple, dict]
 
 def convolution(
     conv: nn.Conv1d | nn.Conv2d,
-    norm: nn.Module | None,
+    norm: nn.Module | tuple | None,
     input: Tensor,
     residual: Tensor | None,
     activation: Text,
@@ -33,8 +34,24 @@ def convolution(
     return f"{op}_batch_norm", (input, conv.weight, conv.bias, *statistics(norm), *window), options
 
 
-def statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple:
-    """What `norm` hands to `batch_norm` after the input; counts the batch, as its forward does."""
+def are_statistics(norm: nn.Module | tuple, conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> bool:
+    """Whether `norm` does to outputs of `conv` as batch norm does: a scale and a shift may have any shape or dtype."""
+    if isinstance(norm, nn.Module) or len(norm) != 2:
+        return True
+    scale, shift = norm
+    per_channel = scale.shape == shift.shape == (1, conv.out_channels, *(1 for _ in input.shape[2:]))
+    return per_channel and scale.dtype == shift.dtype == input.dtype
+
+
+def statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d | tuple) -> tuple:
+    """What `norm` hands to `batch_norm` after the input; counts the batch, as its forward does. A tuple is that
+    already, or a scale and a shift."""
+    if isinstance(norm, tuple):
+        if len(norm) != 2:
+            return norm
+        scale, shift = map(Tensor.flatten, norm)
+        eps = 2.0**-8  # any that every dtype adds up to one with the variance
+        return torch.zeros_like(scale), torch.full_like(scale, 1 - eps), scale, shift, False, 0.0, eps
     momentum = norm.momentum or 0.0
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)

@@ -37,8 +37,8 @@ _IMMUTABLE = int, float, str, tuple, type(None)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Call:
-    """`given` (modules, or what stands for them) and `operands` must be equal. `entries`: from dictionaries, the very
-    objects that must be there. `empty`: dictionaries that must be, of hooks; `states`: those of attributes, which
+    """`given` (modules, or what stands for them) must be the same, `operands` equal. `entries`: from dictionaries, the
+    very objects that must be there. `empty`: dictionaries that must be, of hooks; `states`: those of attributes, which
     must have no forward. `tensors` must lie `where` they were.
     """
 
@@ -61,7 +61,9 @@ def again(conv: nn.Conv1d | nn.Conv2d, given: tuple, x: Tensor, residual: Tensor
     if not _repeatable(x):
         return None
     _, last = _last.get(id(conv), (None, None))
-    if last is None or last.given != given or _operands(x, residual) != last.operands:
+    if last is None or len(given) != len(last.given) or not all(map(is_, given, last.given)):
+        return None
+    if _operands(x, residual) != last.operands:
         return None
     if given and (any(last.empty) or _has_any_global_hook()):
         return None
@@ -81,7 +83,7 @@ def again(conv: nn.Conv1d | nn.Conv2d, given: tuple, x: Tensor, residual: Tensor
 def first(
     conv: nn.Conv1d | nn.Conv2d,
     given: tuple,
-    norm: nn.Module | None,
+    norm: nn.Module | tuple | None,
     activation: Text,
     x: Tensor,
     residual: Tensor | None = None,
@@ -90,14 +92,16 @@ def first(
 ) -> Tensor | None:
     """activation(norm(conv(x)) + residual), max-pooled if there is a window, which calls like this one will repeat;
     None if it takes the long way. `activation` is canonical, `extra_padding` that of `functional.conv1d`."""
-    if not _repeatable(x) or (norm is not None and norm.training):
+    if not _repeatable(x) or (isinstance(norm, nn.Module) and norm.training):
+        return None
+    if isinstance(norm, tuple) and len(norm) == 2:  # computed at every call
         return None
     own = conv._parameters
     if own.get("weight") is None or "bias" not in own:  # parametrized or pruned: it is computed at every call
         return None
     modules = [module for module in (conv, *given) if isinstance(module, nn.Module)]
     entries = [entry for module in modules for entry in _entries(module)]
-    values = [value for _, _, held in entries for value in held]
+    values = [*(value for _, _, held in entries for value in held), *(t for t in given if isinstance(t, Tensor))]
     if not all(isinstance(value, (*_IMMUTABLE, Tensor)) for value in values):
         return None
     run = _bound(conv, norm, activation, x, residual, window, extra_padding)
@@ -183,8 +187,9 @@ def _bound(conv, norm, activation, x, residual, window, extra) -> Callable[[Tens
         return None
     given = ABSENT
     if norm is not None:
-        given = Norm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-        if unsupported(geometry.output, x, False, given[:2], given[2:4]):
+        *tensors, training, _, eps = calls.statistics(norm)
+        given = Norm(*tensors, eps)
+        if training or unsupported(geometry.output, x, False, given[:2], given[2:4]):
             return None
     given, text = with_slopes(given, activation)
     vectors = bias, *given[:4], given.slope

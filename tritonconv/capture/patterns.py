@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..blocks.block import (
-    ACTIVATION_MODULES,
     LEAVES,
     POOLS,
     ActivatedBlock,
@@ -19,51 +17,41 @@ from ..blocks.block import (
     CallBlock,
     ConvBlock,
     PoolBlock,
-    activation_text,
     intercepted,
     side_by_side,
     window_of,
 )
 from ..ops.activations import PRELU, is_monotone
 from ..patching.reporting import Status
-
-# How a graph calls them: functions, and methods by their name.
-_POOL_CALLS = {getattr(F, name): name for name in POOLS.values()} | {
-    F.max_pool2d_with_indices: "max_pool2d",
-    torch.max_pool2d: "max_pool2d",
-    F.adaptive_max_pool2d_with_indices: "adaptive_max_pool2d",
-}
-_CONV_CALLS = {F.conv1d: "conv1d"}
-# The batch norm that goes with a convolution.
-_NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.ConvTranspose2d: nn.BatchNorm2d}
-_PADDINGS = (nn.ConstantPad1d, nn.ZeroPad1d)
-_ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_IN_PLACE_ADDS = {operator.iadd, "add_"}
-_ACTIVATION_CALLS = {
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"), "sigmoid"),
-    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), "tanh"),
-    F.relu6: "relu6",
-    F.hardsigmoid: "hardsigmoid",
-    F.silu: "silu",
-    F.hardswish: "hardswish",
-    F.gelu: "gelu",
-    F.leaky_relu: "leaky_relu",
-    F.elu: "elu",
-}
-_PRELU_CALLS = {F.prelu, "prelu"}
-_NUMBERS = {"leaky_relu": "negative_slope", "elu": "alpha"}
+from .nodes import (
+    ADD_CALLS,
+    CONV_CALLS,
+    IN_PLACE_ADDS,
+    NORMS,
+    POOL_CALLS,
+    activation_of,
+    batch_norm_of,
+    changes_nothing,
+    convolves_with_parameter,
+    is_max_pooling,
+    padding_of,
+    scale_and_shift,
+    slopes_of,
+)
+from .through import name_of
 
 
 @dataclass(frozen=True)
 class Match:
-    """A block in a graph, and the nodes it covers, in order. One of them is the `addition` of a residual, if any."""
+    """A block in a graph, and the nodes it covers, in order. One of them is the `addition` of a residual, if any. Where
+    no module of torch's normalizes, `statistics` are what F.batch_norm gets after its input, or a scale and a shift."""
 
     block: Block
     nodes: tuple[fx.Node, ...]
     status: Status = "swapped"
     reason: str = ""
     addition: fx.Node | None = None
+    statistics: tuple = ()
 
     @property
     def in_caller(self) -> bool:
@@ -73,7 +61,7 @@ class Match:
     @property
     def name(self) -> str:
         """What the site goes by: the convolution, pooling or norm, or the call of its function."""
-        return next(iter(self.block.members), None) or self.nodes[-1].name
+        return self.block.site or name_of(self.nodes[0 if isinstance(self.block, ActivatedBlock) else -1])
 
     @property
     def residual(self) -> fx.Node | None:
@@ -105,13 +93,18 @@ def matches(
                 match = start
             if match.status == "swapped" and type(child) not in LEAVES:
                 continue
-        elif node.op == "call_function" and node.target in _POOL_CALLS:
+        elif node.op == "call_function" and node.target in POOL_CALLS:
             refusal = accept(node)
-            match = Match(PoolBlock(_POOL_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
-        elif node.op == "call_function" and node.target in _CONV_CALLS and _on_parameters(node):
+            match = Match(PoolBlock(POOL_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
+        elif node.op == "call_function" and node.target in CONV_CALLS and convolves_with_parameter(node):
             refusal = accept(node)
-            match = Match(CallBlock(_CONV_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
+            match = Match(CallBlock(CONV_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
             match = match if refusal else _after_padding(module, match)
+        elif statistics := batch_norm_of(node):
+            start = Match(ActivatedBlock("batch_norm", None), (node,), statistics=statistics)
+            match = _extend(module, start, _ACTIVATION, taken | refused)
+            if match.status == "swapped" or accept(node):
+                continue
         else:
             continue
         taken.update(match.nodes)
@@ -132,53 +125,26 @@ def _extend(module: nn.Module, match: Match, extensions: dict[str, Callable], ta
     return match
 
 
-def _is_pooling(module: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return type(module.get_submodule(node.target)) is nn.MaxPool2d
-    return node.op == "call_function" and _POOL_CALLS.get(node.target) == "max_pool2d"
-
-
 def _refused(module: nn.Module, node: fx.Node, leaves: Container[nn.Module], accept: Callable) -> bool:
     """Whether `node` is a max-pooling that is to be left alone."""
-    if not _is_pooling(module, node):
+    if not is_max_pooling(module, node):
         return False
     return module.get_submodule(node.target) not in leaves if node.op == "call_module" else bool(accept(node))
-
-
-def _on_parameters(node: fx.Node) -> bool:
-    """Whether it convolves with the module's own weight, as a subclass does in its forward."""
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-    return isinstance(weight, fx.Node) and weight.op == "get_attr"
 
 
 def _after_padding(module: nn.Module, match: Match) -> Match:
     """`match` with the padding by zeros before it, of a 1-D convolution."""
     (conv,) = match.nodes
     pad = conv.args[0] if conv.args else None
-    if not isinstance(match.block, CallBlock) and not match.block.pattern.startswith("conv1d"):
+    if not match.block.pattern.startswith("conv1d"):
         return match
     if not isinstance(pad, fx.Node) or len(pad.users) > 1:
         return match
-    padding = _padding(module, pad)
+    padding = padding_of(module, pad)
     if padding is None or (isinstance(padding, str) and isinstance(match.block, CallBlock)):
         return match
     status = "fused" if isinstance(match.block, ConvBlock) else match.status
     return replace(match, block=replace(match.block, padding=padding), nodes=(pad, conv), status=status)
-
-
-def _padding(module: nn.Module, node: fx.Node) -> tuple[int, int] | str | None:
-    """What `node` pads by, before and after, or the module that does it; None if it does something else."""
-    if node.op == "call_module":
-        child = module.get_submodule(node.target)
-        ours = type(child) in _PADDINGS and child.value == 0 and min(child.padding) >= 0
-        return node.target if ours and not intercepted(child) else None
-    if node.op != "call_function" or node.target is not F.pad:
-        return None
-    given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
-    pad = given["pad"]
-    plain = given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
-    ints = isinstance(pad, (tuple, list)) and len(pad) == 2 and all(type(n) is int and n >= 0 for n in pad)
-    return tuple(pad) if plain and ints else None
 
 
 def _with_slice(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
@@ -204,22 +170,33 @@ def _with_contiguous(module: nn.Module, match: Match, user: fx.Node) -> Match | 
 
 
 def _with_norm(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
-    if user.op != "call_module" or not user.args or user.args[0] is not match.nodes[-1]:
+    if not user.args or user.args[0] is not match.nodes[-1]:
         return None
+    if statistics := batch_norm_of(user):
+        return replace(_longer(match, user, norm_call=True), statistics=statistics)
     kind = type(module.get_submodule(match.name))
-    if type(module.get_submodule(user.target)) is not _NORMS[kind]:
+    if user.op != "call_module" or type(module.get_submodule(user.target)) is not NORMS[kind]:
         return None
     return _longer(match, user, norm=user.target)
 
 
+def _with_frozen_norm(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    """A multiplication and an addition by which batch norm's statistics are frozen."""
+    found = scale_and_shift(user, match.nodes[-1])
+    if found is None or match.statistics or match.block.norm is not None:
+        return None
+    *statistics, addition = found
+    return replace(_longer(_longer(match, user, norm_call=True), addition), statistics=tuple(statistics))
+
+
 def _with_residual(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
-    if user.target not in _ADD_CALLS or len(user.args) != 2 or user.kwargs:
+    if user.target not in ADD_CALLS or len(user.args) != 2 or user.kwargs:
         return None
     ours = match.nodes[-1]
     residual = user.args[1] if user.args[0] is ours else user.args[0]
     if not isinstance(residual, fx.Node) or residual is ours:
         return None
-    if user.target in _IN_PLACE_ADDS and user.args[0] is not ours:  # others see what it overwrites
+    if user.target in IN_PLACE_ADDS and user.args[0] is not ours:  # others see what it overwrites
         return None
     if not _can_wait(module, match, user):
         return None
@@ -227,19 +204,19 @@ def _with_residual(module: nn.Module, match: Match, user: fx.Node) -> Match | No
 
 
 def _with_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
-    text = _activation(module, user)
+    text = activation_of(module, user)
     if text is None:
         return None
     if user.op == "call_module":
         return _longer(match, user, activation=text, activation_module=user.target)
-    return _longer(match, user, activation=text, slopes=_slopes(user) if text == PRELU else None)
+    return _longer(match, user, activation=text, slopes=slopes_of(user) if text == PRELU else None)
 
 
 def _with_pool(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
     """Max-pooling, if the activation before it never falls, so that both orders give the same."""
     if match.addition is not None or not (match.block.activation is None or is_monotone(match.block.activation)):
         return None
-    if not _is_pooling(module, user) or user.target is F.max_pool2d_with_indices:
+    if not is_max_pooling(module, user) or user.target is F.max_pool2d_with_indices:
         return None
     if user.op == "call_module":
         suits = window_of(module.get_submodule(user.target)) is not None
@@ -250,7 +227,7 @@ def _with_pool(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
 
 
 def _with_late_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
-    text = _activation(module, user)
+    text = activation_of(module, user)
     if text is None or not (match.block.pools and match.block.activation is None and is_monotone(text)):
         return None
     return _with_activation(module, replace(match, block=replace(match.block, pool_first=True)), user)
@@ -261,7 +238,8 @@ def _longer(match: Match, node: fx.Node, **block) -> Match:
 
 
 _ACTIVATION = {"activation": _with_activation}
-_EPILOGUE = {"batch norm": _with_norm, "addition": _with_residual, **_ACTIVATION}
+_NORM = {"batch norm": _with_norm, "frozen batch norm": _with_frozen_norm}
+_EPILOGUE = {**_NORM, "addition": _with_residual, **_ACTIVATION}
 _POOLED = {"max-pooling": _with_pool, "activation of the maxima": _with_late_activation}
 _NORMED = {"batch norm": _with_norm, **_ACTIVATION}
 KINDS = {
@@ -275,43 +253,18 @@ KINDS = {
 }
 
 
-def _activation(module: nn.Module, node: fx.Node) -> str | None:
-    """The text of the activation that `node` calls; None if it calls none that kernels know."""
-    if node.op == "call_module":
-        child = module.get_submodule(node.target)
-        text = activation_text(child) if type(child) in ACTIVATION_MODULES else None
-        return PRELU if isinstance(text, Tensor) else text or None
-    if node.target in _PRELU_CALLS:
-        return PRELU if _slopes(node) is not None else None
-    if node.op not in ("call_function", "call_method") or (name := _ACTIVATION_CALLS.get(node.target)) is None:
-        return None
-    given = {key: value for key, value in node.kwargs.items() if key not in ("input", "inplace")}
-    number = node.args[1] if name in _NUMBERS and len(node.args) > 1 else given.pop(_NUMBERS.get(name), None)
-    if name == "gelu" and given.pop("approximate", "none") == "tanh":
-        name = "gelu_tanh"
-    if given or isinstance(number, fx.Node):
-        return None
-    return activation_text(name if number is None else f"{name}({number})") or None
-
-
-def _slopes(node: fx.Node) -> str | None:
-    """The path of the parameter that a call of PReLU takes for its slopes."""
-    given = dict(zip(("input", "weight"), node.args, strict=False)) | node.kwargs
-    weight = given["weight"]
-    return weight.target if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
-
-
 def _can_wait(module: nn.Module, match: Match, user: fx.Node) -> bool:
     """Whether the convolution may run as late as `user`: nothing on the way there can overwrite its input."""
     between = takewhile(lambda node: node is not user, _after(match.nodes[0]))
-    others = [node for node in between if node not in match.nodes and node.op != "get_attr"]
+    others = [node for node in between if node not in match.nodes and not changes_nothing(node)]
     # What a convolution or norm made is a tensor of its own; activations on the way may have worked in place on it.
-    made_by = (*_NORMS, *_NORMS.values())
+    made_by = (*NORMS, *NORMS.values())
     chain = [match.nodes[0].all_input_nodes[0]]
-    while _activation(module, chain[-1]):
+    while activation_of(module, chain[-1]):
         chain.append(chain[-1].all_input_nodes[0])
     source = chain[-1]
-    own = source.op == "call_module" and isinstance(module.get_submodule(source.target), made_by)
+    own = source.target is F.batch_norm
+    own = own or source.op == "call_module" and isinstance(module.get_submodule(source.target), made_by)
     return not others or own and not any(node in other.all_input_nodes for node in chain for other in others)
 
 

@@ -4,7 +4,7 @@ Every forward is traced by itself with its children as leaves, so that one that 
 not the model. Nothing is changed here: `patch` swaps the leaves and rewrites the forwards.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -14,7 +14,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..blocks.block import LEAVES
 from ..patching.reporting import Site
 from .patterns import KINDS, Match, matches
-from .trace import CannotTrace, Trace, traces
+from .through import Traces, name_of, needed
+from .trace import CannotTrace, Trace
 
 EXCLUDED = "excluded"  # the reason of sites that the user excluded
 
@@ -39,6 +40,7 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
         if isinstance(module, tuple(KINDS))
     }
     leaves = [module for module, refusal in refusals.items() if not refusal]
+    recorded, seen_through = Traces(closed={module for module in refusals if type(module) in KINDS}), set()
     place = {fqn: place for place, (fqn, _) in enumerate(model.named_modules(remove_duplicate=False))}
     forwards, untraced, sites = {}, {}, {}
     for fqn, module in model.named_modules():
@@ -50,26 +52,42 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
                 sites[_leaf_site(fqn, module, refusals[module], note)] = place[fqn]
         elif _has_forward(module) and not refusals.keys().isdisjoint(module.modules()):
             try:
-                found = traces(module)
+                blocks, through = _blocks(module, fqn, recorded, leaves, accept)
             except CannotTrace as refusal:
                 untraced[fqn] = f"nothing fused: {type(module).__name__}.forward cannot be traced: {refusal}"
-                found = []
-
-            def refusal(node, fqn=fqn, module=module):
-                return "" if accept(_join(fqn, node.name), module) else EXCLUDED
-
-            blocks = [(trace, list(matches(module, trace.graph, leaves, refusal))) for trace in found]
+                blocks, through = [], set()
             if calls_itself and not any(matched for _, matched in blocks):
-                sites[_leaf_site(fqn, module, refusals[module], "")] = place[fqn]
+                if isinstance(module, tuple(LEAVES)):
+                    sites[_leaf_site(fqn, module, refusals[module], "")] = place[fqn]
                 continue
             if blocks:
                 forwards[module] = blocks
+            if module in seen_through:  # whoever looks through it lists what is in it
+                continue
+            seen_through.update(through)
             for _, matched in blocks:
                 for match in matched:
                     sites[block_site(fqn, match)] = place[fqn] + _depth_first_place(module, match.nodes[0])
     if all(site.pattern.startswith("linear") for site in sites):  # it is no convolutional network
         return Capture([], {}, [])
     return Capture([leaf for leaf in leaves if type(leaf) in LEAVES], forwards, sorted(sites, key=sites.get))
+
+
+def _blocks(
+    module: nn.Module, fqn: str, recorded: Traces, leaves: Container[nn.Module], accept: Accept
+) -> tuple[list[tuple[Trace, list[Match]]], set[nn.Module]]:
+    """The traces of `module` with the blocks in each, and the modules that they look through. Raises `CannotTrace`."""
+
+    def refusal(node):
+        return "" if accept(_join(fqn, name_of(node)), module) else EXCLUDED
+
+    def found(chosen):
+        traces = recorded.through(module, chosen)
+        return [(trace, list(matches(module, trace.graph, leaves, refusal))) for trace in traces]
+
+    blocks = [match for _, matched in found(lambda path: True) for match in matched if match.status == "fused"]
+    paths = set().union(*(needed(match.nodes) for match in blocks))
+    return found(paths.__contains__), {module.get_submodule(path) for path in paths}
 
 
 def _refusal(module: nn.Module) -> str:
@@ -118,7 +136,8 @@ def _leaf_site(fqn: str, module: nn.Module, refusal: str, note: str) -> Site:
 
 
 def block_site(fqn: str, match: Match) -> Site:
-    members = tuple(_join(fqn, member) for member in match.block.members)
+    paths = dict.fromkeys((*match.block.members, *sorted(needed(match.nodes))))
+    members = tuple(_join(fqn, path) for path in paths)
     return Site(_join(fqn, match.name), match.block.pattern, match.status, match.reason, members)
 
 

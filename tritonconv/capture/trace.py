@@ -1,18 +1,20 @@
 """Traces a module's forward into a torch.fx graph that can stand for it, or says why it cannot.
 
 A trace is a recording, hence right only while everything else that steered the Python code stays as it was. So
-`trace` notes the plain attributes that the forward read (the trace holds while they keep their values) and refuses
-what no note could cover: side effects, control flow on data, tensors and random numbers made on the spot, a type
-check on an intermediate value, gradient mode or autocast switched on the way. What remains is the assumption that
-a forward does not branch on global state.
+`trace` notes the plain attributes that the forward read, its own and those of modules in it (the trace holds while they
+keep their values), and refuses what no note could cover: side effects, control flow on data, tensors and random numbers
+made on the spot, a type check on an intermediate value, gradient mode or autocast switched on the way. What remains is
+the assumption that a forward does not branch on global state.
 """
 
+import builtins
+import dis
 import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, NoneType
+from types import BuiltinFunctionType, FrameType, FunctionType, NoneType
 
 import numpy as np
 import torch
@@ -30,27 +32,64 @@ class CannotTrace(Exception):
 
 @dataclass(frozen=True)
 class Trace:
-    """One recorded forward. It holds while every attribute in `reads` has the value noted there, for inputs that are
-    all of type `kind`."""
+    """One recorded forward. It holds while every attribute has the value noted in `reads`, per path of the module that
+    has it, for inputs that are all of type `kind`, and while none of the modules looked `through` is hooked: calls of
+    these are not in the graph, but what they do is."""
 
     graph: fx.Graph
-    reads: dict[str, object]
+    reads: dict[str, dict[str, object]]
     kind: type = Tensor
+    asks: bool = False  # whether it asked for the type
+    through: tuple[str, ...] = ()
+
+    @property
+    def arity(self) -> int:
+        return len(self.graph.find_nodes(op="placeholder"))
+
+    @property
+    def training(self) -> bool | None:
+        """The mode that it was recorded in; None if that makes no difference."""
+        return next((noted["training"] for noted in self.reads.values() if "training" in noted), None)
 
 
 class _Value(fx.Proxy):
     """A traced value. An input says that it is of the kind that is traced for (callers of a trace see to that), any
     other nothing."""
 
-    @property
-    def __class__(self):
-        # isinstance() looks here; torch's own tracing code gets the truth.
-        if sys._getframe(1).f_globals.get("__name__", "").split(".")[0] == "torch":
-            return _Value
+    def claimed(self) -> type:
         if self.node.op == "placeholder":
             self.tracer.kind_asked = True
             return self.tracer.kind
         raise CannotTrace(f"it checks the type of {self.node.name}")
+
+    @property
+    def __class__(self):
+        # Asked by attribute or in a match statement. A function in C that asks must not take this for a Tensor.
+        frame = sys._getframe(1)
+        asks = dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("LOAD_ATTR", "MATCH_CLASS")
+        return self.claimed() if asks and not _is_torchs(frame) else _Value
+
+
+def _is_torchs(frame: FrameType) -> bool:
+    """Whether torch's own code asks, of which the tracing gets the truth."""
+    return frame.f_globals.get("__name__", "").split(".")[0] == "torch"
+
+
+@contextmanager
+def _answer_isinstance() -> Iterator[None]:
+    """Lets isinstance() see traced values as what they claim to be."""
+    original = builtins.isinstance
+
+    def answer(value, kinds):
+        if type(value) is _Value and not _is_torchs(sys._getframe(1)):
+            return issubclass(value.claimed(), kinds)
+        return original(value, kinds)
+
+    builtins.isinstance = answer
+    try:
+        yield
+    finally:
+        builtins.isinstance = original
 
 
 class _Tracer(fx.Tracer):
@@ -97,21 +136,22 @@ def is_constant(value: object) -> bool:
 
 
 @contextmanager
-def _watch_attributes(root: nn.Module) -> Iterator[dict[str, object]]:
-    """Yields a dict that fills with the plain attributes of `root` that are read; refuses every other use of state.
+def _watch_attributes(root: nn.Module) -> Iterator[dict[str, dict[str, object]]]:
+    """Yields what fills with the plain attributes that are read, of `root` and, by their paths, of the modules in it;
+    refuses every other use of state.
 
     Like fx itself it hooks nn.Module for the duration.
     """
     reads = {}
-    watched = {id(module) for module in root.modules()}
+    watched = {id(module): path for path, module in root.named_modules()}
     original_setattr = nn.Module.__setattr__
 
     def read(self, name):
         value = object.__getattribute__(self, name)
         if id(self) in watched and name not in _BOOKKEEPING and name in object.__getattribute__(self, "__dict__"):
-            if self is not root or not is_constant(value):
+            if not is_constant(value):
                 raise CannotTrace(f"it reads {name!r}, a {type(value).__name__} of {type(self).__name__}")
-            reads[name] = value
+            reads.setdefault(watched[id(self)], {})[name] = value
         return value
 
     def write(self, name, value):
@@ -146,8 +186,8 @@ def _trace(module: nn.Module, tracer: _Tracer) -> Trace:
     if "forward" in vars(module):
         raise CannotTrace("the instance has a forward of its own")
     try:
-        with _refuse_random_numbers(), _watch_attributes(module) as reads, _NoTensors():
-            return Trace(tracer.trace(module), reads, tracer.kind)
+        with _refuse_random_numbers(), _watch_attributes(module) as reads, _answer_isinstance(), _NoTensors():
+            return Trace(tracer.trace(module), reads, tracer.kind, tracer.kind_asked)
     except CannotTrace:
         raise
     except Exception as error:  # whatever a user's forward raises when it meets symbolic values
@@ -170,7 +210,7 @@ def traces(module: nn.Module) -> list[Trace]:
                     refusals.append(refusal)
                 if not tracer.kind_asked:
                     break
-            if found and not any("training" in each.reads for each in found):
+            if found and not any("training" in each.reads.get("", ()) for each in found):
                 break
     finally:
         module.training = training

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .. import choice
-from ..blocks.block import ActivatedBlock, CallBlock, ConvBlock, PoolBlock, activated_block, conv_block
+from ..blocks.block import ActivatedBlock, CallBlock, ConvBlock, PoolBlock, activated_block, activated_norm, conv_block
+from ..capture.nodes import constants_of
 from ..capture.patterns import Match
 from ..capture.trace import Trace
 from ..geometry import Pair
@@ -28,10 +29,12 @@ def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forwa
         name=type(module).__name__,
         graph=graph,
         fuses=any(match.in_caller for match in matches),
-        arity=len(graph.find_nodes(op="placeholder")),
+        arity=trace.arity,
         kind=trace.kind,
-        reads=trace.reads,
-        children={path: swap.children(module.get_submodule(path)) for path in _holders(graph)},
+        parts={
+            path: swap.Part(swap.children(module.get_submodule(path)), trace.reads.get(path, {}), path in trace.through)
+            for path in sorted({*_holders(graph), *trace.reads, *trace.through})
+        },
     )
 
 
@@ -39,7 +42,7 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
     block, input = match.block, match.nodes[0].all_input_nodes[0]
     residual = () if match.addition is None else (match.residual,)
     with graph.inserting_before(match.place):
-        conv, norm = (path and graph.get_attr(path) for path in (block.conv, block.norm))
+        conv, norm = graph.get_attr(block.conv), _norm(graph, match)
         options = {"pool": _pool(graph, block), "pool_first": block.pool_first} if block.pools else {}
         if block.padding != (0, 0):
             options["padding"] = graph.get_attr(block.padding) if isinstance(block.padding, str) else block.padding
@@ -51,10 +54,22 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
 def _fuse_activated(graph: fx.Graph, match: Match) -> None:
     block, (call, *_) = match.block, match.nodes
     with graph.inserting_before(match.place):
-        module, norm = (path and graph.get_attr(path) for path in (block.module, block.norm))
-        modules = module, norm, _activation(graph, block)
-        fused = graph.call_function(activated_block, (*modules, *call.args), call.kwargs)
+        norm, activation = _norm(graph, match), _activation(graph, block)
+        if block.module is None:
+            fused = graph.call_function(activated_norm, (norm, activation, call.all_input_nodes[0]))
+        else:
+            modules = graph.get_attr(block.module), norm, activation
+            fused = graph.call_function(activated_block, (*modules, *call.args), call.kwargs)
     _replace(graph, match, fused)
+
+
+def _norm(graph: fx.Graph, match: Match) -> fx.Node | tuple | None:
+    if match.block.norm is not None:
+        return graph.get_attr(match.block.norm)
+    for value in match.statistics:
+        for node in constants_of(value) or () if isinstance(value, fx.Node) else ():
+            match.place.prepend(node)
+    return match.statistics or None
 
 
 def _activation(graph: fx.Graph, block: ConvBlock | ActivatedBlock) -> fx.Node | str | None:

@@ -20,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import fx, nn
 
-from ..blocks.block import LEAVES
+from ..blocks.block import LEAVES, intercepted
 from ..replay import NOT_REPLAYED, Replays
 from . import memory
 from .reporting import Report
@@ -34,14 +34,34 @@ _subclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictiona
 
 
 @dataclass(frozen=True)
+class Part:
+    """What must hold for a submodule whose children a rewritten forward calls, or that steered it.
+
+    children: their names and types.
+    reads: plain attributes and the values that the forward was traced with.
+    through: whether the forward does what the submodule would, and calls only its children.
+    """
+
+    children: tuple[tuple[str, type], ...]
+    reads: dict[str, object]
+    through: bool = False
+
+    def holds(self, module: nn.Module) -> bool:
+        return (
+            children(module) == self.children
+            and all(module.__dict__.get(name, _MISSING) == value for name, value in self.reads.items())
+            and not (self.through and intercepted(module))
+        )
+
+
+@dataclass(frozen=True)
 class Forward:
     """A rewritten forward, and what must hold for a call to run it.
 
     name: of the module's class. graph: what it computes; it calls children by their paths and holds none.
     fuses: whether that differs from what the module's own forward calls.
     arity, kind: how many inputs it takes; all must be given, as this type.
-    reads: plain attributes of the module and the values that the forward was traced with.
-    children: per submodule whose children `run` calls (by path), their names and types.
+    parts: what must hold for the module ("") and for submodules, by path.
     """
 
     name: str
@@ -49,8 +69,7 @@ class Forward:
     fuses: bool
     arity: int
     kind: type
-    reads: dict[str, object]
-    children: dict[str, tuple[tuple[str, type], ...]]
+    parts: dict[str, Part]
 
     @cached_property
     def run(self) -> Callable:
@@ -68,8 +87,7 @@ class Forward:
         return (
             len(inputs) == self.arity
             and all(isinstance(value, self.kind) for value in inputs)
-            and all(module.__dict__.get(name, _MISSING) == value for name, value in self.reads.items())
-            and all(children(module.get_submodule(path)) == types for path, types in self.children.items())
+            and all(part.holds(module.get_submodule(path) if path else module) for path, part in self.parts.items())
         )
 
 

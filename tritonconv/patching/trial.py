@@ -97,7 +97,7 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
             covered.update(
                 name for _, matches in forwards for match in matches for name in block_site(names[owner], match).members
             )
-            if evaluating := [forward for forward in forwards if not forward[0].reads.get("training")]:
+            if evaluating := [forward for forward in forwards if not forward[0].training]:
                 owner.forward = _watched(owner, names[owner], evaluating, pieces)
                 stack.callback(delattr, owner, "forward")
 
@@ -135,8 +135,7 @@ def _watched(
 
     def forward(*args, **kwargs):
         for trace, _ in () if kwargs else forwards:
-            arity = len(trace.graph.find_nodes(op="placeholder"))
-            if len(args) == arity and all(isinstance(value, trace.kind) for value in args):
+            if len(args) == trace.arity and all(isinstance(value, trace.kind) for value in args):
                 return Watch(owner, garbage_collect_values=False, graph=trace.graph).run(*args)
         return type(owner).forward(owner, *args, **kwargs)
 
@@ -177,7 +176,8 @@ def _cut(match: Match) -> tuple[fx.Graph, Match, list[fx.Node]]:
         copies[node] = graph.node_copy(node, copies.get)
     graph.output(copies[match.nodes[-1]])
     nodes = tuple(map(copies.get, match.nodes))
-    return graph, replace(match, nodes=nodes, addition=copies.get(match.addition)), sources
+    statistics = tuple(copies.get(value, value) for value in match.statistics)
+    return graph, replace(match, nodes=nodes, addition=copies.get(match.addition), statistics=statistics), sources
 
 
 def compare(model: nn.Module, sample: object, expected: object, sites: Iterable[Site]) -> None:

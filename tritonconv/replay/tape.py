@@ -23,12 +23,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import choice
-from ..blocks.block import LEAVES, activated_block, conv_block
+from ..blocks.block import LEAVES, activated_block, activated_norm, conv_block
 from ..cpu import engine
 from ..cpu.runtime import Kernel
 from ..launch import common
 
-_BLOCKS = {conv_block, activated_block, choice.faster}
+_BLOCKS = {conv_block, activated_block, activated_norm, choice.faster}
 _aten = torch.ops.aten
 _ALLOCATIONS = {
     _aten.empty.memory_format,
@@ -140,7 +140,9 @@ class Tape:
 
     def _written_out(self, module: nn.Module, path: str, forward: Forward, nodes, values) -> tuple[object, object]:
         """The output of `forward` on these: what stands for it in the graph, and its value."""
-        self.inlined[module] = self.inlined.get(module, {}) | forward.reads
+        for inner, part in forward.parts.items():
+            inner = module.get_submodule(inner)
+            self.inlined[inner] = self.inlined.get(inner, {}) | part.reads
         given = iter(zip(nodes, values, strict=True))
         held: dict[fx.Node, tuple] = {}
         last = {used: node for node in forward.graph.nodes for used in node.all_input_nodes}

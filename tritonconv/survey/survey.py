@@ -5,7 +5,7 @@ Nothing is computed from the modules' attributes: the operators are recorded whi
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..capture.sites import Accept, Capture, block_site, capture
+from ..capture.through import owner_of
 from ..configs import Geometry
 from ..geometry import NormGeometry, PoolGeometry
 from ..ops import conv, conv1d, conv_transpose, pool
@@ -80,20 +81,21 @@ def survey(
 def _site_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Site]:
     """Per name of a layer the site that it is a part of."""
     site_of = {member: site for site in found.sites for member in site.members}
-    for owner, forwards in found.forwards.items():
+    for root, forwards in found.forwards.items():  # the outermost first, which may look through others
         for trace, matches in forwards:
-            if trace.reads.get("training"):
+            if trace.training:
                 continue
-            covers = {node: block_site(names[owner], match) for match in matches for node in match.nodes}
-            counts = Counter()
+            covers = {node: block_site(names[root], match) for match in matches for node in match.nodes}
+            counts = defaultdict(Counter)
             for node in trace.graph.nodes:
                 if node.op in ("call_function", "call_method"):
                     name = _plain(getattr(node.target, "__name__", node.target))
+                    owner = root.get_submodule(owner_of(node))
                     if node in covers:
-                        site_of[_join(names[owner], name, counts[name])] = covers[node]
+                        site_of.setdefault(_join(names[owner], name, counts[owner][name]), covers[node])
                         if not owner._modules:  # which is a layer itself, and not its calls
                             site_of.setdefault(names[owner], covers[node])
-                    counts[name] += 1
+                    counts[owner][name] += 1
     return site_of
 
 

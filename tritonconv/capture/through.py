@@ -1,0 +1,177 @@
+"""Puts what children do into their caller's trace, where a block crosses the border between them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from types import FunctionType
+
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import is_parametrized
+
+from ..blocks.block import intercepted
+from .nodes import asks_dimensions
+from .trace import CannotTrace, Trace, traces
+
+# Of torch's own modules those that are looked through; what the others do, nobody needs to see.
+_OPEN = (nn.Identity, nn.Sequential, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
+
+
+class Traces:
+    """The traces of modules, each recorded once, and with what is in their children. `closed`: the modules that are
+    never looked through."""
+
+    def __init__(self, closed: Collection[nn.Module]):
+        self._closed = closed
+        self._own: dict[nn.Module, list[Trace] | CannotTrace] = {}
+
+    def of(self, module: nn.Module) -> list[Trace]:
+        """Those of its own forward. Raises `CannotTrace`."""
+        if module not in self._own:
+            try:
+                self._own[module] = traces(module)
+            except CannotTrace as refusal:
+                self._own[module] = refusal
+        if isinstance(self._own[module], CannotTrace):
+            raise self._own[module]
+        return self._own[module]
+
+    def through(self, module: nn.Module, chosen: Callable[[str], bool]) -> Iterator[Trace]:
+        """Those of its forward, with the children whose paths are `chosen` looked through if that can be."""
+        for own in self.of(module):
+            modes = (module.training, not module.training) if own.training is None else (own.training,)
+            for mode in modes:
+                trace = self._spliced(module, own, mode, chosen)
+                yield trace
+                if trace.training is None:
+                    break
+
+    def _spliced(self, module: nn.Module, own: Trace, mode: bool, chosen: Callable[[str], bool]) -> Trace:
+        graph, reads, through = fx.Graph(), {}, {}
+
+        def child(path: str, node: fx.Node) -> Trace | None:
+            # Of one input: others may be None in the end, or of any type.
+            plain = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
+            if not plain or not chosen(path) or not self._is_open(module, path):
+                return None
+            for trace in self.of(module.get_submodule(path)):
+                if not trace.asks and trace.training in (None, mode) and trace.arity == 1:
+                    return trace
+            return None
+
+        def copy(trace: Trace, within: tuple[str, ...] = (), value: fx.Node | None = None):
+            """The nodes of `trace`, of the last of the modules `within` which it is, with `value` for its input if that
+            is known; returns its output."""
+            owner = within[-1] if within else ""
+            for path, noted in trace.reads.items():
+                reads.setdefault(_join(owner, path), {}).update(noted)
+            into = {}
+            for node in trace.graph.nodes:
+                path = _join(owner, node.target) if node.op in ("call_module", "get_attr") else node.target
+                if node.op == "output":
+                    return fx.map_arg(node.args[0], into.get)
+                if node.op == "placeholder" and value is not None:
+                    into[node] = value
+                elif (inner := child(path, node)) and isinstance(given := into.get(node.args[0]), fx.Node):
+                    through[path] = None
+                    into[node] = copy(inner, (*within, path), given)
+                    if into[node] is given:
+                        given.meta["passed"].append((*within, path))
+                else:
+                    into[node] = graph.node_copy(node, into.get)
+                    into[node].target = path
+                    into[node].meta = {"within": within, "name": _join(owner, node.name), "passed": []}
+            raise AssertionError("a graph without an output")
+
+        graph.output(copy(own))
+        trace = Trace(graph, reads, own.kind, own.asks, tuple(through))
+        _simplify(module, graph)
+        return trace
+
+    def _is_open(self, root: nn.Module, path: str) -> bool:
+        module = root.get_submodule(path)
+        if module in self._closed or intercepted(module) or is_parametrized(module):
+            return False
+        if isinstance(module, LazyModuleMixin):
+            return False
+        if type(module) not in _OPEN and type(module).__module__.startswith(("torch.nn.", "torch.ao.")):
+            return False
+        try:
+            return bool(self.of(module))
+        except CannotTrace:
+            return False
+
+
+def needed(nodes: Sequence[fx.Node]) -> set[str]:
+    """The paths of modules that must be looked through to see these nodes, and the values between them, at once; none
+    if one of them sees them all."""
+    within = [node.meta["within"] for node in nodes] + [path for node in nodes[:-1] for path in node.meta["passed"]]
+    return set() if set.intersection(*map(set, within)) else set().union(*within)
+
+
+def owner_of(node: fx.Node) -> str:
+    """The path of the module whose forward made the call."""
+    return next(iter(reversed(node.meta["within"])), "")
+
+
+def name_of(node: fx.Node) -> str:
+    """What a call in a trace goes by: its path below the module whose forward is traced."""
+    return node.meta.get("name", node.name)
+
+
+def _join(owner: str, name: str) -> str:
+    return f"{owner}.{name}" if owner and name else owner or name
+
+
+def _simplify(module: nn.Module, graph: fx.Graph) -> None:
+    """Removes what changes no value, and puts out of the way what only gets a parameter or asks for dimensions."""
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node is not first:
+            first.prepend(node)
+        elif _returns_its_input(node):
+            source = node.all_input_nodes[0]
+            node.replace_all_uses_with(source)
+            source.meta["passed"] += [*node.meta["passed"], node.meta["within"]]
+            graph.erase_node(node)
+        elif asks_dimensions(node):
+            while _keeps_dimensions(module, node.args[0]):
+                node.replace_input_with(node.args[0], node.args[0].all_input_nodes[0])
+            if node.args[0].op != "placeholder":
+                node.args[0].append(node)
+
+
+def _keeps_dimensions(module: nn.Module, node: fx.Node) -> bool:
+    """Whether its output has as many dimensions as its input."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm1d, nn.BatchNorm2d)
+    return node.op == "call_module" and len(node.args) == 1 and type(module.get_submodule(node.target)) in kinds
+
+
+def _returns_its_input(node: fx.Node) -> bool:
+    """Whether it calls a function for training alone, in evaluation: dropout, stochastic depth …"""
+    if node.op != "call_function":
+        return False
+    if node.target in _DROPOUTS:
+        return _bound(node.target, node).get("training") is False
+    if type(node.target) is not FunctionType or node.target.__module__.split(".")[0] == "torch" or not node.args:
+        return False
+    value, *others = node.args
+    if node.all_input_nodes != [value] or _bound(node.target, node).get("training") is not False:
+        return False
+    token = object()
+    try:
+        return node.target(token, *others, **node.kwargs) is token
+    except Exception:  # it looks at its input, which this is none
+        return False
+
+
+def _bound(function: Callable, node: fx.Node) -> dict[str, object]:
+    try:
+        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # it has no signature
+        return {}
+    bound.apply_defaults()
+    return bound.arguments
