@@ -42,12 +42,13 @@ FRACTION = 0.25  # of the width of our own networks
 IMAGE = (3, 64, 64)
 LARGER = {"inception_v3": (3, 299, 299)}  # which take no smaller ones
 LARGEST = 30_000_000  # parameters: of a family, the small ones say as much
+LARGE_REGNETS = "_8gf", "_16gf", "_32gf", "_128gf"  # which cannot be counted without memory
 
 # One or two of each family.
 TIMM = """
-    bat_resnext26ts botnet26t_256 convmixer_768_32 convnext_atto cs3darknet_s cspresnet50 densenet121 dla34 dpn48b
-    eca_botnext26ts_256 edgenext_xx_small efficientnet_lite0 ese_vovnet19b_dw fbnetv3_b focalnet_tiny_srf gcresnet33ts
-    gernet_s ghostnet_050 halonet26t hardcorenas_a hgnet_tiny hrnet_w18_small inception_next_tiny lambda_resnet26t
+    convmixer_768_32 convnext_atto cs3darknet_s cspresnet50 densenet121 dla34 dpn48b
+    edgenext_xx_small efficientnet_lite0 ese_vovnet19b_dw fbnetv3_b focalnet_tiny_srf gcresnet33ts
+    gernet_s ghostnet_050 hardcorenas_a hgnet_tiny hrnet_w18_small inception_next_tiny
     lcnet_050 mixnet_s mobilenetv3_small_050 mobilenetv4_conv_small mobileone_s0 nf_regnet_b0 nf_resnet26 poolformer_s12
     regnetx_002 regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_14w_8s resnest14d resnet10t
     resnetblur50 resnetv2_50 resnext26ts rexnet_100 selecsls42 seresnet18 skresnet18 spnasnet_100 starnet_s1
@@ -55,6 +56,8 @@ TIMM = """
 """.split()  # noqa: SIM905
 LIBRARIES = "torchvision", "timm", "segmentation_models_pytorch"
 SEGMENTATION = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "DeepLabV3", "DeepLabV3Plus", "PAN")
+
+DETECTION = "fasterrcnn_mobilenet_v3_large_fpn", "ssdlite320_mobilenet_v3_large"
 
 Candidate = tuple[str, Callable[[], nn.Module], tuple[int, ...]]
 
@@ -66,6 +69,19 @@ def optional(name: str):
         return None
 
 
+class Detector(nn.Module):
+    """A detector of torchvision as a network of one input: images, with in training the same box in each."""
+
+    def __init__(self, name: str, **options):
+        super().__init__()
+        make = importlib.import_module("torchvision.models").get_model
+        self.detector = make(name, weights=None, weights_backbone=None, **options)
+
+    def forward(self, x: Tensor):
+        box = {"boxes": x.new_tensor([[8, 8, 40, 40]]), "labels": torch.ones(1, dtype=torch.long)}
+        return self.detector(list(x), [box] * len(x) if self.training else None)
+
+
 def candidates() -> Iterator[Candidate]:
     """Names, what makes the network, and the shape of a sample."""
     for name, network in NETWORKS.items():
@@ -73,9 +89,13 @@ def candidates() -> Iterator[Candidate]:
     if library := optional("torchvision.models"):
         for module, options in ((library, {}), (library.segmentation, {"weights_backbone": None})):
             for name in library.list_models(module):
-                if not name.startswith(("vit", "swin", "maxvit")):  # transformers
+                transformer = name.startswith(("vit", "swin", "maxvit"))
+                if not transformer and not name.endswith(LARGE_REGNETS):
                     make = partial(library.get_model, name, weights=None, **options)
                     yield f"torchvision {name}", make, LARGER.get(name, IMAGE)
+        for name in DETECTION:
+            options = {} if name.startswith("ssd") else {"min_size": 64, "max_size": 64}
+            yield f"torchvision {name}", partial(Detector, name, **options), IMAGE
     if library := optional("timm"):
         for name in TIMM:
             yield f"timm {name}", partial(library.create_model, name), IMAGE
