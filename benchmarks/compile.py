@@ -25,10 +25,11 @@ from torch._subclasses import FakeTensorMode
 
 from tritonconv import launch
 from tritonconv.engines import Launch
-from tritonconv.geometry import ConvGeometry, NormGeometry, PoolGeometry
+from tritonconv.geometry import ConvGeometry, NormGeometry
 from tritonconv.targets.machine_code import MATRIX, SPILL, TARGETS, compile_launch, matching
 
 from . import inductor
+from .calls import others
 from .measure import reason, save
 from .zoo import NETWORKS
 
@@ -44,8 +45,6 @@ ARITHMETICS = (
     ("float64", f64, "ieee"),
 )
 FMA = r"[FD]FMA|v_(pk_)?fma"  # which products become without matrix instructions
-NORM = NormGeometry(BATCH * 56 * 56, 256)
-POOL = PoolGeometry(BATCH, 64, 112, 112, 3, 3, (2, 2), (1, 1))
 
 
 def _square(C: int, size: int, K: int, stride: int = 1, N: int = BATCH) -> ConvGeometry:
@@ -166,21 +165,6 @@ def convolution(target: str, g: ConvGeometry, dtype: torch.dtype, precision: str
     yield "wgrad", launch.conv.wgrad_launch(*problem, True, pixel=g.C), (dtype, dtype, summed)
 
 
-def others(target: str) -> Iterator[tuple]:
-    """(layer, arithmetic, kernel, launch, dtypes of its tensors) of the kernels that multiply no matrices."""
-    layer = "64, 112²"
-    yield layer, "float16", "max_pool", launch.pool.max_pool_launch(target, POOL, f16), (f16, f16, torch.int64)
-    made = launch.pool.max_pool_backward_launch(target, POOL, f16)
-    yield layer, "float16", "max_pool_backward", made, (f16, torch.int64, f16)
-    problem = target, NORM, f16, 1e-5, "relu"
-    layer = "256, 56²"
-    yield layer, "float16", "norm_apply", launch.norm.apply_launch(*problem), (f16, *(f32,) * 4, None, f16, f16)
-    given = f16, None, f16, *(f32,) * 4, None
-    yield layer, "float16", "norm_backward_sums", launch.norm.backward_sums_launch(*problem), (*given, f32)
-    yield layer, "float16", "norm_backward", launch.norm.backward_launch(*problem), (*given, f32, f16, None)
-    yield "4 × 36864", "float16", "sum_splits", launch.common.sum_splits_launch(target, 4, 36864), (f32, f16)
-
-
 def cases(target: str) -> Iterator[Case]:
     """All kernels, with their predicted configs."""
     problems = [(g, *ARITHMETICS[0]) for g in (*layers(), SMALL, DEPTHWISE)]
@@ -189,8 +173,8 @@ def cases(target: str) -> Iterator[Case]:
         if precision != "tf32" or target.startswith("sm_"):  # elsewhere the library never asks for it
             for kernel, made, dtypes in convolution(target, g, dtype, precision):
                 yield Case(target, describe(g), name, kernel, tile_of(made), made, dtypes)
-    for layer, name, kernel, made, dtypes in others(target):
-        yield Case(target, layer, name, kernel, tile_of(made), made, dtypes)
+    for layer, kernel, made, dtypes in others(target):
+        yield Case(target, layer, "float16", kernel, tile_of(made), made, dtypes)
 
 
 def compared(target: str, folder: Path) -> Iterator[Case]:

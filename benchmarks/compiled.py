@@ -24,14 +24,15 @@ Key = TypeVar("Key")
 def compiled(calls: Mapping[Key, Callable[[], object]], target: str) -> dict[Key, bool]:
     """Of each call, on tensors of the CPU, whether it launches anything on the target, and all of it compiles. No
     kernel runs; Triton keeps what it compiled."""
-    launches = {key: _launches(call, target) for key, call in calls.items()}
+    launches = {key: launched(call, target) for key, call in calls.items()}
     different = {key: typed for listed in launches.values() for key, typed in listed.items()}
     results = track(forked(partial(_compiles, target), list(different.values())), target, len(different))
     right = {key for key, compiles in zip(different, results, strict=True) if compiles}
     return {key: bool(listed) and listed.keys() <= right for key, listed in launches.items()}
 
 
-def _launches(call: Callable[[], object], target: str) -> dict[Hashable, Typed]:
+def launched(call: Callable[[], object], target: str) -> dict[Hashable, Typed]:
+    """What a call on tensors of the CPU would launch on a target, each once. No kernel runs."""
     with _zeros_for_empty(), engines.listing(torch.device("cpu"), target) as listed:
         call()
     return distinct(listed)

@@ -188,3 +188,13 @@ def test_a_patched_network_trains_and_infers_as_before():
             each.act1.weight.neg_()
             each.act4.weight = nn.Parameter(each.act4.weight * 2)
         torch.testing.assert_close(model(x), plain(x))
+
+
+def test_behind_a_fully_connected_layer():
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 5), nn.PReLU(5)).double()
+    model = tritonconv.patch(copy.deepcopy(plain))
+    for batch in (1, 3):  # by a kernel, and by torch
+        x = normal((batch, 2, 4, 4))
+        torch.testing.assert_close(model(x), plain(x))
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), plain(x))

@@ -8,15 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..launch.linear import linear as run
-from .conv import finish
+from .activations import Text
+from .epilogue import finish
 from .support import is_empty, needs_gradient, operand, unsupported_call, unsupported_operands
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Text = None) -> Tensor:
     """activation(F.linear(input, weight, bias)). `activation` is canonical."""
-    if _is_taken(input, weight, bias):
-        return run(input, weight, bias, activation)
-    return finish(F.linear(input, weight, bias), None, activation)
+    if not _is_taken(input, weight, bias):
+        return finish(F.linear(input, weight, bias), None, activation)
+    if isinstance(activation, Tensor):
+        return finish(run(input, weight, bias, None), None, activation)
+    return run(input, weight, bias, activation)
 
 
 def _is_taken(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
