@@ -56,6 +56,7 @@ CONV_CASES = (
     ConvCase((1, 3, 9, 10), (2, 3, 3), stride=(2, 1), padding=(2, 3), dilation=(2, 3)),
     ConvCase((1, 2, 12, 9), (3, 3, 4), stride=(4, 3), padding=(3, 2), dilation=(2, 2)),
     ConvCase((2, 6, 5, 6), (4, 3, 3), padding=(1, 0), groups=2),
+    ConvCase((2, 5, 4, 60), (7, 3, 3), stride=(1, 2), padding=(1, 1)),
     ConvCase((1, 5, 6, 5), (5, 3, 3), padding=(1, 1), groups=5),
     ConvCase((1, 3, 7, 7), (6, 3, 3), stride=(2, 2), padding=(1, 1), groups=3),
     ConvCase((1, 40, 4, 4), (33, 2, 2), padding=(1, 1)),

@@ -8,11 +8,11 @@ reduction, reading both operands where they lie. A step of the reduction takes t
 - the latency of one multiply-add, which the next one to the same accumulator waits for.
 
 A tile of BM rows is cut into register tiles; the last of them has fewer rows and may be bound by latency, and those
-beyond the last row of the problem are skipped: both are tail loss that depends on BM. wgrad of larger windows, and
-half types, first copy both operands' tiles into scratch memory, of which a first-level cache holds only so much.
-Programs are shared out among the threads, so that the last turn may leave some idle. Bytes from beyond the caches are
-the same for every tile, near enough: weights and pixels are read about once. Only the gradient of a pointwise weight,
-whose programs read all pixels again, counts them.
+beyond the last row of the problem are skipped: both are tail loss that depends on BM. wgrad of small images and
+larger windows, and half types, first copy both operands' tiles into scratch memory, of which a first-level cache
+holds only so much. Programs are shared out among the threads, so that the last turn may leave some idle. Bytes from
+beyond the caches are the same for every tile, near enough: weights and pixels are read about once. They are
+counted in wgrad where every program reads its pixels again.
 
 The constants were measured on two Zen 4 cores; `python -m benchmarks predictor` says how well they do.
 """
@@ -23,7 +23,7 @@ from triton import cdiv
 
 from ..cpu.target import Target, caches, host
 from ..geometry import ConvGeometry
-from .tile import MACHINES, STRETCH, TileConfig
+from .tile import MACHINES, STRETCH, TileConfig, in_stretches
 
 _LATENCY = 4
 # Of a program; of a register tile; of a turn of the loop over taps and channel blocks, with its row pointers.
@@ -39,8 +39,8 @@ _NEAR_RATE, _FAR_RATE = 8, 4  # bytes a cycle that come in time, from a split's 
 def cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> float:
     """Cycles of all programs, those that run beside each other counted once."""
     size = max(itemsize, 4)  # half types are multiplied in float32
-    cost = _copied if itemsize < 4 else _streamed if op != "wgrad" else _stretched if geometry.pointwise else _copied
-    program = cost(tile, op, geometry, size)
+    in_place = itemsize >= 4 and (op != "wgrad" or in_stretches(geometry))
+    program = (_copied if not in_place else _stretched if op == "wgrad" else _streamed)(tile, op, geometry, size)
     M, N, _ = geometry.gemm(op)
     copies = geometry.taps * tile.SPLIT if op == "wgrad" else residue_classes(op, geometry)
     programs = cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
@@ -99,7 +99,7 @@ def _stretched(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> 
     rows, vectors, across = register_tile(tile, size, machine)
     pixels = cdiv(K, tile.SPLIT)
     full, rest = divmod(min(tile.BM, M), rows)
-    starts = cdiv(pixels, STRETCH["cpu"]) * TILE_STARTS
+    starts = cdiv(pixels, STRETCH["cpu"] if geometry.pointwise else geometry.Q) * TILE_STARTS
     multiply = full * (starts + pixels * step(rows, vectors, machine))
     multiply += (starts + pixels * step(rest, vectors, machine)) if rest else 0
     far = pixels * (M + N) * size > caches().last / 2

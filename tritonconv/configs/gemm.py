@@ -12,7 +12,7 @@ from ..geometry import ConvGeometry
 from .boxes import boxable, m_tiles
 from .cpu import cycles as cpu_cycles
 from .cpu import residue_classes
-from .tile import MACHINES, Machine, TileConfig, kind_of
+from .tile import MACHINES, Machine, TileConfig, in_stretches, kind_of
 
 _GPU_TILES_16BIT = (
     TileConfig(128, 128, 64, num_warps=8, num_stages=3),
@@ -41,7 +41,7 @@ _GPU_TILES_64BIT = (
 _CPU_TILES = tuple(TileConfig(*tile, BK=64) for tile in itertools.product((128, 64, 32), (64, 32, 16)))
 # Of wgrad, which copies BK pixels of both operands at a time.
 _CPU_WGRAD_TILES = tuple(TileConfig(*tile) for tile in itertools.product((256, 128, 64, 32), (64, 32, 16), (64, 32)))
-# Of a pointwise one, which reads both in place.
+# Where it reads both in place.
 _CPU_STRETCHED_TILES = tuple(
     TileConfig(*tile, BK=32, SPLIT=split)
     for tile in ((128, 64), (64, 64), (128, 32), (32, 32), (128, 16))
@@ -72,7 +72,7 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
     kind = kind_of(target)
     listed = _TILES[kind][dtype.itemsize]
     if kind == "cpu" and op == "wgrad":
-        listed = _CPU_STRETCHED_TILES if geometry.pointwise else _CPU_WGRAD_TILES
+        listed = _CPU_STRETCHED_TILES if in_stretches(geometry) else _CPU_WGRAD_TILES
     if boxable(op, geometry, dtype, target):
         listed = _BOXED_TILES + listed
     fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in listed)

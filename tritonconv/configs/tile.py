@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..geometry import ConvGeometry
+
 
 @dataclass(frozen=True)
 class TileConfig:
@@ -50,8 +52,9 @@ class Machine:
 
 
 # Pixels that the gradient of a pointwise weight takes at a time, where the parts of a tile read them one after another:
-# few enough to stay in the second-level cache.
+# few enough to stay in the second-level cache. Of other weights it is a row of the image, if that is long enough.
 STRETCH = {"cpu": 512, "interpreter": 512}
+_LONG = 28
 MACHINES = {
     "cuda": Machine(programs=132, start=100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16),
     "hip": Machine(programs=304, start=100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16),
@@ -67,3 +70,8 @@ def kind_of(target: str) -> str:
     if kind is None:
         raise ValueError(f'target must be "cpu", "interpreter" or a GPU such as "sm_90" or "gfx942"; got {target!r}')
     return kind
+
+
+def in_stretches(geometry: ConvGeometry) -> bool:
+    """Whether the gradient of a weight is summed stretch by stretch where there is a `STRETCH`."""
+    return geometry.pointwise or geometry.Q >= _LONG

@@ -220,7 +220,8 @@ def conv_wgrad(
     """dw[split][k, c, r, s] = Σ dy[n, p, q, k] x[n, p·stride − pad + r·dilation, …, c] over a split's (n, p, q).
 
     A split has `rows` output pixels, the last what remains. Where there is a STRETCH a plain matrix product takes so
-    many of them at a time: few enough to stay in cache while the parts of the tile read them one after the other.
+    many of them at a time: few enough to stay in cache while the parts of the tile read them one after the other. Any
+    other takes a row of the image at a time, and `rows` is a multiple of Q.
     Grid: (tiles of K × tiles of C, taps, groups × splits). Strides are those of `dw_ptr`, in elements.
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -244,7 +245,7 @@ def conv_wgrad(
                 end = tl.minimum(first + STRETCH, stop)
                 for start in range(first, end, BK):
                     m_row = t < end - start
-                    m = start.to(tl.int64) + t
+                    m = tl.cast(start, tl.int64) + t
                     o_dy = m[None, :] * (GROUPS * K)
                     o_x = m[:, None] * PIXEL
                     m_x = m_row[:, None] & (c < C)[None, :]
@@ -262,6 +263,23 @@ def conv_wgrad(
                 acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
                 p_dy += BK * GROUPS * K
                 p_x += BK * PIXEL
+    elif STRETCH:
+        # Columns whose tap lies in the image. The others are left out: an inf of dy must not meet the zero of padding.
+        first = tl.maximum(tl.cdiv(-w0, STRIDE_W), 0)
+        last = tl.minimum(tl.cdiv(W - w0, STRIDE_W), Q)
+        for row in range(split * rows // Q, stop // Q):
+            h = row % P * STRIDE_H + h0
+            p_row = p_dy + tl.cast(row, tl.int64) * Q * (GROUPS * K)
+            p_image = p_x + ((tl.cast(row // P, tl.int64) * H + h) * W + w0) * PIXEL
+            for start in range(first, tl.where((h >= 0) & (h < H), last, first), BK):
+                m_row = t < last - start
+                q = tl.cast(start, tl.int64) + t
+                o_dy = q[None, :] * (GROUPS * K)
+                o_x = q[:, None] * (STRIDE_W * PIXEL)
+                m_x = m_row[:, None] & (c < C)[None, :]
+                dy = tl.load(p_row + o_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
+                x = tl.load(p_image + o_x, mask=m_x, other=0.0, eviction_policy="evict_last")  # [BK, BN]
+                acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
     else:
         n, p, q = unravel(split * rows + t, P, Q)
         step_n, step_p, step_q = unravel(BK, P, Q)

@@ -12,7 +12,7 @@ from triton import cdiv
 
 from .. import engines
 from ..configs import TileConfig, boxes
-from ..configs.tile import STRETCH
+from ..configs.tile import STRETCH, in_stretches
 from ..engines import Box, Launch
 from ..geometry import ConvGeometry, NormGeometry, RowGeometry
 from ..kernels import conv
@@ -153,13 +153,15 @@ def wgrad_launch(
     """Tensors: dy, x, and either dw (one split) or [splits, elements of dw] partial sums, in dw's order of elements."""
     config = config or config_of("wgrad", geometry, dtype, target)
     M, N, pixels = geometry.gemm("wgrad")
-    rows = cdiv(cdiv(pixels, config.SPLIT), config.BK) * config.BK  # of a split
+    stretch = STRETCH.get(target, 0) if in_stretches(geometry) else 0
+    unit = geometry.Q if stretch and not geometry.pointwise else config.BK
+    rows = cdiv(cdiv(pixels, config.SPLIT), unit) * unit  # of a split
     stride_c, stride_tap = (1, geometry.Cg) if channels_last else (geometry.taps, 1)
     strides = geometry.parameters, geometry.Cg * geometry.taps, stride_c, stride_tap
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.taps, geometry.groups * cdiv(pixels, rows)
     numbers = *sizes(geometry), rows, *strides
     constexprs = conv_constexprs(geometry, precision, config)
-    constexprs |= {"PIXEL": pixel or geometry.C, "STRETCH": STRETCH.get(target, 0)}
+    constexprs |= {"PIXEL": pixel or geometry.C, "STRETCH": stretch}
     return Launch(conv.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
