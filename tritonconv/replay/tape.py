@@ -28,7 +28,7 @@ from ..cpu import engine
 from ..cpu.runtime import Kernel
 from ..launch import common
 
-_BLOCKS = {conv_block, activated_block, activated_norm, choice.faster}
+_BLOCKS = {conv_block, activated_block, activated_norm, choice.faster, *LEAVES.values()}
 _aten = torch.ops.aten
 _ALLOCATIONS = {
     _aten.empty.memory_format,
