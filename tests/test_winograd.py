@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from cases import ConvCase, normal
 from tolerance import assert_bounded
 
+import autotune
+from autotune import store
 from tritonconv import configs, functional, launch
 from tritonconv.configs import TileConfig
 from tritonconv.cpu.target import Caches
@@ -300,6 +302,20 @@ def test_small_images_of_many_channels_take_the_smaller_filters():
 @pytest.mark.parametrize(("geometry", "dtype", "target", "op"), OTHERS, ids=str)
 def test_layers_for_which_it_is_not(geometry, dtype, target, op):
     assert configs.algorithm(op, geometry, dtype, target) == "gemm"
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad", "wgrad"))
+def test_on_a_gpu_a_measurement_chooses_it(op, tmp_path):
+    problem = LAYER, torch.float16, "sm_90"
+    assert list(configs.algorithms(op, *problem)) == ["gemm", "winograd"]
+    with store.at(tmp_path):
+        launch.common.forget()
+        with autotune.asked() as keys:
+            assert launch.common.algorithm_of(op, *problem) == "gemm"
+        autotune.record(keys[0], {"algorithm": "winograd"}, {"how": "measured"})
+        launch.common.forget()
+        assert launch.common.algorithm_of(op, *problem) == "winograd"
+    launch.common.forget()
 
 
 def test_a_chosen_layer_is_computed_by_it():

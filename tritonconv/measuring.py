@@ -103,7 +103,7 @@ def _algorithm_problem(key: Mapping, device: torch.device) -> Problem:
     return Problem(
         key=key,
         candidates=[{"algorithm": name} for name in ordered],
-        costs=[costs[name] for name in ordered],
+        costs=[costs[name] if math.isfinite(costs[name]) else None for name in ordered],
         run=lambda config: runs[config["algorithm"]](),
         check=lambda result: _difference(result, exact(), dtype),
         prepare=lambda candidates: None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
@@ -47,12 +48,16 @@ def space(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> tuple
 def algorithms(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> dict[str, float]:
     """The ways to compute "fprop", "dgrad" or "wgrad", "gemm" and perhaps "winograd", with their predicted costs.
 
-    Winograd's is for CPUs, not for float64, and from 16 channels on: it rounds more, and few channels gain little.
+    Winograd's is not for float64, and from 16 channels on: it rounds more, and few channels gain little. For a GPU its
+    cost is infinite: nothing tells yet where it wins there, so that only a measurement can choose it.
     """
     direct, size = space(op, geometry, dtype, target)[0], dtype.itemsize
     found = {"gemm": gemm.cost(direct, op, geometry, dtype, target)}
-    if target != "cpu" or dtype is torch.float64 or min(geometry.C, geometry.K) < 16 or not winograd.takes(geometry):
+    few = dtype is torch.float64 or min(geometry.C, geometry.K) < 16
+    if target == "interpreter" or few or not winograd.takes(geometry):
         return found
+    if target != "cpu":
+        return found if winograd.as_fprop(op, geometry) is None and op != "wgrad" else found | {"winograd": math.inf}
     if op == "wgrad":
         fast = space("winograd_wgrad", geometry, dtype, target)[0]
         return found | {"winograd": winograd.wgrad_cycles(fast, geometry, size)}
