@@ -133,10 +133,9 @@ def _convolution(
             return (y.detach() if wanted is None else torch.autograd.grad(y, wanted, dy)[0],)
 
     a, w, b = (t.to(dtype, memory_format=torch.channels_last) for t in (x, weight, dy))
-    bias = (None,) if made is launch.conv else ()  # which dgrad by Winograd's algorithm has none of
     run = {
         "fprop": lambda config: lambda: made.bind_fprop(a, w, None, g, config=config)(a, None),
-        "dgrad": lambda config: lambda: made.dgrad(b, w, *bias, g, config=config),
+        "dgrad": lambda config: lambda: made.dgrad(b, w, None, g, config=config),
         "wgrad": lambda config: lambda: made.wgrad(b, a, g, torch.channels_last, config),
     }[kind]
     return lambda config: run(config and TileConfig(**config)), exact
