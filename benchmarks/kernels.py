@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tritonconv import configs, engines
+from tritonconv.configs.winograd import points
 from tritonconv.launch.common import config_of
 
 from . import ceilings
@@ -97,9 +98,9 @@ def algorithm(layer: Layer, direction: str) -> tuple[str | None, int]:
     return step.algorithm and "implicit GEMM", 1
 
 
-def saving(OUT: int) -> float:
-    """How many times fewer multiplications F(OUT × OUT, 3×3) takes."""
-    return (3 * OUT / (OUT + 2)) ** 2
+def saving(OUT: int, taps: int) -> float:
+    """How many times fewer multiplications F(OUT × OUT, taps × taps) takes."""
+    return (taps * OUT) ** 2 / points(OUT, taps)
 
 
 def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | None:
@@ -113,6 +114,7 @@ def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | Non
     except ValueError:  # batch norm of one value per channel
         return None
     how, OUT = algorithm(layer, direction)
+    taps = step.geometry.R if how == "Winograd" else 1
     peers = {peer: partial(checked, prepare, want, TOLERANCE[direction]) for peer, prepare in peers.items()}
     facts = {
         "kind": layer.kind,
@@ -120,7 +122,7 @@ def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | Non
         "algorithm": how,
         "flops": step.flops,
         "bytes": step.bytes,
-        "least_ms": 1e3 * limit.least(step.flops / saving(OUT), step.bytes),
+        "least_ms": 1e3 * limit.least(step.flops / saving(OUT, taps), step.bytes),
     }
     with torch._functorch.config.patch(donated_buffer=False):  # else torch.compile's backward runs but once
         return compare(direction, layer.name, peers, options.seconds, facts, LEAST)

@@ -130,7 +130,7 @@ def test_scaling_measures_a_block_of_each_size():
 
 
 def test_winograds_algorithm_saves_products():
-    assert [kernels.saving(OUT) for OUT in (1, 2, 4)] == [1, 2.25, 4]
+    assert [kernels.saving(*tile) for tile in ((1, 3), (2, 3), (4, 3), (2, 5))] == [1, 2.25, 4, 100 / 36]
     (found,) = layers.unique(["Context"])
     three = next(layer for layer in found if layer.kind == "3×3" and layer.step.geometry.C >= 16)
     assert kernels.algorithm(three, "forward")[0] == three.step.algorithm

@@ -1,5 +1,6 @@
 """Winograd's algorithm against exact convolution: logic in float64, rounding in the others, and when it is chosen."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -29,7 +30,13 @@ CASES = (
     ConvCase((2, 3, 13, 9), (5, 3, 3), padding=(2, 3), dilation=(2, 3)),
     ConvCase((1, 2, 5, 20), (3, 3, 3), padding=(8, 1), dilation=(8, 1)),
 )
+FIVES = (
+    ConvCase((2, 5, 6, 7), (6, 5, 5), padding=(2, 2)),
+    ConvCase((1, 3, 9, 14), (4, 5, 5)),
+    ConvCase((1, 2, 11, 8), (3, 5, 5), padding=(4, 1), dilation=(2, 1)),
+)
 OUTS = 4, 2  # outputs of a tile along an axis
+FILTERS = (4, 3), (2, 3), (2, 5)  # and taps
 
 
 def small(OUT):
@@ -58,8 +65,7 @@ def fprop(x, *problem, residual=None, **options):
     return launch.winograd.bind_fprop(x, *problem, **options)(x, residual)
 
 
-@pytest.mark.parametrize("OUT", OUTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "OUT"), [*itertools.product(CASES, OUTS), *((case, 2) for case in FIVES)], ids=str)
 def test_every_size_padding_and_dilation(case, OUT, device):
     x, weight, bias = operands(case, torch.float64, device)
     y = fprop(x, weight, bias, case.geometry, config=small(OUT))
@@ -141,33 +147,34 @@ def test_weights_in_training_share_memory_but_not_values():
 
 # By Toom and Cook: outputs take the points' powers, inputs the polynomials whose roots are the other points, taps the
 # points' powers over the product of their distances to the others; ∞ takes what is of the highest power.
-POINTS = {4: (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 2: (0, 1, -1)}
+POINTS = {6: (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 4: (0, 1, -1)}
 
 
-def transforms(OUT):
+def transforms(OUT, R):
     """[points, inputs], [points, taps], [outputs, points]"""
-    points = np.array(POINTS[OUT])
+    inputs = OUT + R - 1
+    points = np.array(POINTS[inputs])
     others = [np.delete(points, i) for i in range(len(points))]
-    rows = [np.pad(np.poly(roots)[::-1], (0, OUT + 1 - len(roots))) for roots in (*others, points)]
+    rows = [np.pad(np.poly(roots)[::-1], (0, inputs - 1 - len(roots))) for roots in (*others, points)]
     scales = np.array([np.prod(p - rest) for p, rest in zip(points, others, strict=True)])
-    taps = np.vstack((points[:, None] ** np.arange(3) / scales[:, None], [0, 0, 1]))
+    taps = np.vstack((points[:, None] ** np.arange(R) / scales[:, None], np.eye(R)[-1:]))
     outputs = np.hstack((points ** np.arange(OUT)[:, None], np.eye(OUT)[:, -1:]))
     return tuple(torch.tensor(m, dtype=torch.float64) for m in (np.stack(rows), taps, outputs))
 
 
 def test_transforms():
-    for OUT in OUTS:
-        inputs, taps, outputs = transforms(OUT)
-        x, w = normal((OUT + 2,)), normal((3,))
+    for OUT, R in FILTERS:
+        inputs, taps, outputs = transforms(OUT, R)
+        x, w = normal((OUT + R - 1,)), normal((R,))
         torch.testing.assert_close(outputs @ ((inputs @ x) * (taps @ w)), F.conv1d(x[None], w[None, None])[0])
 
 
 @pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
-@pytest.mark.parametrize("OUT", OUTS)
-def test_filters(OUT, op, memory_format, device):
-    weight = normal((9, 5, 3, 3), device=device).contiguous(memory_format=memory_format)
-    _, taps, _ = (m.to(device) for m in transforms(OUT))
+@pytest.mark.parametrize(("OUT", "R"), FILTERS)
+def test_filters(OUT, R, op, memory_format, device):
+    weight = normal((9, 5, R, R), device=device).contiguous(memory_format=memory_format)
+    _, taps, _ = (m.to(device) for m in transforms(OUT, R))
     w = weight if op == "fprop" else weight.transpose(0, 1).flip(2, 3)
     want = F.pad(torch.einsum("ir,js,kcrs->ijck", taps, taps, w).flatten(0, 1), (0, -len(w) % 4))
     want = want.unflatten(2, (-1, 4)).permute(2, 0, 1, 3).flatten()
@@ -178,28 +185,31 @@ def test_filters(OUT, op, memory_format, device):
 
 def magnitude(x, weight, padding, OUT):
     """[N, K, P, Q]: the algorithm's sums over absolute values: input and weights transformed, multiplied, and back."""
-    inputs, taps, outputs = (m.abs() for m in transforms(OUT))
+    R = weight.shape[-1]
+    inputs, taps, outputs = (m.abs() for m in transforms(OUT, R))
     U = torch.einsum("ar,bs,kcrs->kcab", taps, taps, weight.abs())
-    P, Q = (size + 2 * pad - 2 for size, pad in zip(x.shape[2:], padding, strict=True))
+    P, Q = (size + 2 * pad - (R - 1) for size, pad in zip(x.shape[2:], padding, strict=True))
     x = F.pad(x.abs(), (padding[1], padding[1] + -Q % OUT, padding[0], padding[0] + -P % OUT))
-    d = x.unfold(2, OUT + 2, OUT).unfold(3, OUT + 2, OUT)  # [N, C, tiles, tiles, OUT + 2, OUT + 2]
+    d = x.unfold(2, OUT + R - 1, OUT).unfold(3, OUT + R - 1, OUT)  # [N, C, tiles, tiles, inputs, inputs]
     M = torch.einsum("ai,bj,ncpqij,kcab->nkpqab", inputs, inputs, d, U)
     y = torch.einsum("ia,jb,nkpqab->nkpiqj", outputs, outputs, M).flatten(4, 5).flatten(2, 3)
     return y[:, :, :P, :Q]
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("OUT", OUTS)
-def test_rounding_is_bounded(OUT, dtype, device):
+@pytest.mark.parametrize(("OUT", "R"), FILTERS)
+def test_rounding_is_bounded(OUT, R, dtype, device):
     """As `assert_bounded` says, of sums of C products with 24 roundings before and after them."""
-    x, weight, _ = operands(WIDE, dtype, device)
+    case = replace(WIDE, kernel=(WIDE.kernel[0], R, R), padding=(R // 2, R // 2))
+    x, weight, _ = operands(case, dtype, device)
     wide = x.double(), weight.double()
-    y = fprop(x, weight, None, WIDE.geometry, config=replace(small(OUT), BN=16, BK=8))
-    exact = F.conv2d(*wide, padding=1)
-    assert_bounded(y, exact, magnitude(*(t.cpu() for t in wide), (1, 1), OUT).to(device), WIDE.input[1] + 24)
-    direct = launch.conv.fprop(x, weight, None, WIDE.geometry, config=TileConfig(64, 32, 16))
+    y = fprop(x, weight, None, case.geometry, config=replace(small(OUT), BN=16, BK=8))
+    exact = F.conv2d(*wide, padding=case.padding)
+    bound = magnitude(*(t.cpu() for t in wide), case.padding, OUT).to(device)
+    assert_bounded(y, exact, bound, case.input[1] + 24)
+    direct = launch.conv.fprop(x, weight, None, case.geometry, config=TileConfig(64, 32, 16))
     # In float32 at most ten times, twice for F(2, 3), that of a direct sum; half types round the result, which is more.
-    factor = {4: 10, 2: 2}[OUT] if dtype is torch.float32 else 1.1
+    factor = (2 if (OUT, R) == (2, 3) else 10) if dtype is torch.float32 else 1.1
     error, least = ((t.double() - exact).square().mean().sqrt() for t in (y, direct))
     assert error <= factor * least
 
@@ -223,7 +233,7 @@ def chosen(monkeypatch):
     """Winograd's algorithm wherever it can be."""
 
     def algorithm(op, geometry, *rest):
-        taken = configs.winograd.takes(geometry) and (op == "wgrad" or configs.winograd.as_fprop(op, geometry))
+        taken = configs.winograd.takes(op, geometry) and (op == "wgrad" or configs.winograd.as_fprop(op, geometry))
         return "winograd" if taken else "gemm"
 
     monkeypatch.setattr(configs, "algorithm", algorithm)
@@ -268,8 +278,11 @@ def test_statistics(case, OUT, device):
 
 
 LAYER = ConvGeometry(1, 64, 56, 56, 64, 3, 3, padding=((1, 1), (1, 1)))
+FIVE = replace(LAYER, R=5, S=5, padding=((2, 2), (2, 2)))
 f32 = torch.float32
 OTHERS = (
+    (FIVE, f32, "cpu", "wgrad"),
+    (replace(FIVE, S=3), f32, "cpu", "fprop"),
     (replace(LAYER, stride=(2, 2)), f32, "cpu", "fprop"),
     (replace(LAYER, stride=(1, 2)), f32, "cpu", "wgrad"),
     (replace(LAYER, H=1, W=1), f32, "cpu", "wgrad"),
@@ -290,6 +303,8 @@ def test_a_layer_for_which_it_is_chosen():
         for dtype in (f32, torch.float16, torch.bfloat16):
             for geometry in (LAYER, replace(LAYER, padding=((2, 2), (2, 2)), dilation=(2, 2))):
                 assert configs.algorithm(op, geometry, dtype, "cpu") == "winograd"
+    for op in ("fprop", "dgrad"):
+        assert configs.algorithm(op, FIVE, f32, "cpu") == "winograd"
 
 
 def test_small_images_of_many_channels_take_the_smaller_filters():

@@ -54,7 +54,7 @@ def algorithms(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str)
     direct, size = space(op, geometry, dtype, target)[0], dtype.itemsize
     found = {"gemm": gemm.cost(direct, op, geometry, dtype, target)}
     few = dtype is torch.float64 or min(geometry.C, geometry.K) < 16
-    if target == "interpreter" or few or not winograd.takes(geometry):
+    if target == "interpreter" or few or not winograd.takes(op, geometry):
         return found
     if target != "cpu":
         return found if winograd.as_fprop(op, geometry) is None and op != "wgrad" else found | {"winograd": math.inf}

@@ -15,9 +15,19 @@ from .tile import MACHINES, TileConfig, kind_of
 _EXTENTS = {"cuda": (16,), "hip": (16,), "cpu": (8, 16, 32), "interpreter": (64,)}  # of BM
 
 
-def takes(geometry: ConvGeometry) -> bool:
-    """Whether the algorithm can compute anything of such a convolution."""
-    return (geometry.R, geometry.S, *geometry.stride, geometry.groups) == (3, 3, 1, 1, 1)
+_OUTS = {(3, 3): (4, 2), (5, 5): (2,)}  # by window
+
+
+def takes(op: str, geometry: ConvGeometry) -> bool:
+    """Whether the algorithm can compute `op`, "fprop", "dgrad" or "wgrad", of a convolution with such a window."""
+    window = geometry.R, geometry.S
+    known = window == (3, 3) if op == "wgrad" else window in _OUTS
+    return known and (*geometry.stride, geometry.groups) == (1, 1, 1)
+
+
+def points(OUT: int, taps: int) -> int:
+    """Products of an input channel and an output channel for OUT × OUT outputs of a window of taps × taps."""
+    return (OUT + taps - 1) ** 2
 
 
 def as_fprop(op: str, geometry: ConvGeometry) -> ConvGeometry | None:
@@ -26,14 +36,15 @@ def as_fprop(op: str, geometry: ConvGeometry) -> ConvGeometry | None:
     At stride 1 dgrad convolves dy with the flipped, transposed weight.
     """
     g = geometry
-    if not takes(g):
+    if not takes(op, g):
         return None
     if op == "fprop":
         return g
-    padding = tuple((2 * d - before, 2 * d - after) for d, (before, after) in zip(g.dilation, g.padding, strict=True))
+    reach = [(g.R - 1) * d for d in g.dilation]
+    padding = tuple((last - before, last - after) for last, (before, after) in zip(reach, g.padding, strict=True))
     if min(map(min, padding)) < 0:
         return None
-    return ConvGeometry(g.N, g.K, g.P, g.Q, g.C, 3, 3, padding=padding, dilation=g.dilation)
+    return ConvGeometry(g.N, g.K, g.P, g.Q, g.C, g.R, g.S, padding=padding, dilation=g.dilation)
 
 
 def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
@@ -43,9 +54,10 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
     BK = _channels(geometry.C) if kind == "cpu" else max(min(next_power_of_2(geometry.C), 32), least)
     BN = max(min(next_power_of_2(geometry.K), 32), least)
     configs = []
-    for OUT, extent in itertools.product((4, 2), _EXTENTS[kind]):
+    for OUT, extent in itertools.product(_OUTS[geometry.R, geometry.S], _EXTENTS[kind]):
         BM = max(min(extent, next_power_of_2(tiles(geometry, OUT))), least)
-        configs.append(TileConfig(BM, BN, BK, OUT=OUT, num_warps=2 * OUT))  # a GPU holds all points in registers
+        warps = 2 * (OUT + geometry.R - 3)  # a GPU holds all points in registers
+        configs.append(TileConfig(BM, BN, BK, OUT=OUT, num_warps=warps))
     return tuple(sorted(dict.fromkeys(configs), key=lambda tile: cpu_cycles(tile, geometry, dtype.itemsize)))
 
 
@@ -84,7 +96,7 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
     """
     machine, programs = host(), MACHINES["cpu"].programs
     size = max(itemsize, 4)  # of an accumulator
-    points = (tile.OUT + 2) ** 2
+    products = points(tile.OUT, geometry.R)
     blocks, k_tiles = cdiv(tiles(geometry, tile.OUT), tile.BM), cdiv(geometry.K, tile.BN)
     split = min(k_tiles, cdiv(programs, blocks))
     rows, vectors, across = register_tile(tile, size, machine)
@@ -92,12 +104,13 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
     starts = TILE_STARTS + cdiv(geometry.C, tile.BK) * TURN_STARTS
     multiply = full * (starts + geometry.C * step(rows, vectors, machine))
     multiply += (starts + geometry.C * step(rest, vectors, machine)) if rest else 0
-    transform = _TRANSFORM * points / 36 * size / 32  # of an element
+    transform = _TRANSFORM * products / 36 * size / 32  # of an element
     inputs = tile.BM * (_PIXELS + transform * geometry.C)
     outputs = tile.BM * (_PIXELS + transform * tile.BN)
-    compute = cdiv(blocks * split, programs) * (inputs + cdiv(k_tiles, split) * (points * across * multiply + outputs))
+    share = cdiv(k_tiles, split) * (products * across * multiply + outputs)
+    compute = cdiv(blocks * split, programs) * (inputs + share)
     # Each block reads all weights. The first ones find them in memory, in a network of many layers; the GEMM, too.
-    weights = points * geometry.C * geometry.K * size
+    weights = products * geometry.C * geometry.K * size
     passes = cdiv(blocks, programs) if weights > caches().last else 1
     memory = (weights * passes - geometry.parameters * itemsize) / _MEMORY_RATE
     shared = weights * blocks / _CACHE_RATE if weights > caches().second else 0
@@ -108,13 +121,13 @@ def wgrad_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> flo
     """As `cpu_cycles`, of the gradient of a weight."""
     machine, programs = host(), MACHINES["cpu"].programs
     size = max(itemsize, 4)
-    points, count = (tile.OUT + 2) ** 2, tiles(geometry, tile.OUT)
+    products, count = points(tile.OUT, 3), tiles(geometry, tile.OUT)
     panels = cdiv(geometry.K, tile.BM), cdiv(geometry.C, tile.BN)
     channels = panels[0] * tile.BM + panels[1] * tile.BN
     count = cdiv(count, 2 * tile.BK) * 2 * tile.BK  # as the launches take them
-    gather = count * (sum(panels) * _PIXELS + channels * _TRANSFORM * points / 36 * size / 32)
+    gather = count * (sum(panels) * _PIXELS + channels * _TRANSFORM * products / 36 * size / 32)
     rows, vectors, across = register_tile(tile, size, machine)
     product = cdiv(tile.BM, rows) * across * (TILE_STARTS + count * step(rows, vectors, machine))
-    sums = points * geometry.C * geometry.K * size
+    sums = products * geometry.C * geometry.K * size
     memory = 2 * sums / _MEMORY_RATE if sums > caches().second else 0
-    return (gather + memory) / programs + cdiv(points * panels[0] * panels[1], programs) * product
+    return (gather + memory) / programs + cdiv(products * panels[0] * panels[1], programs) * product

@@ -1,10 +1,10 @@
-"""Convolution by Winograd's minimal filtering: F(4×4, 3×3) takes 36 products for 16 outputs of a 3 × 3 window, not 144;
-F(2×2, 3×3) takes 16 for 4, and less memory for weights.
+"""Convolution by Winograd's minimal filtering: F(4×4, 3×3) takes 36 products for 16 outputs of a 3 × 3 window, not
+144; F(2×2, 3×3) takes 16 for 4, and less memory for weights; F(2×2, 5×5) takes 36 for 4, not 100.
 
-Along one axis, OUT outputs of a three-tap filter are the product of two polynomials. It is computed at OUT + 2 points:
-for F(4, 3) at 0, ±1/√2, ±√2 and ∞, where the transforms take six fused multiply-adds or sums for four outputs, and lose
-less to rounding than at 0, ±1, ±2, ∞ (Lavin and Gray 2016; Barabasz et al. 2020), for F(2, 3) at 0, ±1 and ∞. In two
-dimensions all is done along each axis.
+Along one axis, OUT outputs of a filter of TAPS taps are the product of two polynomials. It is computed at
+OUT + TAPS − 1 points: for F(4, 3) and F(2, 5) at 0, ±1/√2, ±√2 and ∞, where the transforms of F(4, 3) take six fused
+multiply-adds or sums for four outputs, and lose less to rounding than at 0, ±1, ±2, ∞ (Lavin and Gray 2016; Barabasz
+et al. 2020), for F(2, 3) at 0, ±1 and ∞. In two dimensions all is done along each axis.
 
 Pixels as far apart as the dilation are an image of their own, a phase, in which the window is not dilated.
 """
@@ -22,9 +22,15 @@ B = tl.constexpr(2**0.5)
 
 @triton.jit
 def transform_filter(w, OUT: tl.constexpr):
-    """Three taps along one axis → their polynomial's values, each over the product of the point's distances to the
+    """The taps along one axis → their polynomial's values, each over the product of the point's distances to the
     others."""
-    if OUT == 2:
+    if len(w) == 5:
+        s1 = (-2 / 3) * w[0] - (1 / 3) * w[2] - (1 / 6) * w[4]
+        d1 = (-2 / 3 * A) * w[1] - (1 / 3 * A) * w[3]
+        s2 = (1 / 6) * w[0] + (1 / 3) * w[2] + (2 / 3) * w[4]
+        d2 = (1 / 6 * B) * w[1] + (1 / 3 * B) * w[3]
+        return w[0], s1 + d1, s1 - d1, s2 + d2, s2 - d2, w[4]
+    elif OUT == 2:
         s = 0.5 * (w[0] + w[2])
         return -w[0], s + 0.5 * w[1], s - 0.5 * w[1], w[2]
     else:
@@ -36,9 +42,9 @@ def transform_filter(w, OUT: tl.constexpr):
 
 
 @triton.jit
-def transform_input(x, OUT: tl.constexpr):
-    """OUT + 2 inputs along one axis → their polynomial's remainders, each times one factor of the product."""
-    if OUT == 2:
+def transform_input(x):
+    """The inputs along one axis → their polynomial's remainders, each times one factor of the product."""
+    if len(x) == 4:
         return x[2] - x[0], x[2] + x[1], x[2] - x[1], x[3] - x[1]
     else:
         t1 = x[4] - 2 * x[2]
@@ -52,15 +58,18 @@ def transform_input(x, OUT: tl.constexpr):
 
 @triton.jit
 def transform_output(m, OUT: tl.constexpr):
-    """OUT + 2 products along one axis → OUT outputs."""
-    if OUT == 2:
+    """The products along one axis → OUT outputs."""
+    if len(m) == 4:
         return m[0] + m[1] + m[2], m[1] - m[2] + m[3]
     else:
         s1 = m[1] + m[2]
         d1 = m[1] - m[2]
         s2 = m[3] + m[4]
         d2 = m[3] - m[4]
-        return m[0] + s1 + s2, A * d1 + B * d2, 0.5 * s1 + 2 * s2, 0.5 * A * d1 + 2 * B * d2 + m[5]
+        if OUT == 2:
+            return m[0] + s1 + s2, A * d1 + B * d2 + m[5]
+        else:
+            return m[0] + s1 + s2, A * d1 + B * d2, 0.5 * s1 + 2 * s2, 0.5 * A * d1 + 2 * B * d2 + m[5]
 
 
 @triton.jit
@@ -75,23 +84,23 @@ def column_of(rows, j: tl.constexpr):
 def winograd_filter(
     w_ptr, u_ptr, C: tl.constexpr, K: tl.constexpr,
     FIRST: tl.constexpr, STRIDE_C: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_TAP: tl.constexpr,
-    OUT: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
+    OUT: tl.constexpr, TAPS: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """u [tiles of K, points, C, BN]: the transformed taps of a weight of these strides, whose first tap is at FIRST.
 
     Grid: (tiles of C, tiles of K).
     """
-    IN: tl.constexpr = OUT + 2
+    IN: tl.constexpr = OUT + TAPS - 1
     ACC: tl.constexpr = u_ptr.dtype.element_ty
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     k = tl.program_id(1) * BN + tl.arange(0, BN)
     p_w = w_ptr + FIRST + c.to(tl.int64)[:, None] * STRIDE_C + k.to(tl.int64)[None, :] * STRIDE_K
     rows = ()
-    for r in tl.static_range(3):
+    for r in tl.static_range(TAPS):
         row = ()
-        for s in tl.static_range(3):
+        for s in tl.static_range(TAPS):
             mask = (c < C)[:, None] & (k < K)[None, :]
-            row = row + (tl.load(p_w + (3 * r + s) * STRIDE_TAP, mask=mask, other=0.0).to(ACC),)  # [BC, BN]
+            row = row + (tl.load(p_w + (TAPS * r + s) * STRIDE_TAP, mask=mask, other=0.0).to(ACC),)  # [BC, BN]
         rows = rows + (transform_filter(row, OUT),)
     p_u = u_ptr + tl.program_id(1).to(tl.int64) * (IN * IN * C * BN) + c[:, None] * BN + tl.arange(0, BN)[None, :]
     columns = ()
@@ -139,17 +148,18 @@ def load_square(
 @triton.jit
 def store_input(
     v_ptr, x_ptr, h, w, H, W, m_row, c,
-    C: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.constexpr, BM: tl.constexpr,
+    C: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
+    BM: tl.constexpr,
 ):  # fmt: skip
-    """v [points, BM, C]: the transforms of the (OUT + 2)² pixels from (h, w) [BM] on, of channels c [BC]."""
-    IN: tl.constexpr = OUT + 2
+    """v [points, BM, C]: the transforms of the (OUT + TAPS − 1)² pixels from (h, w) [BM] on, of channels c [BC]."""
+    IN: tl.constexpr = OUT + TAPS - 1
     p_v = v_ptr + tl.arange(0, BM)[:, None] * C + c[None, :]
     pixels = load_square(x_ptr, h, w, H, W, m_row, c, C, DIL_H, DIL_W, IN, v_ptr.dtype.element_ty)
     rows = ()
     for i in tl.static_range(IN):
-        rows = rows + (transform_input(pixels[i], OUT),)
+        rows = rows + (transform_input(pixels[i]),)
     for j in tl.static_range(IN):
-        column = transform_input(column_of(rows, j), OUT)
+        column = transform_input(column_of(rows, j))
         for i in tl.static_range(IN):
             tl.store(p_v + (IN * i + j) * (BM * C), column[i], mask=(c < C)[None, :])
 
@@ -180,9 +190,9 @@ def store_products(
 
 
 @triton.jit
-def load_output(m_ptr, OUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+def load_output(m_ptr, OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """The OUT columns of OUT outputs of each tile, [BM, BN] each, from m [points, BM, BN]."""
-    IN: tl.constexpr = OUT + 2
+    IN: tl.constexpr = OUT + TAPS - 1
     p_m = m_ptr + tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
     rows = ()
     for i in tl.static_range(IN):
@@ -272,9 +282,9 @@ def conv_winograd(
     C: tl.constexpr, K: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     POOL_H: tl.constexpr, POOL_W: tl.constexpr,
-    OUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """What `conv_fprop` computes of a 3 × 3 window with stride 1, without groups.
+    """What `conv_fprop` computes of a TAPS × TAPS window with stride 1, without groups.
 
     Grid: (any number, any number). A program takes every num_programs(0)-th block of BM tiles of OUT × OUT outputs, and
     of the tiles of K its share of num_programs(1). It transforms a block's inputs once, all channels of them, then per
@@ -285,7 +295,7 @@ def conv_winograd(
     output in a window. POOL_H and POOL_W divide OUT; then there are no dilation, residual and statistics.
     """
     POOLED: tl.constexpr = POOL_H * POOL_W > 1
-    POINTS: tl.constexpr = (OUT + 2) * (OUT + 2)
+    POINTS: tl.constexpr = (OUT + TAPS - 1) * (OUT + TAPS - 1)
     K_TILES: tl.constexpr = (K + BN - 1) // BN
     ACC: tl.constexpr = workspace_ptr.dtype.element_ty
     tiles = count_tiles(N, P, Q, DIL_H, DIL_W, OUT)
@@ -304,7 +314,7 @@ def conv_winograd(
         w = q - PAD_W
         p_x = x_ptr + ((n * H + h) * W + w).to(tl.int64) * C
         for c in range(0, C, BC):
-            store_input(v_ptr, p_x, h, w, H, W, m_row, c + tl.arange(0, BC), C, DIL_H, DIL_W, OUT, BM)
+            store_input(v_ptr, p_x, h, w, H, W, m_row, c + tl.arange(0, BC), C, DIL_H, DIL_W, OUT, TAPS, BM)
         tl.debug_barrier()
         pixel = ((n * P + p) * Q + q).to(tl.int64)
         p_u = u_ptr + first.to(tl.int64) * (POINTS * C * BN)
@@ -313,7 +323,7 @@ def conv_winograd(
             tl.debug_barrier()
             k = tile_n * BN + tl.arange(0, BN)
             o_y = pixel[:, None] * K + k[None, :]
-            columns = load_output(m_ptr, OUT, BM, BN)
+            columns = load_output(m_ptr, OUT, TAPS, BM, BN)
             y = ()
             for i in tl.static_range(OUT):
                 for j in tl.static_range(OUT):

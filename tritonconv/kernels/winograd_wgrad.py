@@ -61,12 +61,12 @@ def winograd_gather(
     pixels = load_square(p_x, h, w, H, W, m_row, c, C, DIL_H, DIL_W, OUT if OUTPUTS else IN, ACC)
     rows = ()
     for i in tl.static_range(len(pixels)):
-        rows = rows + (untransform_output(pixels[i], OUT) if OUTPUTS else transform_input(pixels[i], OUT),)
+        rows = rows + (untransform_output(pixels[i], OUT) if OUTPUTS else transform_input(pixels[i]),)
     point = tl.num_programs(1) * count.to(tl.int64) * BC  # elements of a point
     p_z = z_ptr + (tl.program_id(1) * count + row).to(tl.int64)[:, None] * BC + tl.arange(0, BC)[None, :]
     for j in tl.static_range(IN):
         column = column_of(rows, j)
-        values = untransform_output(column, OUT) if OUTPUTS else transform_input(column, OUT)
+        values = untransform_output(column, OUT) if OUTPUTS else transform_input(column)
         for i in tl.static_range(IN):
             tl.store(p_z + (IN * i + j) * point, values[i])
 

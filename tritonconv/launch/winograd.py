@@ -1,4 +1,4 @@
-"""3 × 3 convolution by Winograd's algorithm: fprop, and dgrad as the fprop of the flipped, transposed weight."""
+"""Convolution by Winograd's algorithm: fprop, and dgrad as the fprop of the flipped, transposed weight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triton import cdiv, next_power_of_2
 
 from ..configs import TileConfig
 from ..configs.tile import kind_of
-from ..configs.winograd import as_fprop, tiles
+from ..configs.winograd import as_fprop, points, tiles
 from ..engines import Launch
 from ..geometry import ConvGeometry, Pair
 from ..kernels import winograd
@@ -46,6 +46,7 @@ def fprop_launch(
         "POOL_H": window[0],
         "POOL_W": window[1],
         "OUT": config.OUT,
+        "TAPS": geometry.R,
         "BM": config.BM,
         "BN": config.BN,
         "BK": config.BK,
@@ -58,19 +59,20 @@ def fprop_launch(
 def filter_launch(
     target: str, op: str, shape: tuple[int, ...], strides: tuple[int, ...], OUT: int, BN: int
 ) -> Launch:
-    """Tensors: a weight [K, C, 3, 3] of these strides, and its transformed taps."""
+    """Tensors: a weight [K, C, R, R] of these strides, and its transformed taps."""
     backwards = op == "dgrad"
     reduced, columns = (0, 1) if backwards else (1, 0)
-    C, K, tap = shape[reduced], shape[columns], strides[3]
+    C, K, taps, tap = shape[reduced], shape[columns], shape[3], strides[3]
     BC = 16
     constexprs = {
         "C": C,
         "K": K,
-        "FIRST": 8 * tap if backwards else 0,
+        "FIRST": (taps**2 - 1) * tap if backwards else 0,
         "STRIDE_C": strides[reduced],
         "STRIDE_K": strides[columns],
         "STRIDE_TAP": -tap if backwards else tap,
         "OUT": OUT,
+        "TAPS": taps,
         "BC": BC,
         "BN": BN,
     }
@@ -78,13 +80,13 @@ def filter_launch(
 
 
 def _filters(weight: Tensor, op: str, OUT: int, BN: int, keep: bool) -> Callable[[], Tensor]:
-    """What gives the transformed taps of a weight [K, C, 3, 3], at the time of the launch that reads them:
-    [tiles of columns, (OUT + 2)², reduced channels, BN]."""
+    """What gives the transformed taps of a weight [K, C, R, R], at the time of the launch that reads them:
+    [tiles of columns, points, reduced channels, BN]."""
     w = weight.detach()
     if not w.is_contiguous(memory_format=torch.channels_last):
         w = w.contiguous()
     launch, transform = prepare(w.device, filter_launch, op, w.shape, w.stride(), OUT, BN)
-    shape = launch.grid[1], (OUT + 2) ** 2, launch.constexprs["C"], BN
+    shape = launch.grid[1], points(OUT, w.shape[3]), launch.constexprs["C"], BN
 
     def into(u: Tensor) -> Tensor:
         transform(w, u)
@@ -107,7 +109,7 @@ def _bind(
     made = problem, x.dtype, precision_of(x), activation, threads, config, norm.eps, window
     launch, run = prepare(x.device, fprop_launch, *made)
     OUT, BM, BN = (launch.constexprs[name] for name in ("OUT", "BM", "BN"))
-    room = launch.grid[0] * launch.grid[1] * (OUT + 2) ** 2 * BM * (problem.C + BN)
+    room = launch.grid[0] * launch.grid[1] * points(OUT, problem.R) * BM * (problem.C + BN)
     bias = None if bias is None else bias.contiguous()
     vectors = norm.vectors
     filters = _filters(weight, op, OUT, BN, keep_pack)
