@@ -249,3 +249,18 @@ def test_the_norm_of_a_list_is_looked_through_with_its_owner():
     assert members[0] == ("0.convs.0", "0.norms.0.act", "0.norms.0", "0.norms.0.drop")
     assert_as_before(model)
     assert not any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+UNFUSED = {
+    "max-pooling not fused: only windows side by side are, of what never falls": nn.MaxPool2d(3, 2, 1),
+    "GroupNorm not fused: no kernel computes it": nn.GroupNorm(1, 2),
+    "Softplus not fused: no kernel computes it": nn.Softplus(),
+    "batch norm not fused: it comes after the activation": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2)),
+    "": nn.Upsample(scale_factor=2),
+}
+
+
+@pytest.mark.parametrize("reason", UNFUSED)
+def test_the_report_says_why_what_comes_next_is_not_fused(reason):
+    model = tritonconv.patch(nn.Sequential(nn.Conv2d(2, 2, 1), UNFUSED[reason]))
+    assert next(iter(tritonconv.report(model))).reason == reason

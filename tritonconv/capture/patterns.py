@@ -122,7 +122,22 @@ def _extend(module: nn.Module, match: Match, extensions: dict[str, Callable], ta
         if any(intercepted(module.get_submodule(member)) for member in longer[0].block.members):
             return replace(match, reason=f"{what} not fused: a hook wants the value before it")
         match = longer[0]
-    return match
+    users = [user for user in match.nodes[-1].users if user not in taken]
+    return replace(match, reason=_unfused(module, match, users[0])) if len(users) == 1 else match
+
+
+def _unfused(module: nn.Module, match: Match, user: fx.Node) -> str:
+    """Why what comes next, and often runs in the kernel of a convolution, does not here."""
+    if not isinstance(match.block, ConvBlock):
+        return ""
+    if is_max_pooling(module, user) and match.block.kind == "conv2d" and match.addition is None:
+        return "" if match.block.pools else "max-pooling not fused: only windows side by side are, of what never falls"
+    child = module.get_submodule(user.target) if user.op == "call_module" else None
+    if type(child) is NORMS[type(module.get_submodule(match.block.conv))]:
+        return "batch norm not fused: it comes after the activation"
+    if isinstance(child, _WITHOUT_KERNEL) or type(child).__module__ == "torch.nn.modules.activation":
+        return f"{type(child).__name__} not fused: no kernel computes it"
+    return ""
 
 
 def _refused(module: nn.Module, node: fx.Node, leaves: Container[nn.Module], accept: Callable) -> bool:
@@ -237,6 +252,7 @@ def _longer(match: Match, node: fx.Node, **block) -> Match:
     return replace(match, block=replace(match.block, **block), nodes=(*match.nodes, node), status="fused")
 
 
+_WITHOUT_KERNEL = nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.SyncBatchNorm
 _ACTIVATION = {"activation": _with_activation}
 _NORM = {"batch norm": _with_norm, "frozen batch norm": _with_frozen_norm}
 _EPILOGUE = {**_NORM, "addition": _with_residual, **_ACTIVATION}
