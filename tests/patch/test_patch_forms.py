@@ -279,6 +279,14 @@ def test_one_untraceable_block_costs_one_block(kernel_calls):
     assert_as_before(model)
 
 
+def test_a_scripted_block_is_left_alone():
+    block = torch.jit.script(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()))
+    model = tritonconv.patch(nn.Sequential(block, nn.Conv2d(2, 2, 1)))
+    assert statuses(model) == {"1": "swapped conv2d"}
+    x = torch.randn(SIZE)
+    torch.testing.assert_close(model(x), tritonconv.unpatch(model)(x))
+
+
 def left_alone():
     class Shifted(nn.Conv2d):
         def forward(self, x):

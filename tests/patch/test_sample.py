@@ -118,7 +118,7 @@ def test_slower_sites_are_no_failure_under_strict_and_excluded_ones_are_not_time
 def test_what_was_not_timed_is_patched_and_says_so(monkeypatch):
     monkeypatch.setattr(trial, "SECONDS", -1)
     model = tritonconv.patch(vgg_like(), torch.randn(SIZE), when="faster")
-    assert all(site.status != "left" and site.reason == "not timed" for site in tritonconv.report(model))
+    assert all(site.status != "left" and site.reason.endswith("not timed") for site in tritonconv.report(model))
 
 
 def test_every_site_is_timed_really(device):

@@ -50,7 +50,7 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
             if isinstance(module, tuple(LEAVES)) and not any(fqn in site.members for site in sites):
                 note = untraced.get(_caller(model, fqn), "")
                 sites[_leaf_site(fqn, module, refusals[module], note)] = place[fqn]
-        elif _has_forward(module) and not refusals.keys().isdisjoint(module.modules()):
+        elif not refusals.keys().isdisjoint(module.modules()) and _has_forward(module):
             try:
                 blocks, through = _blocks(module, fqn, recorded, leaves, accept)
             except CannotTrace as refusal:

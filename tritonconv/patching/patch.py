@@ -115,7 +115,9 @@ def _faster(model: nn.Module, found: Capture, accept: Accept, speeds: dict[str, 
     def explained(site: Site) -> Site:
         if site.status == "left":
             return replace(site, reason=reasons.get(site.fqn, site.reason))
-        return site if site.fqn in speeds else replace(site, reason=site.reason or "not timed")
+        if site.fqn in speeds:
+            return site
+        return replace(site, reason="; ".join(filter(None, (site.reason, "not timed"))))
 
     return replace(found, sites=list(map(explained, found.sites)))
 
