@@ -65,7 +65,8 @@ class Loader:
             if self._jit is None:
                 llvm.initialize_native_target()
                 llvm.initialize_native_asmprinter()
-                self._jit = llvm.create_lljit_compiler()
+                # JITLink, because the older linker may map code and constants further apart than code can reach.
+                self._jit = llvm.create_lljit_compiler(use_jit_link=True)
             self._count += 1
             library = llvm.JITLibraryBuilder().add_object_img(image).add_current_process().export_symbol(name)
             tracker = library.link(self._jit, f"kernel{self._count}")
