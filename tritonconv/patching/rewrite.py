@@ -25,8 +25,11 @@ def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forwa
         if match.in_caller:
             _REWRITES[type(match.block)](graph, match)
     graph.lint()
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, f"<tritonconv {type(module).__name__}.forward>", "exec"), namespace)
     return swap.Forward(
-        name=type(module).__name__,
+        run=namespace["forward"],
         graph=graph,
         fuses=any(match.in_caller for match in matches),
         arity=trace.arity,

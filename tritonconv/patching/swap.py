@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import copy
 import functools
-import threading
 import types
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import fx, nn
@@ -27,7 +25,6 @@ from .reporting import Report
 
 _PLAN = "_tritonconv"
 _MISSING = object()
-_writing = threading.Lock()  # while a graph becomes code, its nodes are changed
 
 # A subclass holds its original class, so it must not be held here, or neither could ever be freed.
 _subclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
@@ -58,27 +55,19 @@ class Part:
 class Forward:
     """A rewritten forward, and what must hold for a call to run it.
 
-    name: of the module's class. graph: what it computes; it calls children by their paths and holds none.
+    run: called as `run(module, *args, **kwargs)`.
+    graph: what it computes; it calls children by their paths and holds none.
     fuses: whether that differs from what the module's own forward calls.
     arity, kind: how many inputs it takes; all must be given, as this type.
     parts: what must hold for the module ("") and for submodules, by path.
     """
 
-    name: str
+    run: Callable
     graph: fx.Graph
     fuses: bool
     arity: int
     kind: type
     parts: dict[str, Part]
-
-    @cached_property
-    def run(self) -> Callable:
-        """Called as `run(module, *args, **kwargs)`."""
-        with _writing:
-            code = self.graph.python_code("self")
-        namespace = dict(code.globals)
-        exec(compile(code.src, f"<tritonconv {self.name}.forward>", "exec"), namespace)
-        return namespace["forward"]
 
     def __deepcopy__(self, memo) -> Forward:
         return self  # nothing of it changes, and it holds no module
