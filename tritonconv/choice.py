@@ -132,7 +132,7 @@ def _many(x: Tensor, elements: int) -> bool:
 
 
 # Which poolings of which inputs (and whether with a gradient) a kernel runs faster on CPUs, as `python -m benchmarks
-# pool` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows better.
+# kernels` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows better.
 _ON_CPUS: dict[str, Callable[[Tensor, bool], bool]] = {
     "max_pool2d": lambda x, backward: _many(x, 1 << (18 if backward else 16)),
     "avg_pool2d": lambda x, backward: _many(x, 1 << 21) and (backward or not _is_nhwc(x)),

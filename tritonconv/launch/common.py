@@ -141,6 +141,17 @@ def scratch(name: str, like: Tensor, size: int) -> Tensor:
     return room
 
 
+def summed(run: Callable[[Tensor], None], splits: int, out: Tensor) -> None:
+    """Runs what writes `out` or, of several splits, partial sums [splits, elements of out], and adds these up."""
+    if splits == 1:
+        run(out)
+        return
+    size = splits * out.numel()
+    partial = scratch("partial", out, size)[:size].view(splits, -1)
+    run(partial)
+    sum_splits(partial, out)
+
+
 def rooms() -> list[Tensor]:
     """All that `scratch` keeps for this thread."""
     return list(_scratch.held.values())

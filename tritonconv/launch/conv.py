@@ -24,9 +24,8 @@ from .common import (
     nhwc,
     precision_of,
     prepare,
-    scratch,
     sizes,
-    sum_splits,
+    summed,
     window,
 )
 from .norm import ABSENT, Norm, empty_moments, moments
@@ -305,11 +304,6 @@ def wgrad(
     channels_last = computed is torch.channels_last
     launch, run = prepare(device, wgrad_launch, geometry, dy.dtype, precision_of(dy), channels_last, config, pixel)
     dw = torch.empty(shape, dtype=dy.dtype, device=device, memory_format=computed)
-    splits = launch.grid[2] // geometry.groups
-    if splits == 1:
-        run(nhwc(dy), nhwc(x), dw)
-    else:
-        partial = scratch("partial", dy, splits * dw.numel())[: splits * dw.numel()].view(splits, -1)
-        run(nhwc(dy), nhwc(x), partial)
-        sum_splits(partial, dw)
+    dy, x = nhwc(dy), nhwc(x)
+    summed(lambda sums: run(dy, x, sums), launch.grid[2] // geometry.groups, dw)
     return dw.contiguous(memory_format=memory_format)

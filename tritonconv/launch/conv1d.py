@@ -13,7 +13,7 @@ from ..engines import Launch
 from ..geometry import ConvGeometry, RowGeometry
 from ..kernels import conv1d
 from . import packing
-from .common import accumulator_of, config_of, nhwc, precision_of, prepare, sum_splits
+from .common import config_of, nhwc, precision_of, prepare, summed
 from .norm import ABSENT, empty_moments
 from .room import empty
 
@@ -126,11 +126,6 @@ def wgrad(
     launch, run = prepare(dy.device, wgrad_launch, *problem)
     shape = geometry.K, geometry.Cg, geometry.R, geometry.S
     dw = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
-    splits = launch.grid[2] // geometry.groups
-    if splits == 1:
-        run(dy.contiguous(), nhwc(x), dw)
-    else:
-        partial = torch.empty((splits, dw.numel()), dtype=accumulator_of(dy), device=dy.device)
-        run(dy.contiguous(), nhwc(x), partial)
-        sum_splits(partial, dw)
+    dy, x = dy.contiguous(), nhwc(x)
+    summed(lambda sums: run(dy, x, sums), launch.grid[2] // geometry.groups, dw)
     return dw

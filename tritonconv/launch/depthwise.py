@@ -14,7 +14,7 @@ from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import depthwise
 from . import packing
-from .common import config_of, empty_nhwc, nhwc, prepare, scratch, sizes, sum_splits, window
+from .common import config_of, empty_nhwc, nhwc, prepare, sizes, summed, window
 from .norm import ABSENT, Norm
 
 
@@ -108,11 +108,6 @@ def wgrad(
     launch, run = prepare(dy.device, wgrad_launch, geometry, dy.dtype, config)
     shape = geometry.K, 1, geometry.R, geometry.S
     dw = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
-    splits = launch.grid[2]
-    if splits == 1:
-        run(nhwc(dy), nhwc(x), dw)
-        return dw
-    partial = scratch("partial", dy, splits * dw.numel())[: splits * dw.numel()].view(splits, -1)
-    run(nhwc(dy), nhwc(x), partial)
-    sum_splits(partial, dw)
+    dy, x = nhwc(dy), nhwc(x)
+    summed(lambda sums: run(dy, x, sums), launch.grid[2], dw)
     return dw

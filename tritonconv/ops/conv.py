@@ -312,5 +312,3 @@ def weight_of(w: Tensor) -> tuple[Tensor, bool]:
     cannot. Another may lack R, for its pack is found by the tensor that it is."""
     trained = needs_gradient(w)
     return w.unsqueeze(2) if trained and w.dim() == 3 else w, not trained
-
-
