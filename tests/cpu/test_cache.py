@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.runtime import driver
 
 from tritonconv.cpu import build, cache, engine
+from tritonconv.kernels import conv
 
 
 @triton.jit
@@ -75,6 +76,14 @@ def test_everything_that_shapes_the_code_is_in_the_key(folder, monkeypatch):
     monkeypatch.setattr(cache, "fingerprint", lambda: "another processor or compiler")
     silent()
     assert len(list(folder.iterdir())) == 5
+
+
+def test_the_library_s_kernels_are_named_by_its_files(monkeypatch):
+    signature, constexprs = {}, {}
+    names = {engine.Request(kernel, signature, constexprs).name for kernel in (conv.conv_fprop, conv.conv_dgrad)}
+    monkeypatch.setattr(build, "sources", lambda folder: "an edited file")
+    names.add(engine.Request(conv.conv_fprop, signature, constexprs).name)
+    assert len(names) == 3
 
 
 def test_kernels_compiled_side_by_side(folder):

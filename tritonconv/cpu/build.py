@@ -22,15 +22,19 @@ from .target import Target, host
 
 
 @cache
+def sources(folder: Path) -> str:
+    """The digest of a folder's Python files, as they were when it was first asked for."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
 def fingerprint() -> str:
     """Changes with everything, besides the kernel, that changes the code made from it."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    target = host()
     versions = (triton.__version__, llvmlite.__version__, llvm.llvm_version_info)
-    digest.update(repr((versions, target)).encode())
-    return digest.hexdigest()
+    return hashlib.sha256(repr((sources(Path(__file__).parent), versions, host())).encode()).hexdigest()
 
 
 def simplify(module):

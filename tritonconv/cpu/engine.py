@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from .. import kernels
 from . import build, cache, debug
 from .compiler import CPUBackend, cpu_target
 from .forks import forked
@@ -24,6 +26,7 @@ _POINTER = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64", torch.bool: "*i1",
     torch.int8: "*i8", torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
+_LIBRARY = Path(kernels.__file__).parent
 _kernels: dict[str, Kernel] = {}
 # By thread: what is told of its launches, as `watcher(kernel, launch, tensors)`; of one that is checked no kernel.
 watchers: dict[int, Callable[[Kernel | None, object, Sequence[torch.Tensor | None]], None]] = {}
@@ -31,6 +34,16 @@ watchers: dict[int, Callable[[Kernel | None, object, Sequence[torch.Tensor | Non
 
 def _integer(value: int) -> str:
     return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+
+
+def _code(kernel: JITFunction) -> str:
+    """Names a kernel's source. Triton's own key parses the kernel and all that it calls, 8 ms for a convolution, where
+    the library's files are read in less than one.
+    """
+    function = kernel.fn
+    if Path(function.__code__.co_filename).parent != _LIBRARY:
+        return kernel.cache_key
+    return f"{build.sources(_LIBRARY)} {function.__module__}.{function.__qualname__}"
 
 
 def _debugging() -> bool:
@@ -50,7 +63,7 @@ class Request:
     @cached_property
     def name(self) -> str:
         constexprs = sorted((k, repr(v)) for k, v in self.constexprs.items())
-        return cache.key(self.kernel.cache_key, self.signature, constexprs, self.checked)
+        return cache.key(_code(self.kernel), self.signature, constexprs, self.checked)
 
     def compile(self) -> build.Binary:
         backend = CPUBackend(cpu_target())
