@@ -102,14 +102,20 @@ def _normed(function: str, shapes, training: bool, **options) -> Operator:
     return Operator(f"{name}, {'training' if training else 'evaluation'}", ours, torchs, shapes)
 
 
+def _unpooled(library, x: Tensor) -> Tensor:
+    return library.max_unpool2d(*library.max_pool2d(x, 3, 2, return_indices=True), 3, 2)
+
+
 CONV = (2, 3, 6, 5), (4, 3, 3, 3), (4,)
 TRANSPOSED = (2, 3, 4, 3), (3, 4, 3, 3), (4,)
+GROUPED = (2, 4, 4, 3), (4, 3, 3, 2), (6,)
 ROWS = (2, 5, 9), (6, 5, 3), (6,)
 OPERATORS = (
     _both("conv2d", "conv2d", CONV),
     _both("conv2d, stride, padding, dilation", "conv2d", CONV, (2, 1), (2, 1), (2, 1)),
     _both("conv2d, 2 groups", "conv2d", ((2, 4, 6, 5), (6, 2, 3, 3), (6,)), groups=2),
     _both("conv2d, depthwise", "conv2d", ((2, 4, 6, 5), (4, 1, 3, 3), (4,)), padding=1, groups=4),
+    _both("conv2d, 32 channels (by Winograd)", "conv2d", ((1, 32, 8, 8), (32, 32, 3, 3), (32,)), padding=1),
     _both("conv2d, 1×1", "conv2d", ((2, 3, 6, 5), (4, 3, 1, 1), (4,))),
     _activated("relu", F.relu),
     _activated("leaky_relu(0.2)", lambda x: F.leaky_relu(x, 0.2)),
@@ -132,10 +138,17 @@ OPERATORS = (
     _normed("conv2d", (*CONV, (2, 4, 6, 5)), False, padding=1),
     _both("batch_norm, training", "batch_norm", ((2, 3, 6, 5),), None, None, training=True),
     _both("conv_transpose2d, stride 2", "conv_transpose2d", TRANSPOSED, 2, 1, 1),
+    _both("conv_transpose2d, dilation, 2 groups", "conv_transpose2d", GROUPED, dilation=2, groups=2),
     _normed("conv_transpose2d", TRANSPOSED, True, stride=2, padding=1),
     _normed("conv_transpose2d", TRANSPOSED, False, stride=2, padding=1),
     _both("conv1d, stride 2", "conv1d", ((2, 3, 9), (4, 3, 3), (4,)), 2, 1),
     _both("conv1d", "conv1d", ROWS, padding=2, dilation=2),
+    Operator(
+        "causal_conv1d, dilation",
+        lambda x, w, b: functional.causal_conv1d(x, w, b, 2),
+        lambda x, w, b: F.conv1d(F.pad(x, (4, 0)), w, b, dilation=2),
+        ROWS,
+    ),
     _normed("conv1d", (*ROWS, (2, 6, 9)), True, padding=1),
     _normed("conv1d", (*ROWS, (2, 6, 9)), False, padding=1),
     _both("batch_norm of [N, C, L], training", "batch_norm", ((2, 3, 9),), None, None, training=True),
@@ -145,6 +158,7 @@ OPERATORS = (
     _both("adaptive_avg_pool1d", "adaptive_avg_pool1d", ((2, 3, 9),), 4),
     _both("adaptive_max_pool1d", "adaptive_max_pool1d", ((2, 3, 9),), 4),
     _both("max_pool2d", "max_pool2d", ((2, 3, 6, 5),), 3, 2, 1),
+    Operator("max_pool2d + max_unpool2d", partial(_unpooled, functional), partial(_unpooled, F), ((2, 3, 6, 5),)),
     _both("avg_pool2d", "avg_pool2d", ((2, 3, 6, 5),), 3, 2, 1),
     _both("lp_pool2d", "lp_pool2d", ((2, 3, 6, 5),), 2.0, 2),
     _both("adaptive_avg_pool2d", "adaptive_avg_pool2d", ((2, 3, 7, 5),), (3, 2)),
