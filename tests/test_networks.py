@@ -22,7 +22,7 @@ PARAMETERS = {
 }
 # As many different layers as a network has at all, in fewer places: each takes kernels of its own.
 SHALLOW = {"DenseNet-121": {"depths": (1, 2, 1, 1)}, "ResNet-50": {"depths": (2, 2, 1, 1)}}
-STEPS = 3
+STEPS = 10
 
 pytestmark = pytest.mark.filterwarnings("ignore:patch. none of the:UserWarning")
 
@@ -45,7 +45,8 @@ def assert_same(got: torch.Tensor, want: torch.Tensor) -> None:
 def trained(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     """The loss at every step, and at last all parameters and buffers."""
     torch.manual_seed(1)  # of dropout
-    optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-3, momentum=0.9)
+    # So slowly that rounding stays small: at 1e-3 one digit of the input moves the plain MobileNetV2's losses by 1 %.
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-5, momentum=0.9)
     losses = []
     for _ in range(STEPS):
         y = model(x)
