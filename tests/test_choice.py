@@ -47,6 +47,16 @@ class Calls(nn.Module):
         return F.avg_pool2d(input=x, kernel_size=2) + F.adaptive_avg_pool2d(x, 3)
 
 
+class Unpooling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.unpool = nn.MaxUnpool2d(2)
+        self.register_buffer("indices", torch.arange(42).view(7, 6).expand(SIZE))
+
+    def forward(self, x):
+        return self.unpool(x, self.indices)
+
+
 # A site, the function that it calls, and the sizes of an input.
 SITES = {
     "conv2d_batch_norm": (Residual, SIZE),
@@ -56,6 +66,7 @@ SITES = {
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(4, 2, 3, padding=2), nn.ReLU()), (2, 4, 9)),
     "max_pool2d": (lambda: nn.MaxPool2d(3, 2, 1), SIZE),
     "adaptive_max_pool2d": (lambda: nn.AdaptiveMaxPool2d(2), SIZE),
+    "max_unpool2d": (Unpooling, SIZE),
     "avg_pool2d": (lambda: nn.AvgPool2d(2, ceil_mode=True), SIZE),
     "adaptive_avg_pool2d": (lambda: nn.AdaptiveAvgPool2d((3, None)), SIZE),
     "lp_pool2d": (lambda: nn.LPPool2d(2, 2), SIZE),

@@ -7,6 +7,7 @@ from cases import FLOATS, integers, normal
 from torch import nn
 
 import tritonconv
+from tritonconv import engines
 from tritonconv.ops import linear as layers
 
 SHAPES = ((1, 1), (3, 5), (8, 64), (17, 130))  # K, C: tiles that are full, and that are not
@@ -44,6 +45,14 @@ def test_any_leading_sizes_and_strides(leading, device):
     got, want = layers.linear(x, weight, None), F.linear(x, weight)
     torch.testing.assert_close(got, want)
     assert got.stride() == want.stride()
+
+
+def test_gpus_are_left_to_torch_whatever_device_a_listing_has():
+    weight, x = normal((3, 4), torch.float32), normal((1, 4), torch.float32)
+    for target, count in (("sm_90", 0), (None, 1)):
+        with engines.listing(x.device, target) as launches:
+            layers.linear(x, weight, None)
+        assert len(launches) == count
 
 
 def test_what_torch_runs(runs):

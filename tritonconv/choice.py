@@ -100,10 +100,9 @@ def _signature(value: object) -> object:
 
 def _stored(op: str, args: tuple, options: dict) -> bool:
     engine = engines.engine_for(args[0].device)
-    values = [*args, *options.values()]
-    # Integers are indices, and other values of those could not be made up for a measurement.
-    if engine is None or any(isinstance(v, Tensor) and not v.is_floating_point() for v in values):
+    if engine is None:
         return False
+    values = *args, *options.values()
     key = {
         "op": op,
         "target": engine.target(args[0].device),

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from .. import nn as modules
 from ..choice import faster
 from ..geometry import Pair
 from ..ops import activations
@@ -234,6 +233,10 @@ def _pooling(function: str, *attributes: str) -> Callable[[nn.Module, Tensor], T
     return run
 
 
+def max_unpool(pool: nn.MaxUnpool2d, input: Tensor, indices: Tensor, output_size=None) -> Tensor:
+    return faster("max_unpool2d", input, indices, pool.kernel_size, pool.stride, pool.padding, output_size)
+
+
 def side_by_side(
     kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
 ) -> Pair | None:
@@ -365,7 +368,7 @@ LEAVES = {
         "max_pool2d", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
     ),
     nn.AdaptiveMaxPool2d: _pooling("adaptive_max_pool2d", "output_size", "return_indices"),
-    nn.MaxUnpool2d: modules.MaxUnpool2d.forward,
+    nn.MaxUnpool2d: max_unpool,
     nn.AvgPool2d: _pooling(
         "avg_pool2d", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
     ),

@@ -8,7 +8,7 @@ import math
 import torch
 
 from ..geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry
-from . import conv1d, depthwise, gemm, norm, pool, winograd
+from . import conv1d, depthwise, gemm, linear, norm, pool, winograd
 from .tile import TileConfig
 
 __all__ = ["Geometry", "TileConfig", "algorithm", "algorithms", "cost", "space"]
@@ -27,7 +27,9 @@ _SPACES = {
     "avg_pool": pool.space,
     "avg_pool_backward": pool.space,
     "global_avg_pool": pool.global_space,
-    "norm": norm.space,
+    "linear": linear.space,
+    **dict.fromkeys(("norm_moments", "norm_apply", "norm_backward_sums", "norm_backward"), norm.space),
+    **dict.fromkeys(("prelu_backward", "conv_finish"), norm.space),
     "winograd": winograd.space,
     "winograd_wgrad": winograd.wgrad_space,
 }

@@ -15,6 +15,9 @@ from .tile import MACHINES, TileConfig, kind_of
 _EXTENTS = {"cuda": (16,), "hip": (16,), "cpu": (8, 16, 32), "interpreter": (64,)}  # of BM
 
 
+# Of BM, BN and BK, of the gradient of a weight.
+_WGRAD_EXTENTS = dict.fromkeys(("cuda", "hip", "interpreter"), ((64,), (64,), (16,)))
+_WGRAD_EXTENTS["cpu"] = (64, 32), (64, 32), (16, 8)
 _OUTS = {(3, 3): (4, 2), (5, 5): (2,)}  # by window
 
 
@@ -63,10 +66,14 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
 
 def wgrad_space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     """Of the gradient of a weight: BM × BN output and input channels, BK tiles at a time."""
-    least = MACHINES[kind_of(target)].smallest
-    BM, BN = (max(min(next_power_of_2(channels), 64), least) for channels in (geometry.K, geometry.C))
-    BK = max(min(next_power_of_2(tiles(geometry, 4)) // 2, 16), least)
-    return (TileConfig(BM, BN, BK, OUT=4, num_warps=8),)
+    kind = kind_of(target)
+    least, (K, C) = MACHINES[kind].smallest, map(next_power_of_2, (geometry.K, geometry.C))
+    count = next_power_of_2(tiles(geometry, 4)) // 2
+    configs = []
+    for tile in itertools.product(*_WGRAD_EXTENTS[kind]):
+        BM, BN, BK = (max(min(extent), least) for extent in zip(tile, (K, C, count), strict=True))
+        configs.append(TileConfig(BM, BN, BK, OUT=4, num_warps=8))
+    return tuple(sorted(dict.fromkeys(configs), key=lambda tile: wgrad_cycles(tile, geometry, dtype.itemsize)))
 
 
 def _channels(C: int) -> int:

@@ -6,6 +6,18 @@ bound kernel. Activations are [N, C, H, W] tensors of any strides, and results a
 kernels see them. Those of `conv1d` are in NCHW memory, and those of `norm` in that of their input.
 """
 
-from . import common, conv, conv1d, conv_pool, depthwise, norm, pool, split, winograd, winograd_wgrad
+from . import common, conv, conv1d, conv_pool, depthwise, linear, norm, pool, split, winograd, winograd_wgrad
 
-__all__ = ["common", "conv", "conv1d", "conv_pool", "depthwise", "norm", "pool", "split", "winograd", "winograd_wgrad"]
+__all__ = [
+    "common",
+    "conv",
+    "conv1d",
+    "conv_pool",
+    "depthwise",
+    "linear",
+    "norm",
+    "pool",
+    "split",
+    "winograd",
+    "winograd_wgrad",
+]

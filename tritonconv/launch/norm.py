@@ -52,7 +52,7 @@ def empty_statistics(like: Tensor, C: int) -> tuple[Tensor, Tensor]:
 
 
 def _launch(kernel, target: str, geometry: NormGeometry, dtype, constexprs: dict, config: TileConfig | None) -> Launch:
-    config = config or config_of("norm", geometry, dtype, target)
+    config = config or config_of(kernel.__name__, geometry, dtype, target)
     grid = geometry.N * cdiv(geometry.M, config.BM), cdiv(geometry.C, config.BN), 1
     constexprs = {"C": geometry.C, "PLANAR": geometry.planar, **constexprs, "BM": config.BM, "BN": config.BN}
     return Launch(kernel, grid, (geometry.M, geometry.N), constexprs, config.num_warps, 1)
@@ -143,6 +143,30 @@ def apply(
     return y
 
 
+def backward_sums(
+    dy: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    norm: Norm,
+    residual: Tensor | None,
+    activation: str | None,
+    config: TileConfig | None = None,
+) -> Tensor:
+    """Gradients [2, C] of bias and weight.
+
+    Of an activation either its result y tells the derivative, or, where y is None, its argument, which is made of x and
+    the residual.
+    """
+    geometry, memory_format = _seen(x)
+    launch, run = prepare(x.device, backward_sums_launch, geometry, x.dtype, norm.eps, activation, config)
+    dy, y, x, residual = _laid(memory_format, dy, y, x, residual)
+    partial = torch.empty((launch.grid[0], 2, x.shape[1]), dtype=accumulator_of(x), device=x.device)
+    run(dy, y, x, *norm.tensors, residual, partial)
+    sums = torch.empty_like(partial[0])
+    sum_splits(partial, sums)
+    return sums
+
+
 def backward(
     dy: Tensor,
     y: Tensor | None,
@@ -151,36 +175,25 @@ def backward(
     residual: Tensor | None,
     activation: str | None,
     needs_da: bool,
-    needs_sums: bool,
-    batch: bool,
+    sums: Tensor | None,
     config: TileConfig | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of x and, if `needs_da`, of the residual; and, if `needs_sums`, [2, C]: those of bias and weight.
-
-    `batch`: whether the statistics are those of x, so that its gradient needs the sums. Of an activation either its
-    result y tells the derivative, or, where y is None, its argument, which is made of x and the residual.
-    """
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x and, if `needs_da`, of the residual. `sums`: those of `backward_sums`, if the statistics are those
+    of x; all else is as there."""
     geometry, memory_format = _seen(x)
-    problem = geometry, x.dtype, norm.eps, activation, config
-    tensors = norm.tensors
+    _, run = prepare(x.device, backward_launch, geometry, x.dtype, norm.eps, activation, config)
     dy, y, x, residual = _laid(memory_format, dy, y, x, residual)
-    sums = None
-    if needs_sums:
-        launch, run = prepare(x.device, backward_sums_launch, *problem)
-        partial = torch.empty((launch.grid[0], 2, x.shape[1]), dtype=accumulator_of(x), device=x.device)
-        run(dy, y, x, *tensors, residual, partial)
-        sums = torch.empty_like(partial[0])
-        sum_splits(partial, sums)
-    _, run = prepare(x.device, backward_launch, *problem)
     dx, da = _empty(x, memory_format), _empty(x, memory_format) if needs_da else None
-    run(dy, y, x, *tensors, residual, sums if batch else None, dx, da)
-    return dx, da, sums
+    run(dy, y, x, *norm.tensors, residual, sums, dx, da)
+    return dx, da
 
 
-def prelu_backward(dy: Tensor, x: Tensor, slope: Tensor, activation: str, needs_sums: bool) -> list[Tensor]:
+def prelu_backward(
+    dy: Tensor, x: Tensor, slope: Tensor, activation: str, needs_sums: bool, config: TileConfig | None = None
+) -> list[Tensor]:
     """The gradient of x behind a PReLU and, if `needs_sums`, that of a slope for each channel, [C]."""
     geometry, memory_format = _seen(x)
-    launch, run = prepare(x.device, prelu_backward_launch, geometry, x.dtype, activation)
+    launch, run = prepare(x.device, prelu_backward_launch, geometry, x.dtype, activation, config)
     dy, x = _laid(memory_format, dy, x)
     dx = _empty(x, memory_format)
     if not needs_sums:

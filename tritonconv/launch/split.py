@@ -16,10 +16,12 @@ from .common import accumulator_of, config_of, prepare
 _OPTIONAL = 7  # mean, var, gamma, beta, slopes, residual, moments
 
 
-def finish_launch(target: str, geometry: NormGeometry, dtype, splits: int, activation, eps: float) -> Launch:
+def finish_launch(
+    target: str, geometry: NormGeometry, dtype, splits: int, activation, eps: float, config=None
+) -> Launch:
     """Tensors: partial [splits, M, C], bias, y [M, C], then mean, var, gamma, beta of a norm, slopes of a PReLU,
     residual, moments. All but partial and y may be None."""
-    config = config_of("norm", geometry, dtype, target)
+    config = config or config_of("conv_finish", geometry, dtype, target)
     grid = cdiv(geometry.M, config.BM), cdiv(geometry.C, config.BN), 1
     constexprs = {"K": geometry.C, "EPS": eps, "ACTIVATION": activation, "BM": config.BM, "BN": config.BN}
     return Launch(epilogue.conv_finish, grid, (geometry.M, splits), constexprs, config.num_warps, 1)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import engines
 from ..launch.linear import linear as run
 from .activations import Text
 from .epilogue import finish
@@ -27,6 +28,8 @@ def _is_taken(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or needs_gradient(*given) or unsupported_call(*given) is not None:
         return False
     if input.device.type != "cpu" or torch.is_autocast_enabled("cpu") or input.dim() == 0 or weight.dim() != 2:
+        return False
+    if engines.engine_for(input.device).target(input.device) not in ("cpu", "interpreter"):  # what is listed for a GPU
         return False
     K, C = weight.shape
     fits = input.shape[-1] == input.numel() == C and (bias is None or bias.shape == (K,)) and not is_empty(K, C)

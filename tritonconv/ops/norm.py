@@ -93,7 +93,9 @@ class NormalizeBackward(Operator):
     @staticmethod
     def run(dy, y, x, weight, bias, residual, mean, var, eps, activation, needs_residual, needs_sums, batch):
         norm = Norm(mean, var, weight, bias, eps)
-        gradients = launch.backward(dy, y, x, norm, residual, activation, needs_residual, needs_sums, batch)
+        given = dy, y, x, norm, residual, activation
+        sums = launch.backward_sums(*given) if needs_sums else None
+        gradients = *launch.backward(*given, needs_residual, sums if batch else None), sums
         return [gradient for gradient in gradients if gradient is not None]
 
     @staticmethod

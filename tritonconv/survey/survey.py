@@ -191,7 +191,7 @@ def _avg_pool(input, kernel_size, stride=None, padding=0, ceil_mode=False, *_):
 
 
 def _norm(input, *_):
-    return "norm", NormGeometry(input.numel() // input.shape[1], input.shape[1])
+    return "norm_apply", NormGeometry(input.numel() // input.shape[1], input.shape[1])
 
 
 # What kernels are chosen by: the operation, and its geometry or why torch runs it.

@@ -23,7 +23,7 @@ from autotune import store
 from autotune.session import describe
 
 from .. import configs, engines, measuring, tuning
-from ..configs import gpu
+from ..configs import TileConfig, gpu
 from ..cpu import engine as native
 from ..cpu.forks import forked
 from ..engines import Typed
@@ -68,7 +68,7 @@ def compile_package(
         keys, _ = _listed(model, sample, device, target)
         known = [entry for key in keys if (entry := store.entry_of(key)) is not None]
         lacking = [key for key in keys if key["op"] in measuring.OPERATORS and autotune.lookup(key) is None]
-        choices = [] if target == "cpu" else [_ranked(key, target, device) for key in track("ranking", lacking)]
+        choices = [] if target == "cpu" else _ranked(lacking, target, device, track)
         with tempfile.TemporaryDirectory() as room, store.at(Path(room)):
             for entry in known:
                 store.write(entry)
@@ -85,8 +85,8 @@ def compile_package(
     return package.write(folder, target, kernels, entries, report)
 
 
-def _tracked(progress: Progress, what: str, items: Iterable, total: int | None = None) -> Iterable:
-    task = progress.add_task(what, total=total or len(items))
+def _tracked(progress: Progress, what: str, items: Iterable, total: int) -> Iterable:
+    task = progress.add_task(what, total=total)
     for item in items:
         yield item
         progress.update(task, advance=1, refresh=True)
@@ -109,29 +109,34 @@ def distinct(launches: Iterable[Typed]) -> dict[Hashable, Typed]:
     return different
 
 
-def _ranked(key: Mapping, target: str, device: torch.device) -> Choice:
-    """The best config of a key by what the first `CANDIDATES` compile to; those that do not compile are left out."""
-    op, geometry, dtype = key["op"], measuring.geometry_of(key), getattr(torch, key["dtype"])
-    space = configs.space(op, geometry, dtype, target)[:CANDIDATES]
-    first = Choice(key, asdict(space[0]), 0.0, 0.0)
-    if op not in _GEMMS or len(space) < 2:
-        return first
-    run, _ = measuring.OPERATORS[op](op, geometry, dtype, device)
-    listed = []
-    for config in space:
-        with engines.listing(device, target) as launches:
-            run(asdict(config))()
-        listed.append(launches[0])
-    costs = []
-    for config, (launch, _), code in zip(space, listed, forked(partial(_code, target), listed), strict=True):
+def _ranked(keys: Sequence[Mapping], target: str, device: torch.device, track) -> list[Choice]:
+    """The best config of each key: of GEMMs by what the first `CANDIDATES` compile to, those of all keys side by side;
+    candidates that do not compile are left out."""
+    spaces, tried = [], []
+    for key in keys:
+        problem = key["op"], measuring.geometry_of(key), getattr(torch, key["dtype"])
+        space = configs.space(*problem, target)
+        spaces.append(space)
+        if key["op"] in _GEMMS and len(space) > 1:
+            run, _ = measuring.OPERATORS[key["op"]](*problem, device)
+            for config in space[:CANDIDATES]:
+                with engines.listing(device, target) as launches:
+                    run(asdict(config))()
+                tried.append((len(spaces) - 1, config, problem, launches[0]))
+    costs = [{} for _ in keys]
+    codes = forked(partial(_code, target), [typed for *_, typed in tried])
+    for (at, config, problem, (launch, _)), code in zip(tried, track("ranking", codes, len(tried)), strict=True):
         if code is not None:
             figures = code.occupancy, matching(code.code, SPILL)
             tf32 = launch.constexprs["PRECISION"] == "tf32"
-            costs.append((gpu.cycles(config, op, geometry, dtype, tf32, target, *figures), config))
-    if not costs:
-        return first
-    cost, best = min(costs, key=lambda pair: pair[0])
-    return Choice(key, asdict(best), cost, next((cost for cost, config in costs if config is space[0]), cost))
+            costs[at][config] = gpu.cycles(config, *problem, tf32, target, *figures)
+    return [_cheapest(*each) for each in zip(keys, spaces, costs, strict=True)]
+
+
+def _cheapest(key: Mapping, space: Sequence[TileConfig], costs: Mapping[TileConfig, float]) -> Choice:
+    best = min(costs, key=costs.get, default=space[0])
+    cost = costs.get(best, 0.0)
+    return Choice(key, asdict(best), cost, costs.get(space[0], cost))
 
 
 def _code(target: str, typed: Typed) -> MachineCode | None:
@@ -146,7 +151,7 @@ def _native(launches: Sequence[Typed], track) -> tuple[dict, Table]:
     table = _table("kernel", "tile", "code, KiB", "scratch memory a thread, KiB")
     kernels = {}
     loaded = native.load(requests)
-    for (launch, _), request, kernel in zip(launches, requests, track("packing", loaded), strict=True):
+    for (launch, _), request, kernel in zip(launches, requests, track("packing", loaded, len(loaded)), strict=True):
         binary = kernel.binary
         kernels[request.name] = {"kernel": binary.pack()}
         sizes = len(binary.image), binary.scratch
