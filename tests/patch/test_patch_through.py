@@ -99,6 +99,10 @@ def test_a_block_is_fused_and_computes_what_it_did(pattern, training):
     torch.testing.assert_close(model.state_dict(), tritonconv.unpatch(model).state_dict())
 
 
+def reasons(model):
+    return {site.pattern: site.reason for site in tritonconv.report(model)}
+
+
 def test_norms_of_ones_own_count_their_batches_once():
     model = tritonconv.patch(Calls(normed, norm=NormAct(nn.ReLU()))).double()
     plain = tritonconv.unpatch(copy.deepcopy(model))
@@ -111,7 +115,7 @@ def test_norms_of_ones_own_count_their_batches_once():
 
 def test_dropout_is_nothing_in_evaluation_and_a_border_in_training():
     model = tritonconv.patch(Calls(normed, norm=NormAct(nn.ReLU(), nn.Dropout(0.5))))
-    assert {site.pattern for site in tritonconv.report(model)} == {"conv2d+batch_norm", "conv2d+batch_norm+relu"}
+    assert reasons(model) == {"conv2d+batch_norm+relu": "in training: conv2d+batch_norm"}
     assert_as_before(model.eval())
     plain = tritonconv.unpatch(copy.deepcopy(model.train()))
     x = torch.randn(SIZE, dtype=torch.float64)
@@ -121,10 +125,30 @@ def test_dropout_is_nothing_in_evaluation_and_a_border_in_training():
     torch.testing.assert_close(got, plain(x))
 
 
+def test_what_is_another_site_in_training_is_listed_once():
+    children = {"act": nn.ReLU(), "drop": nn.Dropout(), "pool": nn.MaxPool2d(2), "aux": nn.Conv2d(2, 2, 1)}
+    model = Calls(lambda m, x: m.pool(m.drop(m.act(m.conv(x)))), **children)
+    tritonconv.patch(model, exclude="aux")
+    assert {(site.fqn, site.pattern, site.reason) for site in tritonconv.report(model)} == {
+        ("conv", "conv2d+relu+max_pool2d", "in training: conv2d+relu"),
+        ("pool", "max_pool2d", "in training alone"),
+        ("aux", "conv2d", "excluded"),
+    }
+    (step,) = tritonconv.plan(model, torch.randn(SIZE))
+    assert (step.site.fqn, step.site.pattern) == ("conv", "conv2d+relu+max_pool2d")
+    assert [layer.site.fqn for layer in tritonconv.summary(model, torch.randn(SIZE))] == ["conv"] * 4
+
+
+def test_a_site_of_one_mode_says_which():
+    model = tritonconv.patch(Calls(lambda m, x: m.aux(x) if m.training else m.conv(x), aux=nn.Conv2d(2, 2, 1)))
+    said = {site.fqn: site.reason for site in tritonconv.report(model)}
+    assert said == {"conv": "in evaluation alone", "aux": "in training alone"}
+
+
 def test_a_path_that_is_dropped_in_training():
     norm = nn.BatchNorm2d(2)
     model = tritonconv.patch(Calls(lambda m, x: m.path(m.norm(m.conv(x))) + x, norm=norm, path=Path()))
-    assert {site.pattern for site in tritonconv.report(model)} == {"conv2d+batch_norm", "conv2d+batch_norm+add"}
+    assert reasons(model) == {"conv2d+batch_norm+add": "in training: conv2d+batch_norm"}
     assert_as_before(model.train())
     assert_as_before(model.eval())
     model.path.train()  # unlike the rest

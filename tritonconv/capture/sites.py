@@ -4,8 +4,10 @@ Every forward is traced by itself with its children as leaves, so that one that 
 not the model. Nothing is changed here: `patch` swaps the leaves and rewrites the forwards.
 """
 
-from collections.abc import Callable, Container
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Container, Set
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 
 from torch import fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -18,13 +20,16 @@ from .through import Traces, name_of, needed
 from .trace import CannotTrace, Trace
 
 EXCLUDED = "excluded"  # the reason of sites that the user excluded
+_BOTH = frozenset({False, True})  # modes: `training` of modules
+_BOTH = frozenset({False, True})  # modes: `training` of modules
 
 Accept = Callable[[str, nn.Module], bool]
 
 
 @dataclass(frozen=True)
 class Capture:
-    """leaves: the modules to swap. forwards: per calling module, its traces and what was matched in each."""
+    """leaves: the modules to swap. forwards: per calling module, its traces and what was matched in each. sites: in
+    module order; one that is another in training is listed once, as it is in evaluation."""
 
     leaves: list[nn.Module]
     forwards: dict[nn.Module, list[tuple[Trace, list[Match]]]]
@@ -42,14 +47,14 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
     leaves = [module for module, refusal in refusals.items() if not refusal]
     recorded, seen_through = Traces(closed={module for module in refusals if type(module) in KINDS}), set()
     place = {fqn: place for place, (fqn, _) in enumerate(model.named_modules(remove_duplicate=False))}
-    forwards, untraced, sites = {}, {}, {}
+    forwards, untraced, found = {}, {}, _Found()
     for fqn, module in model.named_modules():
         calls_itself = refusals.get(module) == _subclassed(module) and accept(fqn, module) and not _is_lazy(module)
         if module in refusals and not calls_itself:
             # Unless the forward that calls it has listed it, or it is one that is fused but never swapped.
-            if isinstance(module, tuple(LEAVES)) and not any(fqn in site.members for site in sites):
+            if isinstance(module, tuple(LEAVES)) and not found.covers(fqn):
                 note = untraced.get(_caller(model, fqn), "")
-                sites[_leaf_site(fqn, module, refusals[module], note)] = place[fqn]
+                found.add(_leaf_site(fqn, module, refusals[module], note), place[fqn])
         elif not refusals.keys().isdisjoint(module.modules()) and _has_forward(module):
             try:
                 blocks, through = _blocks(module, fqn, recorded, leaves, accept)
@@ -58,19 +63,64 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
                 blocks, through = [], set()
             if calls_itself and not any(matched for _, matched in blocks):
                 if isinstance(module, tuple(LEAVES)):
-                    sites[_leaf_site(fqn, module, refusals[module], "")] = place[fqn]
+                    found.add(_leaf_site(fqn, module, refusals[module], ""), place[fqn])
                 continue
             if blocks:
                 forwards[module] = blocks
             if module in seen_through:  # whoever looks through it lists what is in it
                 continue
             seen_through.update(through)
-            for _, matched in blocks:
+            for trace, matched in blocks:
+                modes = _BOTH if trace.training is None else {trace.training}
                 for match in matched:
-                    sites[block_site(fqn, match)] = place[fqn] + _depth_first_place(module, match.nodes[0])
+                    found.add(block_site(fqn, match), place[fqn] + _depth_first_place(module, match.nodes[0]), modes)
+    sites = found.listed()
     if all(site.pattern.startswith("linear") for site in sites):  # it is no convolutional network
         return Capture([], {}, [])
-    return Capture([leaf for leaf in leaves if type(leaf) in LEAVES], forwards, sorted(sites, key=sites.get))
+    return Capture([leaf for leaf in leaves if type(leaf) in LEAVES], forwards, sites)
+
+
+class _Found:
+    """Sites, in which modes each is one, and its place in the model."""
+
+    def __init__(self):
+        self._modes: dict[Site, set[bool]] = defaultdict(set)
+        self._places: dict[Site, int] = {}
+
+    def add(self, site: Site, place: int, modes: Set[bool] = _BOTH) -> None:
+        self._modes[site] |= modes
+        self._places[site] = place
+
+    def covers(self, fqn: str) -> bool:
+        return any(fqn in site.members for site in self._modes)
+
+    def listed(self) -> list[Site]:
+        """In order; two that are one in a mode each, under the same name, as one."""
+        alone = defaultdict(lambda: ([], []))  # per name those of evaluation, and of training
+        for site, modes in self._modes.items():
+            if modes != _BOTH:
+                alone[site.fqn][modes == {True}].append(site)
+        places = {site: place for site, place in self._places.items() if self._modes[site] == _BOTH}
+        for evaluation, training in chain(*(zip_longest(*pair) for pair in alone.values())):
+            place = min(self._places[site] for site in (evaluation, training) if site)
+            places[_of_two_modes(evaluation, training)] = place
+        return sorted(places, key=places.get)
+
+
+def _of_two_modes(evaluation: Site | None, training: Site | None) -> Site:
+    """One site of two, or of one that the other mode has not."""
+    if evaluation is None:
+        return replace(training, reason=_both(training.reason, "in training alone"))
+    if training is None:
+        return replace(evaluation, reason=_both(evaluation.reason, "in evaluation alone"))
+    same = (evaluation.status, evaluation.pattern) == (training.status, training.pattern)
+    other = training.reason if same else _both(f"in training: {training.pattern}", training.reason)
+    members = tuple(dict.fromkeys((*evaluation.members, *training.members)))
+    return replace(evaluation, reason=_both(evaluation.reason, other), members=members)
+
+
+def _both(*reasons: str) -> str:
+    return "; ".join(dict.fromkeys(filter(None, reasons)))
 
 
 def _blocks(

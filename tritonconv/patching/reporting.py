@@ -27,7 +27,8 @@ class Site:
     fqn: fully qualified name of the module, or of the calling module and the call (`decoder.max_pool2d`).
     pattern: `conv2d`, `conv2d+relu` or the name of a pooling function, such as `max_pool2d`.
     members: fully qualified names of the modules the pattern covers.
-    reason: why it is not (or not further) fused; empty if there is nothing to say.
+    reason: why it is not (or not further) fused, and what it is in training if that differs from evaluation, of which
+        the rest says; empty if there is nothing to say.
     """
 
     fqn: str

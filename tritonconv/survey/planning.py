@@ -115,7 +115,8 @@ class Plan(Printable):
                 f"{1e3 * step.at_best:.3f}", step.bound, escape(step.reason),
             )  # fmt: skip
         for site in self.unreached:
-            table.add_row(escape(site.fqn), site.pattern, *[""] * 7, "the sample does not reach it")
+            reason = "; ".join(filter(None, ("the sample does not reach it", site.reason)))
+            table.add_row(escape(site.fqn), site.pattern, *[""] * 7, escape(reason))
         return table
 
     def to_json(self) -> str:

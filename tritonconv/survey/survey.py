@@ -80,12 +80,18 @@ def survey(
 
 def _site_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Site]:
     """Per name of a layer the site that it is a part of."""
-    site_of = {member: site for site in found.sites for member in site.members}
+    listed = {(site.fqn, site.pattern): site for site in found.sites}
+    site_of = {}
     for root, forwards in found.forwards.items():  # the outermost first, which may look through others
         for trace, matches in forwards:
             if trace.training:
                 continue
-            covers = {node: block_site(names[root], match) for match in matches for node in match.nodes}
+            covers = {}
+            for match in matches:
+                own = block_site(names[root], match)
+                site = listed.get((own.fqn, own.pattern), own)
+                site_of = dict.fromkeys(own.members, site) | site_of
+                covers |= dict.fromkeys(match.nodes, site)
             counts = defaultdict(Counter)
             for node in trace.graph.nodes:
                 if node.op in ("call_function", "call_method"):
@@ -96,7 +102,7 @@ def _site_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Site]:
                         if not owner._modules:  # which is a layer itself, and not its calls
                             site_of.setdefault(names[owner], covers[node])
                     counts[owner][name] += 1
-    return site_of
+    return {member: site for site in found.sites for member in site.members} | site_of
 
 
 def _plain(name: str) -> str:
