@@ -7,6 +7,7 @@ on: sizes, dtypes, memory formats, other arguments, autocast, and whether gradie
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 
 import torch
@@ -116,27 +117,46 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
         arguments = list(map(_without_gradient, key["arguments"]))
         given = {name: _without_gradient(value) for name, value in key["options"].items()}
         found = autotune.lookup(key | {"backward": False, "arguments": arguments, "options": given})
-    if found is None and key["target"] == "cpu" and op in _ON_CPUS:
-        return not _ON_CPUS[op](args[0], key["backward"])
+    if found is None:
+        return untuned_is_slower(op, args[0].device, args[0].numel(), is_nhwc(args[0]), key["backward"])
     return found == TORCH
 
 
-def _is_nhwc(x: Tensor) -> bool:
+def untuned_is_slower(op: str, device: torch.device, elements: int, nhwc: bool, backward: bool = False) -> bool:
+    """Whether, as far as is known without tuning, torch runs a pooling of so many elements faster than a kernel."""
+    engine = engines.engine_for(device)
+    if engine is None or engine.target(device) != "cpu" or op not in _ON_CPUS:
+        return False
+    return not _ON_CPUS[op](elements, nhwc, backward)
+
+
+def preference(op: str, device: torch.device) -> str:
+    """Which calls of `op` run on torch unless tuned otherwise, in words; "" if none does."""
+    small, large, large_nhwc = (
+        untuned_is_slower(op, device, *size) for size in ((0, True), (sys.maxsize, False), (sys.maxsize, True))
+    )
+    if not small:
+        return ""
+    which = "it" if large else "small ones and those in channels_last memory" if large_nhwc else "small ones"
+    return f"on CPUs torch runs {which}, unless tuning finds the kernel faster"
+
+
+def is_nhwc(x: Tensor) -> bool:
     return x.dim() == 4 and is_channels_last(x)
 
 
-def _many(x: Tensor, elements: int) -> bool:
-    """Whether x is so large in channels_last memory, or, where torch is slow, a fourth of that in NCHW."""
-    return x.numel() >= (elements if _is_nhwc(x) else elements // 4)
+def _many(elements: int, nhwc: bool, enough: int) -> bool:
+    """Whether there are so many in channels_last memory, or, where torch is slow, a fourth of that in NCHW."""
+    return elements >= (enough if nhwc else enough // 4)
 
 
 # Which poolings of which inputs (and whether with a gradient) a kernel runs faster on CPUs, as `python -m benchmarks
 # kernels` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows better.
-_ON_CPUS: dict[str, Callable[[Tensor, bool], bool]] = {
-    "max_pool2d": lambda x, backward: _many(x, 1 << (18 if backward else 16)),
-    "avg_pool2d": lambda x, backward: _many(x, 1 << 21) and (backward or not _is_nhwc(x)),
-    "adaptive_max_pool2d": lambda x, backward: _many(x, 1 << 18) and not _is_nhwc(x),
-    "adaptive_avg_pool2d": lambda x, backward: False,
+_ON_CPUS: dict[str, Callable[[int, bool, bool], bool]] = {
+    "max_pool2d": lambda elements, nhwc, backward: _many(elements, nhwc, 1 << (18 if backward else 16)),
+    "avg_pool2d": lambda elements, nhwc, backward: _many(elements, nhwc, 1 << 21) and (backward or not nhwc),
+    "adaptive_max_pool2d": lambda elements, nhwc, backward: _many(elements, nhwc, 1 << 18) and not nhwc,
+    "adaptive_avg_pool2d": lambda elements, nhwc, backward: False,
 }
 
 
@@ -152,7 +172,7 @@ def _described(value: object) -> object:
         return {
             "shape": list(value.shape),
             "dtype": str(value.dtype).removeprefix("torch."),
-            "channels_last": _is_nhwc(value),
+            "channels_last": is_nhwc(value),
             "requires_grad": value.requires_grad and torch.is_grad_enabled(),
         }
     return list(value) if isinstance(value, tuple) else value

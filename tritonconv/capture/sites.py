@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..blocks.block import LEAVES
 from ..patching.reporting import Site
 from .patterns import KINDS, Match, matches
+from .rest import uncovered
 from .through import Traces, name_of, needed
 from .trace import CannotTrace, Trace
 
@@ -29,11 +30,13 @@ Accept = Callable[[str, nn.Module], bool]
 @dataclass(frozen=True)
 class Capture:
     """leaves: the modules to swap. forwards: per calling module, its traces and what was matched in each. sites: in
-    module order; one that is another in training is listed once, as it is in evaluation."""
+    module order; one that is another in training is listed once, as it is in evaluation. rest: the norms and
+    activations that are in none."""
 
     leaves: list[nn.Module]
     forwards: dict[nn.Module, list[tuple[Trace, list[Match]]]]
     sites: list[Site]
+    rest: list[Site]
 
 
 def capture(model: nn.Module, accept: Accept) -> Capture:
@@ -48,13 +51,16 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
     recorded, seen_through = Traces(closed={module for module in refusals if type(module) in KINDS}), set()
     place = {fqn: place for place, (fqn, _) in enumerate(model.named_modules(remove_duplicate=False))}
     forwards, untraced, found = {}, {}, _Found()
+
+    def note(fqn):
+        return untraced.get(_caller(model, fqn), "")
+
     for fqn, module in model.named_modules():
         calls_itself = refusals.get(module) == _subclassed(module) and accept(fqn, module) and not _is_lazy(module)
         if module in refusals and not calls_itself:
             # Unless the forward that calls it has listed it, or it is one that is fused but never swapped.
             if isinstance(module, tuple(LEAVES)) and not found.covers(fqn):
-                note = untraced.get(_caller(model, fqn), "")
-                found.add(_leaf_site(fqn, module, refusals[module], note), place[fqn])
+                found.add(_leaf_site(fqn, module, refusals[module], note(fqn)), place[fqn])
         elif not refusals.keys().isdisjoint(module.modules()) and _has_forward(module):
             try:
                 blocks, through = _blocks(module, fqn, recorded, leaves, accept)
@@ -74,10 +80,13 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
                 modes = _BOTH if trace.training is None else {trace.training}
                 for match in matched:
                     found.add(block_site(fqn, match), place[fqn] + _depth_first_place(module, match.nodes[0]), modes)
-    sites = found.listed()
-    if all(site.pattern.startswith("linear") for site in sites):  # it is no convolutional network
-        return Capture([], {}, [])
-    return Capture([leaf for leaf in leaves if type(leaf) in LEAVES], forwards, sites)
+    if all(site.pattern.startswith("linear") for site in found.listed()):  # it is no convolutional network
+        leaves, forwards, found, note = [], {}, _Found(), lambda fqn: "no convolution here runs in a kernel"
+    without_kernel, rest = uncovered(model, found.listed(), forwards, refusals, note)
+    for site in without_kernel:
+        excluded = not accept(site.fqn, model.get_submodule(site.fqn))
+        found.add(replace(site, reason=EXCLUDED) if excluded else site, place[site.fqn])
+    return Capture([leaf for leaf in leaves if type(leaf) in LEAVES], forwards, found.listed(), rest)
 
 
 class _Found:
@@ -86,13 +95,15 @@ class _Found:
     def __init__(self):
         self._modes: dict[Site, set[bool]] = defaultdict(set)
         self._places: dict[Site, int] = {}
+        self._covered: set[str] = set()
 
     def add(self, site: Site, place: int, modes: Set[bool] = _BOTH) -> None:
         self._modes[site] |= modes
         self._places[site] = place
+        self._covered.update(site.members)
 
     def covers(self, fqn: str) -> bool:
-        return any(fqn in site.members for site in self._modes)
+        return fqn in self._covered
 
     def listed(self) -> list[Site]:
         """In order; two that are one in a mode each, under the same name, as one."""

@@ -17,6 +17,7 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ from torch import nn
 from .. import replay
 from ..blocks.block import intercepted
 from ..capture.sites import EXCLUDED, Accept, Capture, capture
+from ..choice import preference
 from . import memory, swap, trial
 from .reporting import Report, Site
 from .rewrite import rewrite
@@ -83,7 +85,7 @@ def patch(
     unpatch(model)
     accept = _acceptance(include, exclude, filter_fn)
     found = capture(model, accept)
-    _complain(Report(type(model).__name__, tuple(found.sites)), strict)
+    _complain(_report_of(model, found), strict)
     if sample is not None:
         with trial.inference(model):
             expected = trial.call(model, sample)
@@ -119,11 +121,11 @@ def _faster(model: nn.Module, found: Capture, accept: Accept, speeds: dict[str, 
             return site
         return replace(site, reason="; ".join(filter(None, (site.reason, "not timed"))))
 
-    return replace(found, sites=list(map(explained, found.sites)))
+    return replace(found, sites=list(map(explained, found.sites)), rest=list(map(explained, found.rest)))
 
 
 def _install(model: nn.Module, found: Capture, memory_format: torch.memory_format, converted: frozenset[str]) -> None:
-    report = Report(type(model).__name__, tuple(found.sites))
+    report = _report_of(model, found)
     rewritten = [
         module
         for module, forwards in found.forwards.items()
@@ -223,11 +225,24 @@ def _acceptance(include: str | Iterable[str], exclude: str | Iterable[str], filt
     return accept
 
 
+def _report_of(model: nn.Module, found: Capture) -> Report:
+    tensors = chain(model.parameters(), model.buffers())
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def explained(site: Site) -> Site:
+        said = site.reason or site.status != "swapped"
+        return site if said else replace(site, reason=preference(site.pattern, device))
+
+    return Report(type(model).__name__, tuple(map(explained, found.sites)), tuple(found.rest))
+
+
 def _complain(report: Report, strict: bool) -> None:
     refused = [site for site in report if site.status == "left" and site.reason != EXCLUDED]
-    if strict and (refused or not report):
+    if strict and not report:
+        raise ValueError(f"patch: {report.name} has no site: it holds no convolution and no pooling")
+    if strict and refused:
         sites = "".join(f"\n  {site.fqn} ({site.pattern}): {site.reason}" for site in refused)
         raise ValueError(f"patch: {len(refused)} of {len(report)} sites of {report.name} cannot be patched{sites}")
     if all(site.status == "left" for site in report):
-        why = "report(model) says why" if report else "it has no Conv2d and no pooling"
+        why = "report(model) says why" if report else "it holds no convolution and no pooling"
         warnings.warn(f"patch: none of the {len(report)} sites of {report.name} is patched; {why}", stacklevel=3)

@@ -25,7 +25,8 @@ class Site:
     """One convolution or pooling call.
 
     fqn: fully qualified name of the module, or of the calling module and the call (`decoder.max_pool2d`).
-    pattern: `conv2d`, `conv2d+relu` or the name of a pooling function, such as `max_pool2d`.
+    pattern: `conv2d`, `conv2d+relu` or the name of a pooling function, such as `max_pool2d`; a module's class where no
+        kernel is known.
     members: fully qualified names of the modules the pattern covers.
     reason: why it is not (or not further) fused, and what it is in training if that differs from evaluation, of which
         the rest says; empty if there is nothing to say.
@@ -50,10 +51,12 @@ class Printable:
 
 @dataclass(frozen=True)
 class Report(Printable):
-    """Every site of the model `name`, in module order. Prints as a table."""
+    """Every site of the model `name`, and the rest: norms and activations that are in none, which torch runs. In module
+    order. Prints as a table."""
 
     name: str
     sites: tuple[Site, ...]
+    rest: tuple[Site, ...] = ()
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -63,14 +66,20 @@ class Report(Printable):
 
     def __rich__(self) -> Table:
         counts = Counter(site.status for site in self.sites)
-        caption = "\n".join(f"{counts[status]} {status}: {meaning}" for status, meaning in _MEANING.items())
+        counted = [f"{counts[status]} {status}: {meaning}" for status, meaning in _MEANING.items()]
+        if self.rest:
+            counted.append(f"{len(self.rest)} norms and activations by themselves: torch's own code")
+        caption = "\n".join(counted)
         table = Table(title=f"tritonconv: {self.name}, {len(self)} sites", caption=caption)
         for heading in ("site", "pattern", "status", "reason"):
             table.add_column(heading, overflow="fold")
-        for site in self.sites:
-            table.add_row(escape(site.fqn or "(model)"), site.pattern, site.status, escape(site.reason))
+        for sites in (self.sites, self.rest):
+            for site in sites:
+                table.add_row(escape(site.fqn or "(model)"), site.pattern, site.status, escape(site.reason))
+            table.add_section()
         return table
 
     def to_json(self) -> str:
-        """A JSON object {"model": name, "sites": [{fqn, pattern, status, reason, members}, …]}."""
-        return json.dumps({"model": self.name, "sites": [asdict(site) for site in self.sites]}, indent=2)
+        """A JSON object {"model": name, "sites": [{fqn, pattern, status, reason, members}, …], "rest": [as sites]}."""
+        sites, rest = ([asdict(site) for site in sites] for sites in (self.sites, self.rest))
+        return json.dumps({"model": self.name, "sites": sites, "rest": rest}, indent=2)

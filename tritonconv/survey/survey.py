@@ -5,6 +5,7 @@ Nothing is computed from the modules' attributes: the operators are recorded whi
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..capture.sites import Accept, Capture, block_site, capture
 from ..capture.through import owner_of
+from ..choice import is_nhwc, untuned_is_slower
 from ..configs import Geometry
 from ..geometry import NormGeometry, PoolGeometry
 from ..ops import conv, conv1d, conv_transpose, pool
@@ -40,6 +42,7 @@ class Layer:
     bytes: inputs, parameters, buffers and outputs, each moved once.
     problem: what a kernel is chosen by; None for operators that have none, or whose kernels have no choice.
     site: that the layer is a part of.
+    nhwc: whether its input is in channels_last memory.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Layer:
     field: Field | None
     problem: Problem | None
     site: Site | None = None
+    nhwc: bool = False
 
     @property
     def refusal(self) -> str:
@@ -62,6 +66,8 @@ class Layer:
             return "no kernel computes it"
         if self.site.status == "left":
             return self.site.reason
+        if untuned_is_slower(self.site.pattern, self.device, math.prod(self.input), self.nhwc):
+            return "torch is faster at this size, unless tuning finds otherwise"
         return self.problem[1] if self.problem is not None and isinstance(self.problem[1], str) else ""
 
 
@@ -175,7 +181,8 @@ class _Recorder(TorchDispatchMode):
         moved = sum(value.numel() * value.itemsize for value in (*inputs, *own, *outputs))
         shapes = tuple(input.shape), tuple(output.shape)
         where, field = (input.dtype, input.device), self.fields.of([output])
-        self.layers.append(Layer(name, kind, *shapes, *where, parameters, flops, moved, field, problem))
+        counted = parameters, flops, moved
+        self.layers.append(Layer(name, kind, *shapes, *where, *counted, field, problem, nhwc=is_nhwc(input)))
 
 
 def _convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
