@@ -1,5 +1,7 @@
 """Inputs computed again in backward: what is kept, the gradients of it, and when it must not be done."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tritonconv import patch
 from tritonconv.functional import batch_norm, conv2d, conv_transpose2d
+from tritonconv.ops.again import LONGEST
 
 CONVOLUTIONS = {"conv2d": conv2d, "conv_transpose2d": conv_transpose2d}
 
@@ -124,17 +127,46 @@ class Residual(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + x)
 
 
-def test_every_other_sum_is_computed_again():
-    """A residual that is kept anyway makes its block's result again; the next block then keeps its own result."""
+def residual_networks(blocks: int) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """Torch's, the same patched, and what they read."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(Residual() for _ in range(4))).double()
+    model = nn.Sequential(*(Residual() for _ in range(blocks))).double()
     x = normal((2, 8, 6, 6), torch.float64).contiguous(memory_format=torch.channels_last)
-    wanted = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
-    patch(model, memory_format=torch.channels_last)
-    # Of two blocks: both inputs of both norms, and the second one's result.
-    assert len([shape for shape in kept(lambda: model(x)) if shape == x.shape]) == 1 + 2 * 5
-    got = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+    return copy.deepcopy(model), patch(model, memory_format=torch.channels_last), x
+
+
+@pytest.mark.parametrize("blocks, sums", ((4, 0), (LONGEST, 0), (LONGEST + 3, 1)))
+def test_sums_are_computed_again_of_one_before(blocks, sums):
+    """Of a block both norms' inputs are kept, and of some blocks one sum."""
+    torchs, ours, x = residual_networks(blocks)
+    assert len([shape for shape in kept(lambda: ours(x)) if shape == x.shape]) == 1 + 2 * blocks + sums
+    wanted, got = (torch.autograd.grad(m(x).square().sum(), [*m.parameters()]) for m in (torchs, ours))
     torch.testing.assert_close(got, wanted)
+
+
+def test_a_sum_that_was_computed_again_goes_when_its_derivative_has_read_it():
+    _, ours, x = residual_networks(4)
+    loss = ours(x).square().sum()
+    first = torch.autograd.grad(loss, [*ours.parameters()], retain_graph=True)
+    nodes, results = [loss.grad_fn], []
+    while nodes:
+        node = nodes.pop()
+        results += [recipe.result for recipe in [getattr(node, "recipe", None)] if recipe]
+        nodes += [after for after, _ in node.next_functions if after]
+    assert results
+    assert all(result is None for result in results)
+    assert all(map(torch.equal, first, torch.autograd.grad(loss, [*ours.parameters()])))
+
+
+def test_second_derivatives_through_sums_that_are_computed_again():
+    def penalty(model, x):
+        x = x.clone().requires_grad_()
+        weights = [*model.parameters()]
+        gradients = torch.autograd.grad(model(x).square().sum(), [x, *weights], create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in gradients), weights)
+
+    torchs, ours, x = residual_networks(3)
+    torch.testing.assert_close(penalty(ours, x), penalty(torchs, x))
 
 
 def test_a_network_keeps_one_image_per_layer():

@@ -1,7 +1,7 @@
 """Batch norm with autograd, with a residual and an activation after it.
 
 What a normalization keeps for its gradient is its input; the argument of its activation is computed again from that.
-With a residual it also keeps that, or its own result: what is more likely to be kept anyway.
+With a residual it also keeps that, or what makes it again, or else its own result: what is kept anyway, if it can be.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..launch import norm as launch
 from ..launch.common import accumulator_of
 from ..launch.norm import Norm
 from . import activations
-from .again import Recipe, is_kept
+from .again import Recipe, is_kept, recipe_before, restored
 from .epilogue import activated, divided, finish, prepared, suits
 from .library import Operator, opaque
 from .support import fits, is_channels_last, is_stand_in, operand, unsupported_call, unsupported_operands
@@ -39,12 +39,12 @@ class Normalize(Operator):
     """activation(norm(x) + residual). `batch`: whether the statistics are those of x, and hence have gradients."""
 
     schema = (
-        "normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor mean, Tensor var, float eps,"
+        "normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, Tensor? residual, float eps,"
         " str? activation, bool batch) -> Tensor"
     )
 
     @staticmethod
-    def run(x, weight, bias, residual, mean, var, eps, activation, batch):
+    def run(x, weight, bias, mean, var, residual, eps, activation, batch):
         return launch.apply(x, Norm(mean, var, weight, bias, eps), residual, activation)
 
     @staticmethod
@@ -53,32 +53,37 @@ class Normalize(Operator):
 
     @staticmethod
     def save(ctx, inputs, y):
-        x, weight, bias, residual, mean, var, *settings = inputs
+        x, weight, bias, mean, var, residual, *settings = inputs
         ctx.eps, ctx.activation, ctx.batch = settings
-        has_argument = ctx.activation is not None and (
-            residual is None or is_kept(residual) or activations.activation(ctx.activation).backward is None
-        )
-        has_result = ctx.activation is not None and not has_argument
-        made_of = (bias, residual) if has_argument else (None, None)
-        ctx.save_for_backward(x, y if has_result else None, weight, *made_of, mean, var)
-        if not has_result:
-            ctx.recipe = Recipe.of(Normalize, y, inputs[:6], settings)
+        ctx.before = recipe_before(residual)
+        tells = ctx.activation is not None and activations.is_monotone(ctx.activation)
+        has_result = tells and residual is not None and ctx.before is None and not is_kept(residual)
+        needs_argument = ctx.activation is not None and not has_result
+        added = ctx.before.leaves() if ctx.before else [residual]
+        made_of = (bias, *added) if needs_argument else (None, None)
+        ctx.save_for_backward(x, y if has_result else None, weight, mean, var, *made_of)
+        parts = x, weight, bias, mean, var, *([] if ctx.before else added)
+        ctx.recipe = None if has_result else Recipe.of(Normalize, y, parts, ctx.before, settings)
 
     @staticmethod
     def backward(ctx, dy):
-        x, y, weight, bias, residual, mean, var = ctx.saved_tensors
-        _, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
+        x, y, weight, mean, var, bias, *added = ctx.saved_tensors
+        _, needs_weight, needs_bias, _, _, needs_residual = ctx.needs_input_grad[:6]
+        made = ctx.recipe.taken() if ctx.recipe else None
+        if made is not None and not torch.is_grad_enabled() and activations.is_monotone(ctx.activation):
+            y = made
+        residual = restored(ctx.before, added) if y is None and ctx.activation else None
+        given = y, x, weight, bias, residual, mean, var, ctx.eps, ctx.activation
         if torch.is_grad_enabled():
-            dx, da, dweight, dbias = _differentiable_backward(ctx, dy)
+            dx, da, dweight, dbias = _differentiable_backward(dy, *given, ctx.batch)
         else:
             needs_sums = ctx.batch or needs_weight or needs_bias
-            given = y, x, weight, bias, residual, mean, var, ctx.eps, ctx.activation
             dx, *rest = NormalizeBackward.call(dy, *given, needs_residual, needs_sums, ctx.batch)
             da = rest.pop(0) if needs_residual else None
             dbias, dweight = rest.pop() if needs_sums else (None, None)
         dweight = dweight.to(weight.dtype) if needs_weight else None
         dbias = dbias.to(dy.dtype if weight is None else weight.dtype) if needs_bias else None
-        return dx, dweight, dbias, da if needs_residual else None, *(None,) * 5
+        return dx, dweight, dbias, None, None, da if needs_residual else None, *(None,) * 3
 
 
 class NormalizeBackward(Operator):
@@ -104,27 +109,28 @@ class NormalizeBackward(Operator):
         return images + [mean.new_empty((2, *mean.shape), dtype=accumulator_of(x))] * needs_sums
 
 
-def _differentiable_backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _differentiable_backward(
+    dy, y, x, weight, bias, residual, mean, var, eps, activation, batch
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, residual, weight and bias, in torch's functions, for derivatives of a higher order."""
-    x, y, weight, bias, residual, mean, var = ctx.saved_tensors
     wide, axes = mean.dtype, (0, 2, 3)
-    if ctx.batch:
+    if batch:
         x, count = x.to(wide), x.numel() // x.shape[1]
         mean = x.sum(axes) / count
         var = (x - mean[:, None, None]).square().sum(axes) / count
-    rstd = (var.to(wide) + ctx.eps).rsqrt()[:, None, None]
+    rstd = (var.to(wide) + eps).rsqrt()[:, None, None]
     normal = (x.to(wide) - mean[:, None, None]) * rstd
     da = dy
-    if ctx.activation:
+    if activation:
         if y is None:
             argument = _affine(normal, weight, bias)
             argument = argument if residual is None else argument + residual.to(wide)
-            da = activations.gradient_at(ctx.activation, dy, argument.to(dy.dtype))
+            da = activations.gradient_at(activation, dy, argument.to(dy.dtype))
         else:
-            da = activations.activation(ctx.activation).backward(dy, y)
+            da = activations.activation(activation).backward(dy, y)
     dweight, dbias = (da.to(wide) * normal).sum(axes), da.to(wide).sum(axes)
     dx = da.to(wide)
-    if ctx.batch:
+    if batch:
         dx = dx - dbias[:, None, None] / count - normal * dweight[:, None, None] / count
     dx = _affine(dx * rstd, weight, None)
     return dx.to(dy.dtype), da, dweight, dbias
@@ -168,8 +174,8 @@ def normalize(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tenso
     [N, C, H, W]."""
     mean, var, weight, bias, eps, _ = norm
     if isinstance(activation, Tensor):
-        return activated(Normalize.call(y, weight, bias, residual, mean, var, eps, None, batch), activation)
-    return Normalize.call(y, weight, bias, residual, mean, var, eps, activation, batch)
+        return activated(Normalize.call(y, weight, bias, mean, var, residual, eps, None, batch), activation)
+    return Normalize.call(y, weight, bias, mean, var, residual, eps, activation, batch)
 
 
 @opaque
