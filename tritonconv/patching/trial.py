@@ -31,6 +31,9 @@ from .rewrite import rewrite
 _TIMED = 3  # at most, of sites that are alike
 SECONDS = 5.0  # for timing, in all; compiling takes what it takes
 _SHOWN_AFTER = 1.0  # seconds until there is a progress bar
+# A site that takes less than so many seconds is run up to so many times in a row: what a replayed call of a model costs
+# but once would outweigh a small kernel.
+_SHORT, _ROW = 0.5e-3, 8
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,32 @@ class Piece:
     """A site by itself: how torch and how we run it, and inputs as it meets them in the model, without their values.
 
     kind: what its time depends on, beside them; sites that are alike in it take as long.
+    in_a_row: gives what runs it so many times on the same inputs, torch's and ours; of once the result, of more theirs.
     """
 
     kind: Hashable
-    theirs: Callable
-    ours: Callable
+    in_a_row: Callable[[int], tuple[Callable, Callable]]
     inputs: list[Tensor]
+
+    @functools.cached_property
+    def once(self) -> tuple[Callable, Callable]:
+        return self.in_a_row(1)
+
+    @property
+    def theirs(self) -> Callable:
+        return self.once[0]
+
+    @property
+    def ours(self) -> Callable:
+        return self.once[1]
 
     def times(self, device: torch.device) -> list[list[float]]:
         """Seconds that torch took, and that we took, in some turns."""
         inputs = [torch.randn_like(x, device=device) for x in self.inputs]
-        runs = (lambda: self.theirs(*inputs)), (lambda: self.ours(*inputs))
+        (alone,) = turns([lambda: self.theirs(*inputs)], seconds=0.0, rounds=3, device=device)
+        row = max(1, min(_ROW, int(_SHORT / min(alone))))
+        theirs, ours = self.in_a_row(row)
+        runs = (lambda: theirs(*inputs)), (lambda: ours(*inputs))
         return turns(runs, seconds=0.02, rounds=5, warm=4, device=device)  # the third call is recorded
 
 
@@ -103,8 +121,8 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
                 stack.callback(delattr, owner, "forward")
 
         def note(module, inputs):
-            ours = functools.partial(LEAVES[type(module)], module)
-            _note(pieces, names[module], repr(module), module, ours, inputs)
+            runs = module, functools.partial(LEAVES[type(module)], module)
+            _note(pieces, names[module], repr(module), lambda times: [_repeated(run, times) for run in runs], inputs)
 
         for leaf in found.leaves:
             if names[leaf] not in covered:  # else it is called by a traced forward
@@ -113,12 +131,14 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
     return pieces
 
 
-def _note(
-    pieces: dict[str, Piece], fqn: str, kind: Hashable, theirs: Callable, ours: Callable, inputs: Sequence
-) -> None:
+def _repeated(run: Callable, times: int) -> Callable:
+    return run if times == 1 else lambda *inputs: tuple(run(*inputs) for _ in range(times))
+
+
+def _note(pieces: dict[str, Piece], fqn: str, kind: Hashable, in_a_row: Callable, inputs: Sequence) -> None:
     """The first call of a site, if values of its inputs can be made up."""
     if all(isinstance(value, Tensor) and value.is_floating_point() for value in inputs):
-        pieces.setdefault(fqn, Piece(kind, theirs, ours, [torch.empty_like(value, device="meta") for value in inputs]))
+        pieces.setdefault(fqn, Piece(kind, in_a_row, [torch.empty_like(value, device="meta") for value in inputs]))
 
 
 def _watched(
@@ -129,9 +149,10 @@ def _watched(
 
     class Watch(fx.Interpreter):
         def run_node(self, node):
-            if node in ends:
-                fqn, (theirs, ours, sources) = block_site(name, ends[node]).fqn, _piece(owner, ends[node])
-                _note(pieces, fqn, _kind(owner, ends[node]), theirs, ours, [self.env[source] for source in sources])
+            if (match := ends.get(node)) is not None:
+                inputs = [self.env[source] for source in _sources(match)]
+                in_a_row = functools.partial(_in_a_row, owner, match)
+                _note(pieces, block_site(name, match).fqn, _kind(owner, match), in_a_row, inputs)
             return super().run_node(node)
 
     def forward(*args, **kwargs):
@@ -153,18 +174,17 @@ def _kind(owner: nn.Module, match: Match) -> Hashable:
     )
 
 
-def _piece(owner: nn.Module, match: Match) -> tuple[Callable, Callable, list[fx.Node]]:
-    """How torch and how we run `match`, and the nodes that are its inputs."""
-    plain, _, sources = _cut(match)
-    graph, alone, _ = _cut(match)
-    theirs = fx.GraphModule(owner, plain)
-    if not match.in_caller:
+def _in_a_row(owner: nn.Module, match: Match, times: int) -> tuple[Callable, Callable]:
+    """What runs `match` so many times, torch's and ours."""
+    plain, _ = _cut(match, times)
+    graph, copies = _cut(match, times)
+    for alone in () if match.in_caller else copies:
         (leaf,) = alone.nodes
         with graph.inserting_before(leaf):
             leaf.args = graph.get_attr(leaf.target), *leaf.args
         leaf.op, leaf.target = "call_function", LEAVES[type(owner.get_submodule(leaf.target))]
-    forward = rewrite(owner, Trace(graph, {}), [alone] if match.in_caller else [])
-    return theirs, _as_in_a_model(owner, forward), sources
+    forward = rewrite(owner, Trace(graph, {}), copies if match.in_caller else [])
+    return fx.GraphModule(owner, plain), _as_in_a_model(owner, forward)
 
 
 def _as_in_a_model(owner: nn.Module, forward: swap.Forward) -> Callable:
@@ -178,19 +198,27 @@ def _as_in_a_model(owner: nn.Module, forward: swap.Forward) -> Callable:
     return ours
 
 
-def _cut(match: Match) -> tuple[fx.Graph, Match, list[fx.Node]]:
-    """The nodes of `match` in a graph of their own, the match there, and the nodes that are its inputs."""
-    graph, copies, sources = fx.Graph(), {}, []
-    for node in match.nodes:
-        for source in node.all_input_nodes:
-            if source not in copies:
-                copies[source] = graph.placeholder(source.name)
-                sources.append(source)
-        copies[node] = graph.node_copy(node, copies.get)
-    graph.output(copies[match.nodes[-1]])
-    nodes = tuple(map(copies.get, match.nodes))
-    statistics = tuple(copies.get(value, value) for value in match.statistics)
-    return graph, replace(match, nodes=nodes, addition=copies.get(match.addition), statistics=statistics), sources
+def _sources(match: Match) -> list[fx.Node]:
+    """The nodes that are the inputs of `match`."""
+    sources = dict.fromkeys(source for node in match.nodes for source in node.all_input_nodes)
+    return [source for source in sources if source not in match.nodes]
+
+
+def _cut(match: Match, times: int) -> tuple[fx.Graph, list[Match]]:
+    """The nodes of `match`, so many times over, in a graph of their own, and the matches there."""
+    graph = fx.Graph()
+    inputs = {source: graph.placeholder(source.name) for source in _sources(match)}
+    cut, results = [], []
+    for _ in range(times):
+        copies = dict(inputs)
+        for node in match.nodes:
+            copies[node] = graph.node_copy(node, copies.get)
+        nodes = tuple(map(copies.get, match.nodes))
+        statistics = tuple(copies.get(value, value) for value in match.statistics)
+        cut.append(replace(match, nodes=nodes, addition=copies.get(match.addition), statistics=statistics))
+        results.append(nodes[-1])
+    graph.output(results[0] if times == 1 else tuple(results))
+    return graph, cut
 
 
 def compare(model: nn.Module, sample: object, expected: object, sites: Iterable[Site]) -> None:
