@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,13 @@ TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
 _MOMENTUM = {"batch_norm": 6} | dict.fromkeys(
     ("conv1d_batch_norm", "conv2d_batch_norm", "conv_transpose2d_batch_norm"), 8
 )
+
+
+class _Calls(threading.local):
+    recorded = False
+
+
+_calls = _Calls()
 _verdicts: dict[tuple, bool] = {}
 _MANY = 4096  # calls of different sizes; beyond that they start afresh
 
@@ -36,6 +45,16 @@ def faster(op: str, input, *args, **options):
     """`functional.<op>(input, *args, **options)`, or the same by torch where that is faster for such arguments."""
     run = torchs if torch_is_faster(op, (input, *args), options) else kernels
     return run(op)(input, *args, **options)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Within it calls are recorded, by this thread, to be repeated without all that comes before their kernels."""
+    _calls.recorded = True
+    try:
+        yield
+    finally:
+        _calls.recorded = False
 
 
 def kernels(op: str) -> Callable:
@@ -80,6 +99,7 @@ def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
     signature = (
         engine,
         torch.is_grad_enabled(),
+        _calls.recorded,
         _autocast(args[0]),
         op,
         *map(_signature, args),
@@ -118,6 +138,8 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
         given = {name: _without_gradient(value) for name, value in key["options"].items()}
         found = autotune.lookup(key | {"backward": False, "arguments": arguments, "options": given})
     if found is None:
+        if _calls.recorded and is_nhwc(args[0]):
+            return False
         return untuned_is_slower(op, args[0].device, args[0].numel(), is_nhwc(args[0]), key["backward"])
     return found == TORCH
 
@@ -151,7 +173,8 @@ def _many(elements: int, nhwc: bool, enough: int) -> bool:
 
 
 # Which poolings of which inputs (and whether with a gradient) a kernel runs faster on CPUs, as `python -m benchmarks
-# kernels` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows better.
+# kernels` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows better. In
+# calls that are recorded nothing comes before, and kernels are faster for all that is in channels_last memory.
 _ON_CPUS: dict[str, Callable[[int, bool, bool], bool]] = {
     "max_pool2d": lambda elements, nhwc, backward: _many(elements, nhwc, 1 << (18 if backward else 16)),
     "avg_pool2d": lambda elements, nhwc, backward: _many(elements, nhwc, 1 << 21) and (backward or not nhwc),

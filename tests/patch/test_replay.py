@@ -16,8 +16,9 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritonconv
-from tritonconv import engines, replay
+from tritonconv import choice, engines, replay
 
+ON_CPUS = choice._ON_CPUS  # which tests do without, otherwise
 CALLS = replay._FIRST + 3  # alike, of which the last ones are replayed
 
 
@@ -97,6 +98,37 @@ def test_calls_after_the_first_ones_are_replayed_in_few_pieces():
     (program,) = programs(patched)
     assert program.calls == CALLS - replay._FIRST - 1
     assert max(len(segment.jobs) for segment in program.segments) > 1
+
+
+def shaping() -> nn.Sequential:
+    layers = nn.Conv2d(2, 4, 3), nn.AvgPool2d(2), nn.Dropout(), nn.Conv2d(4, 4, 2), nn.Flatten(), nn.Linear(4, 3)
+    return nn.Sequential(*layers).eval().to(memory_format=torch.channels_last)
+
+
+def test_small_poolings_and_what_gives_another_shape_do_not_part_launches(monkeypatch):
+    monkeypatch.setattr(choice, "_ON_CPUS", ON_CPUS)
+    plain, x = shaping(), torch.randn(1, 2, 6, 6).to(memory_format=torch.channels_last)
+    patched = tritonconv.patch(copy.deepcopy(plain))
+    assert_alike(patched, plain, x)
+    (program,) = programs(patched)
+    (segment,) = program.segments
+    assert len(segment.jobs) == 4
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: setattr(m[4], "start_dim", 2),
+    lambda m: setattr(m[4], "forward", lambda x: x.flatten(1) + 1),
+    lambda m: (m[2].train(), setattr(m[2], "p", 1.0)),
+    lambda m: m[2].register_forward_hook(lambda module, args, y: y + 1),
+])  # fmt: skip
+def test_a_change_of_what_gives_another_shape(change):
+    plain = nn.Sequential(*shaping()[:5])
+    patched, x = tritonconv.patch(copy.deepcopy(plain)), torch.randn(1, 2, 6, 6).to(memory_format=torch.channels_last)
+    assert_alike(patched, plain, x)
+    assert replayed(patched)
+    for model in (patched, plain):
+        change(model)
+    assert_alike(patched, plain, x)
 
 
 # What can be done to a model between two calls, each a function of it.

@@ -129,6 +129,12 @@ def test_every_site_is_timed_really(device):
     pieces = trial.pieces_of(model, found, torch.randn(SIZE, device=device))
     assert {fqn: len(piece.inputs) for fqn, piece in pieces.items()} == {"conv": 2, "max_pool2d": 1, "child.conv": 1}
     assert all(ratio > 0 for ratio in speeds.values())
+    for piece in pieces.values():
+        inputs = [torch.randn_like(x, device=device) for x in piece.inputs]
+        with torch.no_grad():
+            theirs, ours = (run(*inputs) for run in piece.in_a_row(3))
+            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(ours, 3 * (piece.theirs(*inputs),))
 
 
 def test_a_wrong_kernel_is_named_and_undone(monkeypatch):

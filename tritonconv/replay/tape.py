@@ -15,6 +15,7 @@ from types import NoneType
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
@@ -49,6 +50,12 @@ _INTO = {
     _aten.max_pool2d_with_indices.default: _aten.max_pool2d_with_indices.out,
 }
 _OUTPUTS = {_aten.max_pool2d_with_indices.out: ("out", "indices")}
+# What mostly gives its input itself, or in another shape: written out, so that launches on both sides come together.
+_SHAPING = {
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
+    *(F.dropout, torch.flatten, torch.squeeze, torch.unsqueeze),
+    *("flatten", "squeeze", "unsqueeze", "view", "reshape"),
+}
 _PLAIN = bool, int, float, str, NoneType, slice, torch.Size, torch.dtype, torch.device, torch.memory_format
 _MAY_TAKE_LISTS = {torch.cat, torch.concat, torch.stack, operator.getitem}  # of what is given they change nothing
 
@@ -164,16 +171,18 @@ class Tape:
         if node.op == "get_attr":
             return self._attribute(module, path, target)
         if node.op == "call_function":
-            if target in _BLOCKS:
+            if target in _BLOCKS or (target in _SHAPING and _of_tensors(stand_ins)):
                 return self._block(lambda: target(*args, **kwargs))
             return self._call(node.op, target, stand_ins, target(*args, **kwargs), not _is_torchs(target))
         if node.op == "call_method":
             receiver, *others = args
             function = getattr(receiver, target)
+            if isinstance(receiver, Tensor) and target in _SHAPING and _of_tensors(stand_ins):
+                return self._block(lambda: function(*others, **kwargs))
             ours = not isinstance(receiver, Tensor) or target.endswith("_")
             return self._call(node.op, target, stand_ins, function(*others, **kwargs), ours)
         child = module.get_submodule(target)
-        if _is_swapped(child):
+        if _is_swapped(child) or (type(child) in _SHAPING and "forward" not in vars(child)):
             self.parts.add(child)
             return self._block(lambda: child(*args, **kwargs))
         candidates, inputs = self._forwards_of(child, _join(path, target)), (*args, *kwargs.values())
@@ -244,7 +253,7 @@ class Tape:
         mine = threading.get_ident()
         engine.watchers[mine] = self._launched
         try:
-            with _Operators(self._operator):
+            with choice.recording(), _Operators(self._operator):
                 value = run()
         finally:
             del engine.watchers[mine]
@@ -363,6 +372,12 @@ def _filled(argument, held: dict[fx.Node, tuple], at: int):
     if isinstance(argument, slice):
         return slice(*(_filled(part, held, at) for part in (argument.start, argument.stop, argument.step)))
     return argument
+
+
+def _of_tensors(stand_ins) -> bool:
+    """Whether all that these arguments take from the graph are tensors: a number may be another at the next call."""
+    nodes = (leaf for leaf in tree_leaves(stand_ins) if isinstance(leaf, fx.Node))
+    return all(len(node.meta.get("views", ())) == 1 for node in nodes)
 
 
 def _ordered(forward: Forward, args, kwargs) -> list:
