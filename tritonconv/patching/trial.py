@@ -63,11 +63,14 @@ class Piece:
     def times(self, device: torch.device) -> list[list[float]]:
         """Seconds that torch took, and that we took, in some turns."""
         inputs = [torch.randn_like(x, device=device) for x in self.inputs]
-        (alone,) = turns([lambda: self.theirs(*inputs)], seconds=0.0, rounds=3, device=device)
-        row = max(1, min(_ROW, int(_SHORT / min(alone))))
-        theirs, ours = self.in_a_row(row)
-        runs = (lambda: theirs(*inputs)), (lambda: ours(*inputs))
-        return turns(runs, seconds=0.02, rounds=5, warm=4, device=device)  # the third call is recorded
+
+        def timed(times: int, **options) -> list[list[float]]:
+            theirs, ours = self.in_a_row(times)
+            return turns([lambda: theirs(*inputs), lambda: ours(*inputs)], device=device, **options)
+
+        longest = max(map(min, timed(1, seconds=0.0, rounds=2, warm=1)))
+        row = max(1, min(_ROW, int(_SHORT / longest)))
+        return timed(row, seconds=0.02, rounds=5, warm=4)  # the third call is recorded
 
 
 def speeds(model: nn.Module, found: Capture, sample: object) -> dict[str, float]:
