@@ -6,11 +6,11 @@ on: sizes, dtypes, memory formats, other arguments, autocast, and whether gradie
 
 from __future__ import annotations
 
-import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ def torchs(op: str) -> Callable:
     """torch's own functions for `functional.<op>`, one after the other."""
     convolution, norm = op.removesuffix("_batch_norm"), op.endswith("_batch_norm") and op != "batch_norm"
     function = _conv1d if convolution == "conv1d" else getattr(F, convolution)
-    function = functools.partial(_with_batch_norm, function) if norm else function
+    function = partial(_with_batch_norm, function) if norm else function
 
     def run(*args, residual: Tensor | None = None, activation: activations.Text = None, max_pool=None, **options):
         y = finish(function(*args, **options), residual, activations.canonical(activation))
@@ -154,13 +154,19 @@ def untuned_is_slower(op: str, device: torch.device, elements: int, nhwc: bool, 
 
 def preference(op: str, device: torch.device) -> str:
     """Which calls of `op` run on torch unless tuned otherwise, in words; "" if none does."""
-    small, large, large_nhwc = (
-        untuned_is_slower(op, device, *size) for size in ((0, True), (sys.maxsize, False), (sys.maxsize, True))
-    )
-    if not small:
+    if not untuned_is_slower(op, device, 0, False):
         return ""
-    which = "it" if large else "small ones and those in channels_last memory" if large_nhwc else "small ones"
+    large = partial(untuned_is_slower, op, device, sys.maxsize)
+    which = next((text for case, text in _WHICH.items() if large(*case)), "small ones")
     return f"on CPUs torch runs {which}, unless tuning finds the kernel faster"
+
+
+# By whether large inputs, in channels_last memory or not, with a gradient or not, are among them.
+_WHICH = {
+    (False, True): "it",
+    (False, False): "small ones, and inference",
+    (True, False): "small ones, and those in channels_last memory",
+}
 
 
 def is_nhwc(x: Tensor) -> bool:
@@ -180,6 +186,11 @@ _ON_CPUS: dict[str, Callable[[int, bool, bool], bool]] = {
     "avg_pool2d": lambda elements, nhwc, backward: _many(elements, nhwc, 1 << 21) and (backward or not nhwc),
     "adaptive_max_pool2d": lambda elements, nhwc, backward: _many(elements, nhwc, 1 << 18) and not nhwc,
     "adaptive_avg_pool2d": lambda elements, nhwc, backward: False,
+    "max_pool1d": lambda elements, nhwc, backward: backward and elements >= 1 << 18,
+    "avg_pool1d": lambda elements, nhwc, backward: backward and elements >= 1 << 18,
+    "adaptive_max_pool1d": lambda elements, nhwc, backward: False,
+    "adaptive_avg_pool1d": lambda elements, nhwc, backward: False,
+    "lp_pool1d": lambda elements, nhwc, backward: elements >= 1 << 18,
 }
 
 

@@ -160,3 +160,31 @@ def test_a_generator(training):
         got, want = model(x), plain(x)
         assert got.stride() == want.stride()
         torch.testing.assert_close(got, want)
+
+
+POOLS = {
+    "max_pool1d": (nn.MaxPool1d(3, 2, 1, ceil_mode=True), lambda m, x: F.max_pool1d(x, 2)),
+    "avg_pool1d": (nn.AvgPool1d(3, 2, 1, count_include_pad=False), lambda m, x: F.avg_pool1d(x, 2)),
+    "adaptive_max_pool1d": (nn.AdaptiveMaxPool1d(5), lambda m, x: F.adaptive_max_pool1d(x, 3)),
+    "adaptive_avg_pool1d": (nn.AdaptiveAvgPool1d(1), lambda m, x: torch.adaptive_avg_pool1d(x, 3)),
+    "lp_pool1d": (nn.LPPool1d(2, 3), lambda m, x: F.lp_pool1d(x, 2.0, 2)),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_poolings_are_swapped(pool, kernel_calls):
+    module, function = POOLS[pool]
+    for form in (nn.Sequential(module), Calls(function)):
+        model = tritonconv.patch(form)
+        assert [status for fqn, status in statuses(model).items() if fqn != "conv"] == [f"swapped {pool}"]
+        kernel_calls.clear()
+        assert_as_before(model, torch.rand(SIZE, dtype=torch.float64))
+        assert kernel_calls[0] == pool
+
+
+def test_the_indices_of_a_pooling():
+    model = tritonconv.patch(Calls(lambda m, x: F.max_pool1d(m.conv(x), 2, return_indices=True)))
+    assert statuses(model)["max_pool1d_with_indices"] == "swapped max_pool1d"
+    assert_as_before(model, torch.rand(SIZE, dtype=torch.float64))
+    (_, pool) = tritonconv.plan(tritonconv.unpatch(model).eval().float(), torch.rand(SIZE))
+    assert (pool.site.pattern, pool.output) == ("max_pool1d", (2, 6, 1, 6))  # as torch computes it

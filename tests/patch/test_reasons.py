@@ -93,7 +93,7 @@ def test_convolutions_and_poolings_without_a_kernel_are_sites_that_are_left():
 POOLS = {
     nn.MaxPool2d(2): "on CPUs torch runs small ones, unless tuning finds the kernel faster",
     nn.AdaptiveAvgPool2d(1): "on CPUs torch runs it, unless tuning finds the kernel faster",
-    nn.AvgPool2d(2): "on CPUs torch runs small ones and those in channels_last memory, unless tuning finds",
+    nn.AvgPool2d(2): "on CPUs torch runs small ones, and those in channels_last memory, unless tuning finds",
     nn.LPPool2d(2, 2): "",
 }
 

@@ -357,21 +357,29 @@ POOLS = {
     nn.AvgPool2d: "avg_pool2d",
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
     nn.LPPool2d: "lp_pool2d",
+    nn.MaxPool1d: "max_pool1d",
+    nn.AdaptiveMaxPool1d: "adaptive_max_pool1d",
+    nn.AvgPool1d: "avg_pool1d",
+    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d",
+    nn.LPPool1d: "lp_pool1d",
 }
+_MAX_POOL = "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
+_AVG_POOL = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"
 # The modules that `patch` swaps wherever they are, and what they then run. A norm alone is not worth it.
 LEAVES = {
     nn.Conv1d: convolution,
     nn.Conv2d: convolution,
     nn.ConvTranspose2d: conv_transpose2d,
     nn.Linear: linear,
-    nn.MaxPool2d: _pooling(
-        "max_pool2d", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
-    ),
+    nn.MaxPool2d: _pooling("max_pool2d", *_MAX_POOL),
     nn.AdaptiveMaxPool2d: _pooling("adaptive_max_pool2d", "output_size", "return_indices"),
     nn.MaxUnpool2d: max_unpool,
-    nn.AvgPool2d: _pooling(
-        "avg_pool2d", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
-    ),
+    nn.AvgPool2d: _pooling("avg_pool2d", *_AVG_POOL, "divisor_override"),
     nn.AdaptiveAvgPool2d: _pooling("adaptive_avg_pool2d", "output_size"),
     nn.LPPool2d: _pooling("lp_pool2d", "norm_type", "kernel_size", "stride", "ceil_mode"),
+    nn.MaxPool1d: _pooling("max_pool1d", *_MAX_POOL),
+    nn.AdaptiveMaxPool1d: _pooling("adaptive_max_pool1d", "output_size", "return_indices"),
+    nn.AvgPool1d: _pooling("avg_pool1d", *_AVG_POOL),
+    nn.AdaptiveAvgPool1d: _pooling("adaptive_avg_pool1d", "output_size"),
+    nn.LPPool1d: _pooling("lp_pool1d", "norm_type", "kernel_size", "stride", "ceil_mode"),
 }

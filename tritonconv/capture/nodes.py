@@ -11,11 +11,12 @@ from ..blocks.block import ACTIVATION_MODULES, POOLS, activation_text, intercept
 from ..ops.activations import PRELU
 
 # How a graph calls them: functions, and methods by their name.
-POOL_CALLS = {getattr(F, name): name for name in POOLS.values()} | {
-    F.max_pool2d_with_indices: "max_pool2d",
-    torch.max_pool2d: "max_pool2d",
-    F.adaptive_max_pool2d_with_indices: "adaptive_max_pool2d",
+WITH_INDICES = {
+    getattr(F, f"{name}_with_indices"): name
+    for name in ("max_pool1d", "max_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d")
 }
+POOL_CALLS = {getattr(F, name): name for name in POOLS.values()} | WITH_INDICES
+POOL_CALLS |= {torch.max_pool1d: "max_pool1d", torch.max_pool2d: "max_pool2d"}
 CONV_CALLS = {F.conv1d: "conv1d", F.conv2d: "conv2d", torch.conv1d: "conv1d", torch.conv2d: "conv2d"}
 # The batch norm that goes with a convolution.
 NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.ConvTranspose2d: nn.BatchNorm2d}

@@ -2,12 +2,11 @@
 
 from itertools import accumulate
 
-import torch.nn.functional as F
 from torch import fx, nn
 
 from .. import choice
 from ..blocks.block import ActivatedBlock, CallBlock, ConvBlock, PoolBlock, activated_block, activated_norm, conv_block
-from ..capture.nodes import constants_of
+from ..capture.nodes import WITH_INDICES, constants_of
 from ..capture.patterns import Match
 from ..capture.trace import Trace
 from ..geometry import Pair
@@ -92,7 +91,7 @@ def _replace(graph: fx.Graph, match: Match, fused: fx.Node) -> None:
 
 def _retarget_pool(graph: fx.Graph, match: Match) -> None:
     (call,) = match.nodes
-    if call.target in (F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices):
+    if call.target in WITH_INDICES:
         call.kwargs = {**call.kwargs, "return_indices": True}
     call.target, call.args = choice.faster, (match.block.pattern, *call.args)
 

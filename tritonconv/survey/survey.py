@@ -30,7 +30,9 @@ from .fields import Field, Fields
 Problem = tuple[str, Geometry | str]
 
 # What the operators that run are called in Python.
-_NAMES = {"max_pool2d_with_indices": "max_pool2d", "hardtanh": "relu6", "iadd": "add"}
+_NAMES = {"hardtanh": "relu6", "iadd": "add"} | {
+    f"{pool}1d": f"{pool}2d" for pool in ("max_pool", "avg_pool", "adaptive_max_pool")  # of images of one row
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def _site_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Site]:
 
 
 def _plain(name: str) -> str:
-    return _NAMES.get(name.strip("_"), name.strip("_"))
+    name = name.strip("_").removesuffix("_with_indices")
+    return _NAMES.get(name, name)
 
 
 def _join(caller: str, name: str, count: int) -> str:
