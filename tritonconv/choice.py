@@ -64,12 +64,19 @@ def kernels(op: str) -> Callable:
 def torchs(op: str) -> Callable:
     """torch's own functions for `functional.<op>`, one after the other."""
     convolution, norm = op.removesuffix("_batch_norm"), op.endswith("_batch_norm") and op != "batch_norm"
-    function = _conv1d if convolution == "conv1d" else getattr(F, convolution)
+    function = _inner_activated(_conv1d if convolution == "conv1d" else getattr(F, convolution))
     function = partial(_with_batch_norm, function) if norm else function
 
     def run(*args, residual: Tensor | None = None, activation: activations.Text = None, max_pool=None, **options):
         y = finish(function(*args, **options), residual, activations.canonical(activation))
         return y if max_pool is None else F.max_pool2d(y, max_pool)
+
+    return run
+
+
+def _inner_activated(conv: Callable) -> Callable:
+    def run(*args, inner: str | None = None, **options) -> Tensor:
+        return finish(conv(*args, **options), None, activations.canonical(inner))
 
     return run
 

@@ -24,6 +24,7 @@ def conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
+    inner: str | None = None,
     residual: Tensor | None = None,
     activation: str | Tensor | None = None,
     max_pool: int | tuple[int, int] | None = None,
@@ -36,6 +37,7 @@ def conv2d(
     activation: None, "relu", "relu6", "sigmoid", "tanh", "hardsigmoid", "silu", "hardswish", "gelu", "gelu_tanh",
     "leaky_relu" or "elu", the last two also with their number, "leaky_relu(0.2)"; another raises ValueError. A tensor
     is PReLU with these slopes, [1] or [K]; where gradients are wanted it takes a pass of its own.
+    inner: an activation, but no slopes, right behind the bias; where gradients are wanted what follows it is not fused.
     max_pool: the windows of `max_pool2d`, which lie side by side: P and Q are divided by them, rounded down. If the
     activation never falls, and without a residual, the maximum is taken before it and what is not one never goes to
     memory; in training a byte is kept of each maximum. Its place is chosen before the activation: of outputs that
@@ -48,7 +50,7 @@ def conv2d(
     Derivatives of every order are supported.
     """
     problem = input, weight, bias, stride, padding, dilation, groups, residual, activation
-    return conv.conv2d(*problem) if max_pool is None else conv_pool.conv2d_max_pool(*problem, max_pool)
+    return conv.conv2d(*problem, inner) if max_pool is None else conv_pool.conv2d_max_pool(*problem, max_pool, inner)
 
 
 def conv1d(
@@ -61,6 +63,7 @@ def conv1d(
     groups: int = 1,
     *,
     extra_padding: tuple[int, int] = (0, 0),
+    inner: str | None = None,
     residual: Tensor | None = None,
     activation: str | Tensor | None = None,
 ) -> Tensor:
@@ -70,7 +73,7 @@ def conv1d(
     extra_padding: zeros before and after the input beside `padding`; negative numbers take some of that away.
     """
     options = stride, padding, dilation, groups
-    return one_dimensional.conv1d(input, weight, bias, *options, residual, activation, extra_padding)
+    return one_dimensional.conv1d(input, weight, bias, *options, residual, activation, extra_padding, inner)
 
 
 def causal_conv1d(
@@ -106,6 +109,7 @@ def conv2d_batch_norm(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
+    inner: str | None = None,
     residual: Tensor | None = None,
     activation: str | Tensor | None = None,
     max_pool: int | tuple[int, int] | None = None,
@@ -119,7 +123,7 @@ def conv2d_batch_norm(
     """
     return conv_norm.conv2d_batch_norm(
         input, weight, bias, stride, padding, dilation, groups,
-        running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool,
+        running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool, inner,
     )  # fmt: skip
 
 
@@ -140,13 +144,14 @@ def conv1d_batch_norm(
     groups: int = 1,
     *,
     extra_padding: tuple[int, int] = (0, 0),
+    inner: str | None = None,
     residual: Tensor | None = None,
     activation: str | Tensor | None = None,
 ) -> Tensor:
     """activation(batch_norm(conv1d(input)) + residual), as `conv2d_batch_norm`."""
     return conv_norm.conv1d_batch_norm(
         input, weight, bias, stride, padding, dilation, groups,
-        running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, extra_padding,
+        running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, extra_padding, inner,
     )  # fmt: skip
 
 

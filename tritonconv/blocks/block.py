@@ -270,26 +270,28 @@ def conv_block(
     pool: nn.MaxPool2d | Pair | None = None,
     pool_first: bool = False,
     padding: Pair | nn.Module = (0, 0),
+    inner: nn.Module | str | None = None,
 ) -> Tensor:
     """A fused `ConvBlock` of a rewritten forward. A hook needs the values in between, so they then run one by one."""
-    given = *(norm if isinstance(norm, tuple) else (norm,)), activation, pool, pool_first, padding
+    given = *(norm if isinstance(norm, tuple) else (norm,)), activation, pool, pool_first, padding, inner
     if (y := repeat.again(conv, given, input, residual)) is not None:
         return y
-    text, extra = activation_text(activation), extra_padding(padding)
-    members = (module for module in (conv, padding, norm, activation, pool) if isinstance(module, nn.Module))
+    text, first, extra = activation_text(activation), activation_text(inner), extra_padding(padding)
+    members = (module for module in (conv, padding, inner, norm, activation, pool) if isinstance(module, nn.Module))
     window = window_of(pool) if isinstance(pool, nn.Module) else pool
     fusable = text is not UNKNOWN and conv.padding_mode == "zeros"
+    fusable = fusable and first is not UNKNOWN and not isinstance(first, Tensor)
     fusable = fusable and (residual is None or isinstance(residual, Tensor)) and extra is not None
     fusable = fusable and (pool is None or window is not None)
     fusable = fusable and (norm is None or input.dim() == conv.weight.dim() and calls.are_statistics(norm, conv, input))
     if not fusable or any(map(intercepted, members)):
-        value = _padded_convolution(conv, padding, input)
+        value = _run(inner, _padded_convolution(conv, padding, input))
         value = value if norm is None else _normalized(norm, value)
         value = value if residual is None else value + residual
         return _run(activation, _pooled(pool, value)) if pool_first else _pooled(pool, _run(activation, value))
-    if (y := repeat.first(conv, given, norm, text, input, residual, window, extra)) is not None:
+    if (y := repeat.first(conv, given, norm, text, input, residual, window, extra, first)) is not None:
         return y
-    op, arguments, options = calls.convolution(conv, norm, input, residual, text, window, extra)
+    op, arguments, options = calls.convolution(conv, norm, input, residual, text, window, extra, first)
     return faster(op, *arguments, **options)
 
 

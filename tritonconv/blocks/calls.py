@@ -19,9 +19,10 @@ def convolution(
     activation: Text,
     max_pool: Pair | None = None,
     extra_padding: Pair = (0, 0),
+    inner: str | None = None,
 ) -> Call:
-    """activation(norm(conv(input)) + residual), max-pooled in windows side by side. In training it counts the batch.
-    `extra_padding` is that of 1-D ones."""
+    """activation(norm(inner(conv(input))) + residual), max-pooled in windows side by side. In training it counts the
+    batch. `extra_padding` is that of 1-D ones."""
     op = "conv1d" if isinstance(conv, nn.Conv1d) else "conv2d"
     window = conv.stride, conv.padding, conv.dilation, conv.groups
     options = {"residual": residual, "activation": activation}
@@ -29,6 +30,8 @@ def convolution(
         options["max_pool"] = max_pool
     if any(extra_padding):
         options["extra_padding"] = extra_padding
+    if inner is not None:
+        options["inner"] = inner
     if norm is None:
         return op, (input, conv.weight, conv.bias, *window), options
     return f"{op}_batch_norm", (input, conv.weight, conv.bias, *statistics(norm), *window), options

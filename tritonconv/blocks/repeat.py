@@ -23,7 +23,7 @@ from ..launch import conv_pool
 from ..launch.common import precision_of
 from ..launch.norm import ABSENT, Norm
 from ..launch.packing import Snapshot
-from ..ops.activations import Text
+from ..ops.activations import Text, in_order
 from ..ops.conv import formatted, geometry_of
 from ..ops.conv1d import geometry_1d, image
 from ..ops.conv_pool import takes
@@ -89,9 +89,11 @@ def first(
     residual: Tensor | None = None,
     window: Pair | None = None,
     extra_padding: Pair = (0, 0),
+    inner: str | None = None,
 ) -> Tensor | None:
-    """activation(norm(conv(x)) + residual), max-pooled if there is a window, which calls like this one will repeat;
-    None if it takes the long way. `activation` is canonical, `extra_padding` that of `functional.conv1d`."""
+    """activation(norm(inner(conv(x))) + residual), max-pooled if there is a window, which calls like this one will
+    repeat; None if it takes the long way. The activations are canonical, `extra_padding` is that of
+    `functional.conv1d`."""
     if not _repeatable(x) or (isinstance(norm, nn.Module) and norm.training):
         return None
     if isinstance(norm, tuple) and len(norm) == 2:  # computed at every call
@@ -104,7 +106,7 @@ def first(
     values = [*(value for _, _, held in entries for value in held), *(t for t in given if isinstance(t, Tensor))]
     if not all(isinstance(value, (*_IMMUTABLE, Tensor)) for value in values):
         return None
-    run = _bound(conv, norm, activation, x, residual, window, extra_padding)
+    run = _bound(conv, norm, activation, x, residual, window, extra_padding, inner)
     if run is None:
         return None
     tensors = own["weight"], *(value for value in values if isinstance(value, Tensor))
@@ -162,7 +164,9 @@ def _where(tensors: tuple[Tensor, ...]) -> list[int]:
     return [*map(Tensor.data_ptr, tensors), *map(Tensor.nbytes.__get__, tensors)]
 
 
-def _bound(conv, norm, activation, x, residual, window, extra) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+def _bound(
+    conv, norm, activation, x, residual, window, extra, inner
+) -> Callable[[Tensor, Tensor | None], Tensor] | None:
     """The kernel for such a call, all but input and residual given; None where there is none."""
     weight, bias = conv.weight, conv.bias
     problem = x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups
@@ -170,7 +174,7 @@ def _bound(conv, norm, activation, x, residual, window, extra) -> Callable[[Tens
     geometry = geometry_1d(*problem, extra) if rows else geometry_of(*problem)
     if isinstance(geometry, str) or x.dim() != weight.dim() or weight.is_inference():  # it has no version counter
         return None
-    op, (_, *others), options = calls.convolution(conv, norm, x, residual, activation, window, extra)
+    op, (_, *others), options = calls.convolution(conv, norm, x, residual, activation, window, extra, inner)
     if choice.torch_is_faster(op, (x, *others), options):
         theirs = choice.torchs(op)
         del options["residual"]  # it comes with every call
@@ -192,12 +196,13 @@ def _bound(conv, norm, activation, x, residual, window, extra) -> Callable[[Tens
         if training or unsupported(geometry.output, x, False, given[:2], given[2:4]):
             return None
     given, text = with_slopes(given, activation)
+    text = in_order(inner, text)
     vectors = bias, *given[:4], given.slope
     if not all(t is None or t.is_contiguous() for t in vectors):  # a kernel would get copies, which grow old
         return None
     if window is None:
         run = launch.bind_fprop(x, weight, bias, geometry, text, norm=given)
-    elif residual is None and takes(x, geometry, window, activation):
+    elif residual is None and inner is None and takes(x, geometry, window, activation):
         pooled = conv_pool.bind_fprop(x, weight, bias, geometry, window, text, norm=given)
         run = lambda x, residual: pooled(x)  # noqa: E731
     else:

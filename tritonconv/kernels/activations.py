@@ -1,5 +1,5 @@
 """Activations, and their derivatives in terms of the result or the argument. ACTIVATION is None, "relu" or
-"leaky_relu(0.2)".
+"leaky_relu(0.2)"; "tanh>relu" if there is one right behind a sum, too, and "tanh>" if there is but that.
 
 PReLU's slopes are a tensor: one for each channel of "prelu", one for all of "prelu(1)".
 """
@@ -16,13 +16,18 @@ def parse(text):
 
 
 @triton.constexpr_function
+def inner_of(activation):
+    return None if activation is None else activation.rpartition(">")[0] or None
+
+
+@triton.constexpr_function
 def name_of(activation):
-    return None if activation is None else parse(activation)[0]
+    return None if activation is None else parse(activation.rpartition(">")[2])[0] or None
 
 
 @triton.constexpr_function
 def number_of(activation):
-    return None if activation is None else parse(activation)[1]
+    return None if activation is None else parse(activation.rpartition(">")[2])[1]
 
 
 @triton.jit

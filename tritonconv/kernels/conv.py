@@ -71,7 +71,8 @@ def conv_fprop(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, SPLIT: tl.constexpr,
     BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
-    """y[n, p, q, k] = activation(norm(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k]) + residual).
+    """y[n, p, q, k] = activation(norm(inner(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k])) +
+    residual).
 
     The rest of it is `finish`'s. If the sums are split in parts, `y_ptr` gets the parts, [SPLIT, N·P·Q, GROUPS·K], and
     `conv_finish` does the rest.

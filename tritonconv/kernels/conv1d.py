@@ -8,7 +8,7 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .activations import activate
+from .activations import activate, inner_of
 from .norm import store_row_moments
 
 
@@ -26,7 +26,7 @@ def conv1d(
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y[n, k, q] = activation(norm(bias[k] + Σ x[n, c, q + s·STEP + FIRST] w[k, s, c]) + residual).
+    """y[n, k, q] = activation(norm(inner(bias[k] + Σ x[n, c, q + s·STEP + FIRST] w[k, s, c])) + residual).
 
     norm and moments are those of `conv.conv_fprop`; a tile of statistics is one of an image's Q. dgrad is the same sum
     with C and K, and the taps' direction, exchanged.
@@ -68,6 +68,7 @@ def conv1d(
     k += group * K
     if bias_ptr is not None:
         acc += _vector(bias_ptr, k, m_k, ACC)
+    acc = activate(acc, inner_of(ACTIVATION))
     if mean_ptr is not None:
         var = tl.load(var_ptr + k, mask=m_k, other=1.0).to(ACC)  # [BM]
         acc = (acc - _vector(mean_ptr, k, m_k, ACC)) * (1 / tl.sqrt(var + EPS))[:, None]

@@ -9,7 +9,7 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .activations import activate
+from .activations import activate, inner_of
 from .common import inside, tap_step, taps_of
 from .norm import affine, normalized
 
@@ -93,7 +93,8 @@ def depthwise_fprop(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """y[n, p, q, k] = activation(norm(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, k]) + residual).
+    """y[n, p, q, k] = activation(norm(inner(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, k])) +
+    residual).
 
     The norm is that of `conv_fprop`. Grid: (N·P × tiles of Q × tiles of K). `w_ptr`: panels [tiles of K, R·S, BN].
     """
@@ -112,6 +113,7 @@ def depthwise_fprop(
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+    acc = activate(acc, inner_of(ACTIVATION))
     if mean_ptr is not None:
         acc, _ = normalized(acc, mean_ptr, var_ptr, k, K, EPS)
         acc = affine(acc, gamma_ptr, beta_ptr, 0, k, K)

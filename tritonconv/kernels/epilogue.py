@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .activations import activate
+from .activations import activate, inner_of
 from .norm import affine, normalized, store_moments
 
 
@@ -22,7 +22,7 @@ def finish(
     m, in_range, tile, tiles, first, k, K: tl.constexpr, CHANNELS: tl.constexpr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """y[m, first + k] = activation(norm(acc + bias[first + k]) + residual[m, first + k]), of acc [BM, BN], k < K.
+    """y[m, first + k] = activation(norm(inner(acc + bias[first + k])) + residual[m, first + k]) of acc [BM, BN], k < K.
 
     y and the residual have rows of CHANNELS elements; m [BM] are those of one tile, as far as they are `in_range`.
     norm(z) = (z − mean) / √(var + EPS) · gamma + beta, per channel; left out where `mean_ptr` is None.
@@ -31,6 +31,7 @@ def finish(
     ACC: tl.constexpr = acc.dtype
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + first + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+    acc = activate(acc, inner_of(ACTIVATION))
     if mean_ptr is not None:
         acc, _ = normalized(acc, mean_ptr + first, var_ptr + first, k, K, EPS)
         acc = affine(acc, gamma_ptr, beta_ptr, first, k, K)

@@ -12,7 +12,7 @@ Pixels as far apart as the dilation are an image of their own, a phase, in which
 import triton
 import triton.language as tl
 
-from .activations import activate
+from .activations import activate, inner_of
 from .common import inside, unravel
 from .norm import affine, normalized, store_partial
 
@@ -330,6 +330,7 @@ def conv_winograd(
                     z = columns[j][i]
                     if bias_ptr is not None:
                         z += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+                    z = activate(z, inner_of(ACTIVATION))
                     if mean_ptr is not None:
                         z, _ = normalized(z, mean_ptr, var_ptr, k, K, EPS)
                         z = affine(z, gamma_ptr, beta_ptr, 0, k, K)

@@ -92,6 +92,11 @@ def is_monotone(text: str | Tensor) -> bool:
     return isinstance(text, str) and text != PRELU and activation(text).backward is not None
 
 
+def in_order(inner: str | None, last: str | None) -> str | None:
+    """As kernels take an activation right behind a sum and one after norm and residual."""
+    return last if inner is None else f"{inner}>{last or ''}"
+
+
 def for_kernels(text: Text) -> tuple[str | None, Tensor | None]:
     """An activation as kernels take it: its text, and the slopes of a PReLU."""
     if isinstance(text, Tensor):

@@ -17,7 +17,7 @@ from ..launch import conv as launch
 from ..launch.norm import ABSENT, Norm, empty_statistics, finalize
 from . import activations
 from .again import kept, restored
-from .epilogue import activated, divided, finish, is_separate, prepared, suits, with_slopes
+from .epilogue import activated, divided, finish, is_apart, is_separate, prepared, suits, with_slopes
 from .library import Operator, opaque
 from .support import (
     autocast,
@@ -173,7 +173,7 @@ class Wgrad(Operator):
 
 
 class FpropWithNorm(Operator):
-    """activation(norm(x ∗ weight + bias) + residual) by given statistics or without a norm, in one kernel."""
+    """activation(norm(inner(x ∗ weight + bias)) + residual) by given statistics or without a norm, in one kernel."""
 
     schema = (
         "fprop_with_norm(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? mean,"
@@ -260,17 +260,21 @@ def geometry_of(input, weight, bias, stride, padding, dilation, groups) -> ConvG
 
 
 @opaque
-def conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation) -> Tensor:
+def conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation, inner=None) -> Tensor:
     """See `tritonconv.functional.conv2d`."""
     x, w, b = autocast(input, weight, bias)
-    activation = prepared(activation, x)
+    activation, inner = prepared(activation, x), activations.canonical(inner)
+    if is_apart(inner, activation, x, w, b, residual):
+        y = conv2d(input, weight, bias, stride, padding, dilation, groups, None, inner)
+        return finish(y, residual, activation)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     if isinstance(geometry, str):
-        return finish(F.conv2d(input, weight, bias, stride, padding, dilation, groups), residual, activation)
+        y = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return finish(finish(y, None, inner), residual, activation)
     batched = x.dim() == 4
     adds = residual is None or (batched and fits(residual, geometry.output, x, gives_channels_last(x, w)))
     ours, left = divided(residual, activation, adds, suits(activation, geometry.K, x, batched))
-    return finish(on_images(x, w, lambda x: run(x, w, b, geometry, *ours)), *left)
+    return finish(on_images(x, w, lambda x: run(x, w, b, geometry, *ours, inner)), *left)
 
 
 def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
@@ -291,8 +295,13 @@ def formatted(y: Tensor, geometry: ConvGeometry, channels_last: bool) -> Tensor:
     return y if channels_last or isinstance(geometry, RowGeometry) else nchw(y)
 
 
-def run(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, residual=None, activation=None) -> Tensor:
-    """activation(x ∗ w + b + residual), [N, K, P, Q] in channels_last memory; w [K, C/groups, (R,) S]."""
+def run(
+    x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, residual=None, activation=None, inner=None
+) -> Tensor:
+    """activation(inner(x ∗ w + b) + residual), [N, K, P, Q] in channels_last memory; w [K, C/groups, (R,) S]. There is
+    no gradient of it with an `inner`."""
+    if inner is not None:
+        return run_with_norm(x, w, b, geometry, ABSENT, residual, activation, inner)
     w, keep = weight_of(w)
     if is_separate(activation, x, w, b, residual):
         return activated(Fprop.call(x, w, b, residual, geometry, None, keep), activation)
@@ -301,10 +310,12 @@ def run(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, residual
     return Fprop.call(x, w, b, residual, geometry, activation, keep)
 
 
-def run_with_norm(x, w, b, geometry: ConvGeometry, norm: Norm, residual=None, activation=None) -> Tensor:
-    """activation(norm(x ∗ w + b) + residual), without gradients, by given statistics."""
+def run_with_norm(
+    x, w, b, geometry: ConvGeometry, norm: Norm, residual=None, activation=None, inner=None
+) -> Tensor:
+    """activation(norm(inner(x ∗ w + b)) + residual), without gradients, by given statistics."""
     norm, text = with_slopes(norm, activation)
-    return FpropWithNorm.call(x, w, b, residual, *norm, geometry, text)
+    return FpropWithNorm.call(x, w, b, residual, *norm, geometry, activations.in_order(inner, text))
 
 
 def weight_of(w: Tensor) -> tuple[Tensor, bool]:

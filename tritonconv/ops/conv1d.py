@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..geometry import ConvGeometry, Pair, RowGeometry
 from ..launch import conv1d as launch
+from . import activations
 from .conv import formatted, geometry_of, run
-from .epilogue import divided, finish, prepared, suits
+from .epilogue import divided, finish, is_apart, prepared, suits
 from .library import opaque
 from .support import autocast, fits, is_channels_last, remembered, unsupported_call, with_row
 
@@ -64,20 +65,22 @@ def by_torch(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
 
 @opaque
 def conv1d(
-    input, weight, bias, stride, padding, dilation, groups, residual, activation, extra: Pair = (0, 0)
+    input, weight, bias, stride, padding, dilation, groups, residual, activation, extra: Pair = (0, 0), inner=None
 ) -> Tensor:
     """See `tritonconv.functional.conv1d`."""
     options = stride, padding, dilation, groups
     x, w, b = autocast(input, weight, bias)
-    activation = prepared(activation, x)
+    activation, inner = prepared(activation, x), activations.canonical(inner)
+    if is_apart(inner, activation, x, w, b, residual):
+        return finish(conv1d(input, weight, bias, *options, None, inner, extra), residual, activation)
     geometry = geometry_1d(x, w, b, *options, extra)
     if isinstance(geometry, str):
-        return finish(by_torch(input, weight, bias, *options, extra), residual, activation)
+        return finish(finish(by_torch(input, weight, bias, *options, extra), None, inner), residual, activation)
     row, channels_last = image(x), is_channels_last(w.unsqueeze(-2))
     alike = residual is not None and residual.dim() == x.dim()
     adds = residual is None or (alike and fits(image(residual), geometry.output, row, channels_last))
     (added, ours), left = divided(residual, activation, adds, suits(activation, geometry.K, row, x.dim() == 3))
-    y = formatted(run(row, w, b, geometry, image(added), ours), geometry, channels_last)
+    y = formatted(run(row, w, b, geometry, image(added), ours, inner), geometry, channels_last)
     return finish(y.squeeze(-2) if x.dim() == 3 else y[0, :, 0], *left)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..geometry import ConvGeometry
 from ..launch.norm import Norm
-from . import conv_transpose
+from . import activations, conv_transpose
 from .activations import Text
 from .conv import (
     FpropWithMoments,
@@ -27,7 +27,7 @@ from .conv import (
 )
 from .conv1d import conv1d, geometry_1d, image
 from .conv_pool import FpropMaxPool, takes
-from .epilogue import divided, finish, prepared, suits
+from .epilogue import divided, finish, is_apart, prepared, suits
 from .library import opaque
 from .max_pool import max_pool2d
 from .norm import BatchMoments, batch_norm, normalize, of_batch, unsupported
@@ -62,13 +62,13 @@ def _run(source: Source, norm: Norm, training: bool, momentum: float, residual, 
     return source.with_norm(norm, residual, activation)
 
 
-def _source(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry) -> Source:
+def _source(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, inner: str | None) -> Source:
     def with_moments():
         weight, keep = weight_of(w)
         return FpropWithMoments.call(x, weight, b, geometry, keep)
 
     def with_norm(norm, residual, activation):
-        return run_with_norm(x, w, b, geometry, norm, residual, activation)
+        return run_with_norm(x, w, b, geometry, norm, residual, activation, inner)
 
     return Source((x, w, b), lambda: run(x, w, b, geometry), with_moments, with_norm)
 
@@ -76,50 +76,52 @@ def _source(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry) -> S
 @opaque
 def conv2d_batch_norm(
     input, weight, bias, stride, padding, dilation, groups,
-    running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool=None,
+    running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, max_pool=None, inner=None,
 ) -> Tensor:  # fmt: skip
     """See `tritonconv.functional.conv2d_batch_norm`."""
     x, w, b = autocast(input, weight, bias)
-    activation = prepared(activation, x)
+    activation, inner = prepared(activation, x), activations.canonical(inner)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     statistics, affine = (running_mean, running_var), (gamma, beta)
     if max_pool is not None:
         # Statistics need all of the outputs, and so do gradients of what is normalized by given ones.
         differentiable = needs_gradient(x, w, b, gamma, beta, residual)
         window, alone = pair(max_pool), not (training or differentiable) and residual is None and x.dim() == 4
-        fused = alone and window is not None and takes(x, geometry, window, activation)
+        fused = alone and inner is None and window is not None and takes(x, geometry, window, activation)
         if fused and not unsupported(geometry.output, x, training, statistics, affine):
             y = FpropMaxPool.call(x, w, b, *statistics, *affine, eps, geometry, window, activation)
             return y if gives_channels_last(x, w) else nchw(y)
         y = conv2d_batch_norm(
             input, weight, bias, stride, padding, dilation, groups,
-            running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation,
+            running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, inner=inner,
         )  # fmt: skip
         return max_pool2d(y, max_pool, None, 0, 1, False, False)
-    if isinstance(geometry, str) or x.dim() != 4 or unsupported(geometry.output, x, training, statistics, affine):
-        y = conv2d(input, weight, bias, stride, padding, dilation, groups, None, None)
+    apart = isinstance(geometry, str) or x.dim() != 4 or unsupported(geometry.output, x, training, statistics, affine)
+    if apart or (inner is not None and training) or is_apart(inner, activation, x, w, b, gamma, beta, residual):
+        y = conv2d(input, weight, bias, stride, padding, dilation, groups, None, inner)
         return batch_norm(y, *statistics, *affine, training, momentum, eps, residual, activation)
     norm, channels_last = Norm(*statistics, *affine, eps), gives_channels_last(x, w)
-    return _follow(x, w, b, geometry, norm, training, momentum, residual, activation, channels_last)
+    return _follow(x, w, b, geometry, norm, training, momentum, residual, activation, channels_last, inner)
 
 
 @opaque
 def conv1d_batch_norm(
     input, weight, bias, stride, padding, dilation, groups,
-    running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, extra=(0, 0),
+    running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, extra=(0, 0), inner=None,
 ) -> Tensor:  # fmt: skip
     """See `tritonconv.functional.conv1d_batch_norm`."""
     x, w, b = autocast(input, weight, bias)
     options = stride, padding, dilation, groups
-    geometry = geometry_1d(x, w, b, *options, extra)
+    geometry, inner = geometry_1d(x, w, b, *options, extra), activations.canonical(inner)
     statistics, affine = (running_mean, running_var), (gamma, beta)
     unbatched = x.dim() != 3 or (residual is not None and residual.dim() != 3)
-    if isinstance(geometry, str) or unbatched or unsupported(geometry.output, x, training, statistics, affine):
-        y = conv1d(input, weight, bias, *options, None, None, extra)
+    apart = isinstance(geometry, str) or unbatched or unsupported(geometry.output, x, training, statistics, affine)
+    if apart or (inner is not None and training) or is_apart(inner, activation, x, w, b, gamma, beta, residual):
+        y = conv1d(input, weight, bias, *options, None, inner, extra)
         return batch_norm(y, *statistics, *affine, training, momentum, eps, residual, activation)
     norm = Norm(*statistics, *affine, eps)
     channels_last = is_channels_last(w.unsqueeze(-2))
-    call = image(x), w, b, geometry, norm, training, momentum, image(residual), activation, channels_last
+    call = image(x), w, b, geometry, norm, training, momentum, image(residual), activation, channels_last, inner
     return _follow(*call).squeeze(-2)
 
 
@@ -156,10 +158,10 @@ def conv_transpose2d_batch_norm(
 
 
 def _follow(
-    x, w, b, geometry: ConvGeometry, norm: Norm, training, momentum, residual, activation, channels_last: bool
+    x, w, b, geometry: ConvGeometry, norm: Norm, training, momentum, residual, activation, channels_last: bool, inner
 ) -> Tensor:
     activation = prepared(activation, x)
     adds = residual is None or fits(residual, geometry.output, x, channels_last)
     ours, left = divided(residual, activation, adds, suits(activation, geometry.K, x, True))
-    y = _run(_source(x, w, b, geometry), norm, training, momentum, *ours)
+    y = _run(_source(x, w, b, geometry, inner), norm, training, momentum, *ours)
     return finish(formatted(y, geometry, channels_last), *left)

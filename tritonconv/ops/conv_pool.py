@@ -113,14 +113,17 @@ def takes(x: Tensor, geometry: ConvGeometry | str, window: Pair, activation: act
 
 
 @opaque
-def conv2d_max_pool(input, weight, bias, stride, padding, dilation, groups, residual, activation, max_pool) -> Tensor:
+def conv2d_max_pool(
+    input, weight, bias, stride, padding, dilation, groups, residual, activation, max_pool, inner=None
+) -> Tensor:
     """See `tritonconv.functional.conv2d`."""
     activation = activations.canonical(activation)
     x, w, b = autocast(input, weight, bias)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     window = pair(max_pool)
-    if window is None or residual is not None or not takes(x, geometry, window, activation):
-        y = conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation)
+    alone = residual is None and inner is None
+    if window is None or not alone or not takes(x, geometry, window, activation):
+        y = conv2d(input, weight, bias, stride, padding, dilation, groups, residual, activation, inner)
         return max_pool2d(y, max_pool, None, 0, 1, False, False)
     if not needs_gradient(x, w, b):
         norm = *(None,) * 4, 0.0

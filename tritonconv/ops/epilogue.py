@@ -48,6 +48,12 @@ def is_separate(activation: Text, *tensors: Tensor | None) -> bool:
     return needs_gradient(*tensors, activation if isinstance(activation, Tensor) else None)
 
 
+def is_apart(inner: str | None, activation: Text, *tensors: Tensor | None) -> bool:
+    """Whether an activation right behind the sums of these keeps what follows it from their kernel: it has no
+    gradient."""
+    return inner is not None and needs_gradient(*tensors, activation if isinstance(activation, Tensor) else None)
+
+
 def with_slopes(norm: Norm, activation: Text) -> tuple[Norm, str | None]:
     """Norm and activation as launches take them."""
     text, slope = activations.for_kernels(activation)
