@@ -37,6 +37,24 @@ def test_integer_sums_are_exact(case, dtype, device):
         assert torch.equal(got.cpu(), want.to(dtype)), name
 
 
+@pytest.mark.parametrize("padding", (((0, 1), (0, 1)), ((3, 0), (1, 2))), ids=str)
+@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize("groups", (1, 4))
+def test_padding_for_each_side(groups, stride, padding, device):
+    """Exactly as `F.pad` before it, which it is where torch runs the convolution, of integers."""
+
+    def reference(x, weight, bias, padding, **options):
+        (top, bottom), (left, right) = padding
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, **options)
+
+    case = ConvCase((2, 4, 6, 7), (8, 3, 3), (stride, stride), padding, groups=groups)
+    tensors = operands(case, integers, torch.float64, device)
+    for got, want in zip(results(conv2d, tensors, case), results(reference, tensors, case), strict=True):
+        assert torch.equal(got, want)
+    whole = [t.detach().long() for t in tensors]
+    assert torch.equal(conv2d(*whole, **case.options), reference(*whole, **case.options))
+
+
 @pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)  # float64 is the reference
 @pytest.mark.parametrize("case", (DENSE, CONV_CASES[-1]), ids=str)
 def test_errors_are_bounded_and_no_worse_than_torchs(case, dtype, device):

@@ -20,8 +20,7 @@ import autotune
 
 from . import engines, functional
 from .geometry import Pair
-from .ops import activations
-from .ops.conv1d import by_torch
+from .ops import activations, conv, conv1d
 from .ops.epilogue import finish
 from .ops.support import is_channels_last, unsupported_call
 
@@ -64,7 +63,7 @@ def kernels(op: str) -> Callable:
 def torchs(op: str) -> Callable:
     """torch's own functions for `functional.<op>`, one after the other."""
     convolution, norm = op.removesuffix("_batch_norm"), op.endswith("_batch_norm") and op != "batch_norm"
-    function = _inner_activated(_conv1d if convolution == "conv1d" else getattr(F, convolution))
+    function = _inner_activated(_BY_TORCH.get(convolution) or getattr(F, convolution))
     function = partial(_with_batch_norm, function) if norm else function
 
     def run(*args, residual: Tensor | None = None, activation: activations.Text = None, max_pool=None, **options):
@@ -87,7 +86,10 @@ def _with_batch_norm(conv, input, weight, bias, mean, var, gamma, beta, training
 
 
 def _conv1d(*args, extra_padding: Pair = (0, 0), **options) -> Tensor:
-    return by_torch(*args, **options, extra=extra_padding)
+    return conv1d.by_torch(*args, **options, extra=extra_padding)
+
+
+_BY_TORCH = {"conv1d": _conv1d, "conv2d": conv.by_torch}  # where torch's function takes less
 
 
 def forget() -> None:

@@ -20,7 +20,7 @@ def conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
-    padding: str | int | tuple[int, int] = 0,
+    padding: str | int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
@@ -34,6 +34,7 @@ def conv2d(
     input [N, C, H, W] or [C, H, W]; weight [K, C/groups, R, S]; bias [K]; residual [N, K, P, Q]; all float16, bfloat16,
     float32 or float64, under autocast in its dtype. Returns [N, K, P, Q] (or [K, P, Q]) in the memory format that torch
     would choose.
+    padding: as in torch, or ((top, bottom), (left, right)).
     activation: None, "relu", "relu6", "sigmoid", "tanh", "hardsigmoid", "silu", "hardswish", "gelu", "gelu_tanh",
     "leaky_relu" or "elu", the last two also with their number, "leaky_relu(0.2)"; another raises ValueError. A tensor
     is PReLU with these slopes, [1] or [K]; where gradients are wanted it takes a pass of its own.
@@ -105,7 +106,7 @@ def conv2d_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     stride: int | tuple[int, int] = 1,
-    padding: str | int | tuple[int, int] = 0,
+    padding: str | int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,

@@ -18,6 +18,8 @@ FORMS = {
     "conv2d+max_pool2d+tanh": lambda m, x: F.max_pool2d(input=m.conv(x), kernel_size=2, stride=None).tanh(),
     "conv2d+max_pool2d+relu": lambda m, x: m.act(m.pool(m.conv(x))),
     "conv2d+batch_norm+relu+max_pool2d": lambda m, x: m.pool(m.act(m.norm(m.conv(x)))),
+    "conv2d+relu6+max_pool2d": lambda m, x: m.ceil(F.relu6(m.conv(x))),
+    "conv2d+batch_norm+max_pool2d+sigmoid": lambda m, x: m.ceil(m.norm(m.conv(x))).sigmoid(),
     "conv2d+batch_norm+max_pool2d+relu6": lambda m, x: F.relu6(F.max_pool2d(m.norm(m.conv(x)), 2)),
 }
 
@@ -26,7 +28,8 @@ def network(function) -> Calls:
     norm = nn.BatchNorm2d(2)
     with torch.no_grad():
         norm.weight.uniform_(-1, 1)  # the least of a channel may win
-    return Calls(function, pool=nn.MaxPool2d(2), act=nn.ReLU(inplace=True), norm=norm)
+    ceil = nn.MaxPool2d(2, ceil_mode=True)
+    return Calls(function, pool=nn.MaxPool2d(2), act=nn.ReLU(inplace=True), norm=norm, ceil=ceil)
 
 
 @pytest.mark.parametrize("training", (True, False))
@@ -34,7 +37,7 @@ def network(function) -> Calls:
 def test_a_block_is_fused_and_computes_what_it_did(pattern, training):
     model = tritonconv.patch(network(FORMS[pattern])).train(training)
     assert statuses(model)["conv"] == f"fused {pattern}"
-    assert statuses(model).keys() <= {"conv", "pool"}
+    assert statuses(model).keys() <= {"conv", "pool", "ceil"}
     assert_as_before(model)
     plain = tritonconv.unpatch(copy.deepcopy(model))
     with torch.no_grad():

@@ -15,6 +15,7 @@ from ..choice import faster
 from ..geometry import Pair
 from ..ops import activations
 from ..ops.activations import Text
+from ..ops.conv import geometry_of
 from ..ops.linear import linear as fully_connected
 from ..ops.support import pair
 from . import calls, repeat
@@ -46,8 +47,8 @@ def _name(activation: str | None) -> str | None:
 class ConvBlock:
     """Convolution, bias, batch norm, the addition of a residual, activation, max-pooling.
 
-    `kind` is the convolution's function. Where padding of its own comes before it, or what it padded is sliced off
-    after it, `padding` is that of a 1-D convolution, before and after, beside its own; or a module's path.
+    `kind` is the convolution's function. Where padding comes before it, `padding` is that, as `F.pad` takes it, or a
+    module's path; where what a 1-D one padded itself is sliced off after it, it is negative.
     `norm_call`: whether the forward normalizes by calls, and no module of torch's does. `activation` is its text;
     `activation_module` is None where the forward calls a function instead, and `slopes` then the path of the parameter
     that it hands to PReLU. Of `window` and `pool_module` likewise one is None, or both without pooling. `pool_first`:
@@ -56,7 +57,7 @@ class ConvBlock:
 
     kind: str
     conv: str
-    padding: Pair | str = (0, 0)
+    padding: tuple[int, ...] | str = ()
     norm: str | None = None
     norm_call: bool = False
     residual: bool = False
@@ -74,8 +75,8 @@ class ConvBlock:
     @property
     def pattern(self) -> str:
         last = self._ordered(_name(self.activation), self.pools and "max_pool2d")
-        pad = "pad" if isinstance(self.padding, str) or max(self.padding) > 0 else None
-        slice = "slice" if not isinstance(self.padding, str) and min(self.padding) < 0 else None
+        pad = "pad" if isinstance(self.padding, str) or max(self.padding, default=0) > 0 else None
+        slice = "slice" if not isinstance(self.padding, str) and min(self.padding, default=0) < 0 else None
         norm = (self.norm or self.norm_call) and "batch_norm"
         parts = pad, self.kind, slice, norm, self.residual and "add", *last
         return "+".join(part for part in parts if part)
@@ -143,11 +144,11 @@ class CallBlock:
     """A convolution whose function the forward calls on parameters, `pattern` being its name; `padding` as above."""
 
     function: str
-    padding: Pair = (0, 0)
+    padding: tuple[int, ...] = ()
 
     @property
     def pattern(self) -> str:
-        return f"pad+{self.function}" if max(self.padding) > 0 else self.function
+        return f"pad+{self.function}" if max(self.padding, default=0) > 0 else self.function
 
     @property
     def site(self) -> None:
@@ -249,10 +250,17 @@ def side_by_side(
 
 
 def window_of(pool: nn.MaxPool2d) -> Pair | None:
-    """`side_by_side`, of a module."""
-    return side_by_side(
-        pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices
-    )
+    """`side_by_side` of a module, where nothing remains at the edges if that would be in a window of its own."""
+    return side_by_side(pool.kernel_size, pool.stride, pool.padding, pool.dilation, False, pool.return_indices)
+
+
+def _leaves_edges(pool: nn.MaxPool2d | Pair | None, conv: nn.Conv2d, padding: tuple | nn.Module, input: Tensor) -> bool:
+    """Whether, of what `conv` gives, such windows as no kernel knows remain at the edges."""
+    if not isinstance(pool, nn.MaxPool2d) or not pool.ceil_mode:
+        return False
+    window, padding = window_of(pool), calls.padding_of(conv, extra_padding(padding) or ())
+    geometry = geometry_of(input, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
+    return isinstance(geometry, str) or window is None or bool(geometry.P % window[0] or geometry.Q % window[1])
 
 
 def _run(activation: nn.Module | Text, value: Tensor) -> Tensor:
@@ -269,19 +277,24 @@ def conv_block(
     residual: Tensor | None = None,
     pool: nn.MaxPool2d | Pair | None = None,
     pool_first: bool = False,
-    padding: Pair | nn.Module = (0, 0),
+    padding: tuple[int, ...] | nn.Module = (),
     inner: nn.Module | str | None = None,
 ) -> Tensor:
     """A fused `ConvBlock` of a rewritten forward. A hook needs the values in between, so they then run one by one."""
     given = *(norm if isinstance(norm, tuple) else (norm,)), activation, pool, pool_first, padding, inner
     if (y := repeat.again(conv, given, input, residual)) is not None:
         return y
+    if _leaves_edges(pool, conv, padding, input):
+        last = None if pool_first else activation
+        value = conv_block(conv, norm, last, input, residual, padding=padding, inner=inner)
+        return _run(activation, pool(value)) if pool_first else pool(value)
     text, first, extra = activation_text(activation), activation_text(inner), extra_padding(padding)
     members = (module for module in (conv, padding, inner, norm, activation, pool) if isinstance(module, nn.Module))
     window = window_of(pool) if isinstance(pool, nn.Module) else pool
     fusable = text is not UNKNOWN and conv.padding_mode == "zeros"
     fusable = fusable and first is not UNKNOWN and not isinstance(first, Tensor)
     fusable = fusable and (residual is None or isinstance(residual, Tensor)) and extra is not None
+    fusable = fusable and not (extra and isinstance(conv.padding, str) and isinstance(conv, nn.Conv2d))
     fusable = fusable and (pool is None or window is not None)
     fusable = fusable and (norm is None or input.dim() == conv.weight.dim() and calls.are_statistics(norm, conv, input))
     if not fusable or any(map(intercepted, members)):
@@ -295,19 +308,18 @@ def conv_block(
     return faster(op, *arguments, **options)
 
 
-def extra_padding(padding: Pair | nn.Module) -> Pair | None:
+def extra_padding(padding: tuple[int, ...] | nn.Module) -> tuple[int, ...] | None:
     """The padding of a `ConvBlock`, if it is by zeros."""
     if isinstance(padding, tuple):
         return padding
-    return tuple(padding.padding) if padding.value == 0 else None
+    return tuple(padding.padding) if padding.value == 0 and min(padding.padding) >= 0 else None
 
 
-def _padded_convolution(conv: nn.Conv1d | nn.Conv2d, padding: Pair | nn.Module, input: Tensor) -> Tensor:
+def _padded_convolution(conv: nn.Conv1d | nn.Conv2d, padding: tuple[int, ...] | nn.Module, input: Tensor) -> Tensor:
     if isinstance(padding, nn.Module):
         return conv(padding(input))
-    before, after = padding
-    if after < 0:
-        return conv(input)[..., :after]
+    if min(padding, default=0) < 0:
+        return conv(input)[..., : padding[1]]
     return conv(F.pad(input, padding) if any(padding) else input)
 
 

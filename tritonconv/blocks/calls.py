@@ -18,23 +18,33 @@ def convolution(
     residual: Tensor | None,
     activation: Text,
     max_pool: Pair | None = None,
-    extra_padding: Pair = (0, 0),
+    extra_padding: tuple[int, ...] = (),
     inner: str | None = None,
 ) -> Call:
     """activation(norm(inner(conv(input))) + residual), max-pooled in windows side by side. In training it counts the
-    batch. `extra_padding` is that of 1-D ones."""
+    batch. `extra_padding` is as `F.pad` takes it; negative numbers, of 1-D ones, take some of the convolution's own
+    away."""
     op = "conv1d" if isinstance(conv, nn.Conv1d) else "conv2d"
-    window = conv.stride, conv.padding, conv.dilation, conv.groups
+    window = conv.stride, padding_of(conv, extra_padding), conv.dilation, conv.groups
     options = {"residual": residual, "activation": activation}
     if max_pool is not None:
         options["max_pool"] = max_pool
-    if any(extra_padding):
+    if op == "conv1d" and any(extra_padding):
         options["extra_padding"] = extra_padding
     if inner is not None:
         options["inner"] = inner
     if norm is None:
         return op, (input, conv.weight, conv.bias, *window), options
     return f"{op}_batch_norm", (input, conv.weight, conv.bias, *statistics(norm), *window), options
+
+
+def padding_of(conv: nn.Conv1d | nn.Conv2d, extra: tuple[int, ...]) -> str | tuple:
+    """Its padding; of a 2-D one with the extra padding ((top, bottom), (left, right))."""
+    if isinstance(conv, nn.Conv1d) or not any(extra):
+        return conv.padding
+    left, right, top, bottom = (*extra, 0, 0)[:4]
+    (down, across) = conv.padding
+    return (down + top, down + bottom), (across + left, across + right)
 
 
 def are_statistics(norm: nn.Module | tuple, conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> bool:

@@ -88,12 +88,12 @@ def first(
     x: Tensor,
     residual: Tensor | None = None,
     window: Pair | None = None,
-    extra_padding: Pair = (0, 0),
+    extra_padding: tuple[int, ...] = (),
     inner: str | None = None,
 ) -> Tensor | None:
     """activation(norm(inner(conv(x))) + residual), max-pooled if there is a window, which calls like this one will
     repeat; None if it takes the long way. The activations are canonical, `extra_padding` is that of
-    `functional.conv1d`."""
+    `calls.convolution`."""
     if not _repeatable(x) or (isinstance(norm, nn.Module) and norm.training):
         return None
     if isinstance(norm, tuple) and len(norm) == 2:  # computed at every call
@@ -169,9 +169,9 @@ def _bound(
 ) -> Callable[[Tensor, Tensor | None], Tensor] | None:
     """The kernel for such a call, all but input and residual given; None where there is none."""
     weight, bias = conv.weight, conv.bias
-    problem = x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups
+    problem = x, weight, bias, conv.stride, calls.padding_of(conv, extra), conv.dilation, conv.groups
     rows = weight.dim() == 3
-    geometry = geometry_1d(*problem, extra) if rows else geometry_of(*problem)
+    geometry = geometry_1d(*problem, extra or (0, 0)) if rows else geometry_of(*problem)
     if isinstance(geometry, str) or x.dim() != weight.dim() or weight.is_inference():  # it has no version counter
         return None
     op, (_, *others), options = calls.convolution(conv, norm, x, residual, activation, window, extra, inner)

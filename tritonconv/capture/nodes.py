@@ -20,7 +20,7 @@ POOL_CALLS |= {torch.max_pool1d: "max_pool1d", torch.max_pool2d: "max_pool2d"}
 CONV_CALLS = {F.conv1d: "conv1d", F.conv2d: "conv2d", torch.conv1d: "conv1d", torch.conv2d: "conv2d"}
 # The batch norm that goes with a convolution.
 NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.ConvTranspose2d: nn.BatchNorm2d}
-_PADDINGS = (nn.ConstantPad1d, nn.ZeroPad1d)
+_PADDINGS = {nn.Conv1d: (nn.ConstantPad1d, nn.ZeroPad1d), nn.Conv2d: (nn.ConstantPad2d, nn.ZeroPad2d)}
 ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 IN_PLACE_ADDS = {operator.iadd, "add_"}
 _ACTIVATION_CALLS = {
@@ -145,16 +145,18 @@ def convolves_with_parameter(node: fx.Node) -> bool:
     return isinstance(weight, fx.Node) and weight.op == "get_attr"
 
 
-def padding_of(module: nn.Module, node: fx.Node) -> tuple[int, int] | str | None:
-    """What `node` pads by, before and after, or the module that does it; None if it does something else."""
+def padding_of(module: nn.Module, node: fx.Node, kind: type[nn.Module]) -> tuple[int, ...] | str | None:
+    """What `node` pads by, as `F.pad` has it, or the module that does, for convolutions of this kind; None if it does
+    something else."""
     if node.op == "call_module":
         child = module.get_submodule(node.target)
-        ours = type(child) in _PADDINGS and child.value == 0 and min(child.padding) >= 0
+        ours = type(child) in _PADDINGS[kind] and child.value == 0 and min(child.padding) >= 0
         return node.target if ours and not intercepted(child) else None
     if node.op != "call_function" or node.target is not F.pad:
         return None
     given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
     pad = given["pad"]
     plain = given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
-    ints = isinstance(pad, (tuple, list)) and len(pad) == 2 and all(type(n) is int and n >= 0 for n in pad)
+    sizes = (2,) if kind is nn.Conv1d else (2, 4)
+    ints = isinstance(pad, (tuple, list)) and len(pad) in sizes and all(type(n) is int and n >= 0 for n in pad)
     return tuple(pad) if plain and ints else None

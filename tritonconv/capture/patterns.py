@@ -148,15 +148,16 @@ def _refused(module: nn.Module, node: fx.Node, leaves: Container[nn.Module], acc
 
 
 def _after_padding(module: nn.Module, match: Match) -> Match:
-    """`match` with the padding by zeros before it, of a 1-D convolution."""
+    """`match` of a convolution with the padding by zeros before it; that of a call is 1-D and a call, too."""
     (conv,) = match.nodes
-    pad = conv.args[0] if conv.args else None
-    if not match.block.pattern.startswith("conv1d"):
+    pad, called = conv.args[0] if conv.args else None, isinstance(match.block, CallBlock)
+    kind = _PADDED.get(match.block.pattern)
+    if kind is None or (called and kind is not nn.Conv1d) or not isinstance(pad, fx.Node) or len(pad.users) > 1:
         return match
-    if not isinstance(pad, fx.Node) or len(pad.users) > 1:
+    if kind is nn.Conv2d and isinstance(module.get_submodule(conv.target).padding, str):
         return match
-    padding = padding_of(module, pad)
-    if padding is None or (isinstance(padding, str) and isinstance(match.block, CallBlock)):
+    padding = padding_of(module, pad, kind)
+    if padding is None or (called and isinstance(padding, str)):
         return match
     status = "fused" if isinstance(match.block, ConvBlock) else match.status
     return replace(match, block=replace(match.block, padding=padding), nodes=(pad, conv), status=status)
@@ -165,7 +166,7 @@ def _after_padding(module: nn.Module, match: Match) -> Match:
 def _with_slice(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
     """The last positions cut off, as what follows a causal convolution that pads on both sides."""
     conv = module.get_submodule(match.block.conv)
-    if conv.stride != (1,) or match.block.padding != (0, 0):
+    if conv.stride != (1,) or match.block.padding:
         return None
     if user.target is not operator.getitem or not isinstance(user.args[1], tuple):
         return None
@@ -180,7 +181,7 @@ def _with_slice(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
 
 def _with_contiguous(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
     """The copy of such a slice, which the block does not need."""
-    sliced = isinstance(match.block.padding, tuple) and match.block.padding[1] < 0
+    sliced = isinstance(match.block.padding, tuple) and min(match.block.padding, default=0) < 0
     return _longer(match, user) if sliced and user.target == "contiguous" and not user.kwargs else None
 
 
@@ -252,6 +253,7 @@ def _longer(match: Match, node: fx.Node, **block) -> Match:
     return replace(match, block=replace(match.block, **block), nodes=(*match.nodes, node), status="fused")
 
 
+_PADDED = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d}
 _WITHOUT_KERNEL = nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.SyncBatchNorm
 _ACTIVATION = {"activation": _with_activation}
 _NORM = {"batch norm": _with_norm, "frozen batch norm": _with_frozen_norm}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import ConvGeometry, RowGeometry, same_padding
+from ..geometry import ConvGeometry, Pair, RowGeometry, same_padding
 from ..launch import conv as launch
 from ..launch.norm import ABSENT, Norm, empty_statistics, finalize
 from . import activations
@@ -29,6 +29,7 @@ from .support import (
     operand,
     pair,
     remembered,
+    sides,
     too_many_pixels,
     unsupported_call,
     unsupported_operands,
@@ -240,10 +241,8 @@ def _geometry(input, weight, bias, stride, padding, dilation, groups) -> ConvGeo
         padding = same_padding(R, dilation[0]), same_padding(S, dilation[1])
     elif padding == "valid":
         padding = (0, 0), (0, 0)
-    elif isinstance(padding, str) or min(padding) < 0:
+    elif isinstance(padding, str) or min(map(min, padding)) < 0:
         return f"padding {padding!r} with stride {stride}"
-    else:
-        padding = (padding[0],) * 2, (padding[1],) * 2
     geometry = ConvGeometry(N, C, H, W, K, R, S, stride, padding, dilation, groups)
     if is_empty(geometry.P, geometry.Q):
         return "the kernel is larger than the padded input"
@@ -255,8 +254,20 @@ def geometry_of(input, weight, bias, stride, padding, dilation, groups) -> ConvG
     reason = unsupported_call(input, weight) if bias is None else unsupported_call(input, weight, bias)
     if reason is not None:
         return reason
-    padding = padding if isinstance(padding, str) else pair(padding)
+    padding = padding if isinstance(padding, str) else sides(padding) or _both_sides(pair(padding))
     return _geometry(operand(input), operand(weight), operand(bias), pair(stride), padding, pair(dilation), groups)
+
+
+def _both_sides(padding: Pair | None) -> tuple[Pair, Pair] | None:
+    return padding and ((padding[0],) * 2, (padding[1],) * 2)
+
+
+def by_torch(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    """`F.conv2d`, which knows no padding for each side."""
+    if (given := sides(padding)) is not None:
+        (top, bottom), (left, right) = given
+        input, padding = F.pad(input, (left, right, top, bottom)), 0
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 @opaque
@@ -269,7 +280,7 @@ def conv2d(input, weight, bias, stride, padding, dilation, groups, residual, act
         return finish(y, residual, activation)
     geometry = geometry_of(x, w, b, stride, padding, dilation, groups)
     if isinstance(geometry, str):
-        y = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        y = by_torch(input, weight, bias, stride, padding, dilation, groups)
         return finish(finish(y, None, inner), residual, activation)
     batched = x.dim() == 4
     adds = residual is None or (batched and fits(residual, geometry.output, x, gives_channels_last(x, w)))

@@ -108,6 +108,14 @@ def pair(value: int | Sequence[int]) -> Pair | None:
     return values if len(values) == 2 and all(type(v) is int for v in values) else None
 
 
+def sides(padding: object) -> tuple[Pair, Pair] | None:
+    """The padding ((top, bottom), (left, right)), if it is given for each side."""
+    if not isinstance(padding, (tuple, list)) or [type(side) in (tuple, list) for side in padding] != [True, True]:
+        return None
+    down, across = map(pair, padding)
+    return None if down is None or across is None else (down, across)
+
+
 def with_row(value: int | Sequence[int], row: int) -> Pair | None:
     """An argument for one axis as one for (height, width); None if it is not an integer."""
     value = value if isinstance(value, (tuple, list)) else (value,)

@@ -46,7 +46,7 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
     with graph.inserting_before(match.place):
         conv, norm = graph.get_attr(block.conv), _norm(graph, match)
         options = {"pool": _pool(graph, block), "pool_first": block.pool_first} if block.pools else {}
-        if block.padding != (0, 0):
+        if block.padding:
             options["padding"] = graph.get_attr(block.padding) if isinstance(block.padding, str) else block.padding
         modules = conv, norm, _activation(graph, block)
         fused = graph.call_function(conv_block, (*modules, input, *residual), options)
