@@ -93,7 +93,7 @@ def conv2d_batch_norm(
             return y if gives_channels_last(x, w) else nchw(y)
         y = conv2d_batch_norm(
             input, weight, bias, stride, padding, dilation, groups,
-            running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, inner=inner,
+            running_mean, running_var, gamma, beta, training, momentum, eps, residual, activation, None, inner,
         )  # fmt: skip
         return max_pool2d(y, max_pool, None, 0, 1, False, False)
     apart = isinstance(geometry, str) or x.dim() != 4 or unsupported(geometry.output, x, training, statistics, affine)
