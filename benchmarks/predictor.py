@@ -1,4 +1,5 @@
-"""How good the predicted tile configs are: every candidate of every pass of typical layers is measured.
+"""How good the predicted tile configs are: every candidate of every pass of typical layers is measured, by the implicit
+GEMM and, 3 × 3, by Winograd's algorithm.
 
 "Predicted ÷ best" is how many times the time of the best candidate the predicted one takes: 1 is perfect. "Ordered
 rightly" is the share of pairs of candidates, of those whose times differ by more than 5 %, that are predicted in the
@@ -17,6 +18,7 @@ from rich.console import Console
 import autotune
 from autotune import files, pictures, quality, store
 from tritonconv import launch, tuning
+from tritonconv.configs import winograd
 from tritonconv.geometry import ConvGeometry
 
 from .comparison import OURS, Row, figure, keep, parser
@@ -33,6 +35,9 @@ def keys() -> list[dict]:
             launch.conv.fprop_launch("cpu", g, torch.float32, "ieee", None)
             launch.conv.dgrad_launch("cpu", g, torch.float32, "ieee", None)
             launch.conv.wgrad_launch("cpu", g, torch.float32, "ieee", True)
+            if winograd.takes("fprop", g):
+                launch.winograd.fprop_launch("cpu", g, torch.float32, "ieee", None, threads=1)
+                launch.winograd_wgrad.gather_launch("cpu", g, torch.float32, outputs=False, first=0)
     return keys
 
 

@@ -33,7 +33,10 @@ _SPACES = {
     "winograd": winograd.space,
     "winograd_wgrad": winograd.wgrad_space,
 }
-_COSTS = dict.fromkeys(("fprop", "dgrad", "wgrad"), gemm.cost)
+_COSTS = {
+    **dict.fromkeys(("fprop", "dgrad", "wgrad"), gemm.cost),
+    **dict.fromkeys(("winograd", "winograd_wgrad"), winograd.cost),
+}
 
 Geometry = ConvGeometry | PoolGeometry | AdaptiveGeometry | NormGeometry
 
@@ -53,19 +56,21 @@ def algorithms(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str)
     Winograd's is not for float64, and from 16 channels on: it rounds more, and few channels gain little. For a GPU its
     cost is infinite: nothing tells yet where it wins there, so that only a measurement can choose it.
     """
-    direct, size = space(op, geometry, dtype, target)[0], dtype.itemsize
-    found = {"gemm": gemm.cost(direct, op, geometry, dtype, target)}
+    found = {"gemm": _least(op, geometry, dtype, target)}
     few = dtype is torch.float64 or min(geometry.C, geometry.K) < 16
     if target == "interpreter" or few or not winograd.takes(op, geometry):
         return found
     if target != "cpu":
         return found if winograd.as_fprop(op, geometry) is None and op != "wgrad" else found | {"winograd": math.inf}
     if op == "wgrad":
-        fast = space("winograd_wgrad", geometry, dtype, target)[0]
-        return found | {"winograd": winograd.wgrad_cycles(fast, geometry, size)}
+        return found | {"winograd": _least("winograd_wgrad", geometry, dtype, target)}
     if (problem := winograd.as_fprop(op, geometry)) is None:
         return found
-    return found | {"winograd": winograd.cpu_cycles(space("winograd", problem, dtype, target)[0], problem, size)}
+    return found | {"winograd": _least("winograd", problem, dtype, target)}
+
+
+def _least(op: str, *problem) -> float:
+    return cost(space(op, *problem)[0], op, *problem)
 
 
 def algorithm(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> str:

@@ -9,15 +9,18 @@ reduction, reading both operands where they lie. A step of the reduction takes t
 
 A tile of BM rows is cut into register tiles; the last of them has fewer rows and may be bound by latency, and those
 beyond the last row of the problem are skipped: both are tail loss that depends on BM. wgrad of small images and
-larger windows, and half types, first copy both operands' tiles into scratch memory, of which a first-level cache
-holds only so much. Programs are shared out among the threads, so that the last turn may leave some idle. Bytes from
-beyond the caches are the same for every tile, near enough: weights and pixels are read about once. They are
-counted in wgrad where every program reads its pixels again.
+larger windows, and half types, first copy both operands' tiles into scratch memory. Programs are shared out among the
+threads, so that the last turn may leave some idle. Bytes from beyond the caches are the same for every tile, near
+enough: weights and pixels are read about once. They are counted in wgrad, where every program reads its pixels again,
+and where a tile's part of a row of a gradient too large for the caches ends before the row does: the processor then
+fetches lines of memory that no one is about to write.
 
 The constants were measured on two Zen 4 cores; `python -m benchmarks predictor` says how well they do.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from triton import cdiv
 
@@ -30,9 +33,9 @@ _LATENCY = 4
 _PROGRAM_STARTS, TILE_STARTS, TURN_STARTS = 1500, 60, 20
 _DISSOLVED = 1.4  # a loop of one turn is none, and its product is not the kind that stays in registers
 _FAR = 1.3  # columns of a panel wider than the register tile lie far apart, and push each other out of the cache
-# Into scratch memory: a vector copied, a pixel found, and what all takes longer when scratch outgrows the cache.
-_COPY, _PIXEL, _SPILT = 1.5, 20, 1.15
 _SUM = 1.5  # an element of a split's partial sums, written and added up
+_LINE, _BYTES = 29, 64  # a line of a gradient beyond the caches, written
+_AHEAD, _FETCHED = 25, 8  # one that is fetched in vain, and how many beyond the end of several, at most
 _NEAR_RATE, _FAR_RATE = 8, 4  # bytes a cycle that come in time, from a split's pixels that fit the last cache or do not
 
 
@@ -45,8 +48,18 @@ def cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> 
     copies = geometry.taps * tile.SPLIT if op == "wgrad" else residue_classes(op, geometry)
     programs = cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
     threads = MACHINES["cpu"].programs
-    sums = _SUM * tile.SPLIT * geometry.parameters / threads if tile.SPLIT > 1 else 0
-    return cdiv(programs, threads) * (_PROGRAM_STARTS + program) + sums
+    written = _written(tile, geometry, itemsize) / threads if op == "wgrad" else 0
+    return cdiv(programs, threads) * (_PROGRAM_STARTS + program) + written
+
+
+def _written(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float:
+    """Cycles to write wgrad's result, or the parts of one that is split and their sum."""
+    sums = _SUM * tile.SPLIT * geometry.parameters if tile.SPLIT > 1 else 0
+    size, run = geometry.parameters * itemsize, tile.BN * itemsize / _BYTES
+    if size <= caches().second:
+        return sums
+    ahead = min(run, _FETCHED) / run if 1 < run < geometry.Cg * itemsize / _BYTES else 0
+    return sums + size / _BYTES * (_LINE + ahead * _AHEAD)
 
 
 def residue_classes(op: str, geometry: ConvGeometry) -> int:
@@ -106,21 +119,30 @@ def _stretched(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> 
     return across * multiply + pixels * (tile.BM + tile.BN) * size / (_FAR_RATE if far else _NEAR_RATE)
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Cycles of what passes through scratch memory: to find a pixel, to copy a vector of the left and of the right
+    operand, and to begin a register tile in each turn."""
+
+    pixel: float
+    left: float
+    right: float
+    tile: float
+
+
+# wgrad copies pixels with all that they have, and of the half types the others copy pixels to the left.
+_COPIES = {"wgrad": Copies(0, 6, 6, 50)} | dict.fromkeys(("fprop", "dgrad"), Copies(8, 1.4, 3.2, 0))
+
+
 def _copied(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> float:
-    """A program's cycles where operands pass through scratch memory, as do the sums."""
-    machine = host()
+    """A program's cycles where operands pass through scratch memory."""
+    machine, copies = host(), _COPIES[op]
     _, _, K = geometry.gemm(op)
     rows, vectors, across = register_tile(tile, size, machine)
     taps = geometry.taps / residue_classes(op, geometry)
     turns = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
-    multiply = 0.0
     full, rest = divmod(tile.BM, rows)
-    for height, count in ((rows, full), (rest, 1)):
-        if height:
-            sums = height * vectors * machine.vector_bytes / 16  # read and written
-            multiply += count * across * (TURN_STARTS + tile.BK * step(height, vectors, machine) + sums)
-    if size * (tile.BK * (tile.BM + tile.BN) + tile.BM * tile.BN) > caches().first:
-        multiply *= _SPILT
-    pixels = 2 * tile.BK if op == "wgrad" else tile.BM
-    copy = _COPY * tile.BK * (tile.BM + tile.BN) / machine.lanes(size) + _PIXEL * pixels
-    return turns * (multiply + copy)
+    multiply = full * (copies.tile + tile.BK * step(rows, vectors, machine))
+    multiply += (copies.tile + tile.BK * step(rest, vectors, machine)) if rest else 0
+    copied = tile.BK * (copies.left * tile.BM + copies.right * tile.BN) / machine.lanes(size)
+    return turns * (across * multiply + copied + copies.pixel * tile.BM)

@@ -40,7 +40,20 @@ _GPU_TILES_64BIT = (
 )
 _CPU_TILES = tuple(TileConfig(*tile, BK=64) for tile in itertools.product((128, 64, 32), (64, 32, 16)))
 # Of wgrad, which copies BK pixels of both operands at a time.
-_CPU_WGRAD_TILES = tuple(TileConfig(*tile) for tile in itertools.product((256, 128, 64, 32), (64, 32, 16), (64, 32)))
+_CPU_WGRAD_TILES = (
+    TileConfig(64, 256, 32),
+    TileConfig(128, 128, 32),
+    TileConfig(64, 128, 32),
+    TileConfig(256, 64, 32),
+    TileConfig(128, 64, 32),
+    TileConfig(64, 64, 64),
+    TileConfig(64, 64, 32),
+    TileConfig(128, 32, 32),
+    TileConfig(64, 32, 64),
+    TileConfig(32, 32, 32),
+    TileConfig(128, 16, 64),
+    TileConfig(128, 16, 32),
+)
 # Where it reads both in place.
 _CPU_STRETCHED_TILES = tuple(
     TileConfig(*tile, BK=32, SPLIT=split)

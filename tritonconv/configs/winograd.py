@@ -61,7 +61,7 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
         BM = max(min(extent, next_power_of_2(tiles(geometry, OUT))), least)
         warps = 2 * (OUT + geometry.R - 3)  # a GPU holds all points in registers
         configs.append(TileConfig(BM, BN, BK, OUT=OUT, num_warps=warps))
-    return tuple(sorted(dict.fromkeys(configs), key=lambda tile: cpu_cycles(tile, geometry, dtype.itemsize)))
+    return tuple(sorted(dict.fromkeys(configs), key=lambda tile: cost(tile, op, geometry, dtype, target)))
 
 
 def wgrad_space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
@@ -73,7 +73,12 @@ def wgrad_space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str
     for tile in itertools.product(*_WGRAD_EXTENTS[kind]):
         BM, BN, BK = (max(min(extent), least) for extent in zip(tile, (K, C, count), strict=True))
         configs.append(TileConfig(BM, BN, BK, OUT=4, num_warps=8))
-    return tuple(sorted(dict.fromkeys(configs), key=lambda tile: wgrad_cycles(tile, geometry, dtype.itemsize)))
+    return tuple(sorted(dict.fromkeys(configs), key=lambda tile: cost(tile, op, geometry, dtype, target)))
+
+
+def cost(tile: TileConfig, op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> float:
+    """Of "winograd" or "winograd_wgrad". On GPUs, too, tiles are ordered by what a CPU takes."""
+    return (wgrad_cycles if op == "winograd_wgrad" else cpu_cycles)(tile, geometry, dtype.itemsize)
 
 
 def _channels(C: int) -> int:
@@ -116,12 +121,13 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
     outputs = tile.BM * (_PIXELS + transform * tile.BN)
     share = cdiv(k_tiles, split) * (products * across * multiply + outputs)
     compute = cdiv(blocks * split, programs) * (inputs + share)
-    # Each block reads all weights. The first ones find them in memory, in a network of many layers; the GEMM, too.
+    # Each block reads all weights, from the last cache while it multiplies by those before. The first ones find them in
+    # memory, in a network of many layers; the GEMM, too.
     weights = products * geometry.C * geometry.K * size
     passes = cdiv(blocks, programs) if weights > caches().last else 1
     memory = (weights * passes - geometry.parameters * itemsize) / _MEMORY_RATE
     shared = weights * blocks / _CACHE_RATE if weights > caches().second else 0
-    return compute + (memory + shared) / programs
+    return max(compute, shared / programs) + memory / programs
 
 
 def wgrad_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float:
