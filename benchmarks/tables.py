@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from autotune.quality import percentile
+
 from .comparison import OURS, Row, geometric_mean, rows_of
 from .kernels import share
 
@@ -164,6 +166,35 @@ def minutes(stored: Iterable[dict]) -> Table:
     return Table("", ("as stored", "minutes", "commit", "date"), tuple(lines))
 
 
+def predictions(stored: dict) -> list[Table]:
+    """Per operator: how many times the best time the predicted tile takes, and the worst, and how pairs are ordered."""
+    headings = "median", "90 %", "the worst tile", "ordered rightly", "rank correlation"
+    lines = []
+    for op, rows in sorted(_grouped(stored).items()):
+        times = [row.figures[OURS][1] for row in rows]
+        worst, right, ranks = (
+            [value for row in rows if (value := row.facts[name]) is not None]
+            for name in ("worst_over_best", "ordered_rightly", "rank_correlation")
+        )
+        figures = statistics.median(times), percentile(times, 90), statistics.median(worst)
+        shares = f"{statistics.median(right):.0%}", f"{statistics.median(ranks):.2f}"
+        lines.append((op, str(len(rows)), *map(ratio, figures), *shares))
+    return [Table("", ("", "layers", *headings), tuple(lines))]
+
+
+def tuned(stored: dict) -> list[Table]:
+    """Per memory format: what tuning takes, what it leaves to torch, and what it gives."""
+    headings = "problems", "from nothing, s", "stored, s", "calls left to torch", "untuned ÷ torch", "tuned ÷ torch"
+    lines = []
+    for row in rows_of(stored):
+        facts = row.facts
+        seconds = number(facts["tune_s"]), number(facts["stored_s"])
+        calls = f"{facts['left_to_torch']} of {facts['calls']}"
+        ratios = ratio(facts["untuned_over_torch"]), ratio(1 / row.ratio)
+        lines.append((row.name, str(facts["problems"]), *seconds, calls, *ratios))
+    return [Table("", ("", *headings), tuple(lines))]
+
+
 # The tables of each benchmark.
 TABLES: Mapping[str, Callable[[dict], list[Table]]] = {
     "networks": speedups,
@@ -172,4 +203,6 @@ TABLES: Mapping[str, Callable[[dict], list[Table]]] = {
     "startup": first_calls,
     "kernels": kinds,
     "cpu": medians,
+    "predictor": predictions,
+    "tuning": tuned,
 }

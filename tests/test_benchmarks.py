@@ -25,7 +25,7 @@ def test_a_launch_can_be_timed(monkeypatch):
 
 def test_the_predictor_is_judged_by_what_launches_look_up():
     keys = predictor.keys()
-    assert {key["op"] for key in keys} == {"fprop", "dgrad", "wgrad"}
+    assert {key["op"] for key in keys} == {"fprop", "dgrad", "wgrad", "winograd", "winograd_wgrad"}
 
 
 def test_functions_take_turns():

@@ -33,6 +33,7 @@ _LATENCY = 4
 _PROGRAM_STARTS, TILE_STARTS, TURN_STARTS = 1500, 60, 20
 _DISSOLVED = 1.4  # a loop of one turn is none, and its product is not the kind that stays in registers
 _FAR = 1.3  # columns of a panel wider than the register tile lie far apart, and push each other out of the cache
+_LARGE = 1.05  # every register tile reads a whole panel, which the second-level cache does not hold
 _SUM = 1.5  # an element of a split's partial sums, written and added up
 _LINE, _BYTES = 29, 64  # a line of a gradient beyond the caches, written
 _AHEAD, _FETCHED = 25, 8  # one that is fetched in vain, and how many beyond the end of several, at most
@@ -100,8 +101,11 @@ def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> f
     cost *= across / cdiv(M, tile.BM)
     if turns == 1 and geometry.taps == 1:
         cost *= _DISSOLVED
-    if across > 1 and taps * K * tile.BN * size > caches().first:
+    panel = taps * K * tile.BN * size
+    if across > 1 and panel > caches().first:
         cost *= _FAR
+    if panel > caches().second:
+        cost *= _LARGE
     return cost
 
 

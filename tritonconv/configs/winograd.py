@@ -17,7 +17,7 @@ _EXTENTS = {"cuda": (16,), "hip": (16,), "cpu": (8, 16, 32), "interpreter": (64,
 
 # Of BM, BN and BK, of the gradient of a weight.
 _WGRAD_EXTENTS = dict.fromkeys(("cuda", "hip", "interpreter"), ((64,), (64,), (16,)))
-_WGRAD_EXTENTS["cpu"] = (64, 32), (64, 32), (16, 8)
+_WGRAD_EXTENTS["cpu"] = (64, 32), (64, 32), (8, 16)
 _OUTS = {(3, 3): (4, 2), (5, 5): (2,)}  # by window
 
 
