@@ -11,6 +11,8 @@ from networks import SIZE, Calls, assert_as_before, statuses
 from torch import nn
 
 import tritonconv
+from tritonconv.capture import through
+from tritonconv.capture.trace import traces
 
 RELU_FORMS = {
     "module": lambda m, x: m.act(m.conv(x)),
@@ -316,3 +318,28 @@ def test_what_is_left_alone(case, kernel_calls):
     y = model(x)
     assert kernel_calls == []
     assert torch.equal(y, tritonconv.unpatch(model)(x))
+
+
+class Scaled(nn.Module):
+    """Its forward reads an attribute, a parameter that may be missing, and which of its children are the same."""
+
+    def __init__(self, scale=2, bias=True, shared=False):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(2, 2, 1), scale
+        self.other = self.conv if shared else nn.Conv2d(2, 2, 1)
+        self.register_parameter("bias", nn.Parameter(torch.rand(1)) if bias else None)
+
+    def forward(self, x):
+        x = F.relu(self.conv(x)) * self.scale + self.other(x)
+        return x if self.bias is None else x + self.bias
+
+
+@pytest.mark.parametrize("change", ({"scale": 3}, {"scale": 2.0}, {"bias": False}, {"shared": True}), ids=str)
+def test_modules_that_are_alike_are_traced_once(change, monkeypatch):
+    model = nn.Sequential(Scaled(), Scaled(**change), Scaled(), Scaled(**change))
+    traced = []
+    monkeypatch.setattr(through, "traces", lambda module: traced.append(module) or traces(module))
+    tritonconv.patch(model)
+    assert [module for module in traced if isinstance(module, Scaled)] == [model[0], model[1]]
+    assert sum(site.pattern == "conv2d+relu" for site in tritonconv.report(model)) == 4
+    assert_as_before(model)

@@ -126,7 +126,10 @@ def changes_nothing(node: fx.Node) -> bool:
 
 
 def _is_of_dimensions(node: fx.Node) -> bool:
-    return asks_dimensions(node) or (bool(node.all_input_nodes) and all(map(_is_of_dimensions, node.all_input_nodes)))
+    if asks_dimensions(node):
+        return True
+    called = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
+    return called and all(map(_is_of_dimensions, node.all_input_nodes))
 
 
 def _is_pure(node: fx.Node) -> bool:

@@ -81,14 +81,17 @@ def matches(
     """The blocks of a traced forward of `module`. `leaves`: the children that may be swapped; `accept(node)`: why the
     call of a function may not, or ""."""
     taken: set[fx.Node] = set()
-    refused = {node for node in graph.nodes if _refused(module, node, leaves, accept)}
+
+    def free(node: fx.Node) -> bool:
+        return node not in taken and not _refused(module, node, leaves, accept)
+
     for node in graph.nodes:
         if node in taken:
             continue
         if node.op == "call_module" and (child := module.get_submodule(node.target)) in leaves:
             kind, extensions = KINDS[type(child)]
             start = _after_padding(module, Match(kind(node.target), (node,)))
-            match = _extend(module, start, extensions, taken | refused)
+            match = _extend(module, start, extensions, free)
             if match.nodes[-1].target is operator.getitem:  # a slice by itself is a view, which has strides of its own
                 match = start
             if match.status == "swapped" and type(child) not in LEAVES:
@@ -102,7 +105,7 @@ def matches(
             match = match if refusal else _after_padding(module, match)
         elif statistics := batch_norm_of(node):
             start = Match(ActivatedBlock("batch_norm", None), (node,), statistics=statistics)
-            match = _extend(module, start, _ACTIVATION, taken | refused)
+            match = _extend(module, start, _ACTIVATION, free)
             if match.status == "swapped" or accept(node):
                 continue
         else:
@@ -111,10 +114,10 @@ def matches(
         yield match
 
 
-def _extend(module: nn.Module, match: Match, extensions: dict[str, Callable], taken: Container[fx.Node]) -> Match:
+def _extend(module: nn.Module, match: Match, extensions: dict[str, Callable], free: Callable) -> Match:
     for what, extend in extensions.items():
         users = match.nodes[-1].users
-        longer = [m for m in (extend(module, match, user) for user in users if user not in taken) if m]
+        longer = [m for m in (extend(module, match, user) for user in users if free(user)) if m]
         if not longer:
             continue
         if len(users) > 1:
@@ -122,7 +125,7 @@ def _extend(module: nn.Module, match: Match, extensions: dict[str, Callable], ta
         if any(intercepted(module.get_submodule(member)) for member in longer[0].block.members):
             return replace(match, reason=f"{what} not fused: a hook wants the value before it")
         match = longer[0]
-    users = [user for user in match.nodes[-1].users if user not in taken]
+    users = [user for user in match.nodes[-1].users if free(user)]
     return replace(match, reason=_unfused(module, match, users[0])) if len(users) == 1 else match
 
 

@@ -47,7 +47,7 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
         for fqn, module in model.named_modules()
         if isinstance(module, tuple(KINDS))
     }
-    leaves = [module for module, refusal in refusals.items() if not refusal]
+    leaves = {module: None for module, refusal in refusals.items() if not refusal}  # in their order
     recorded, seen_through = Traces(closed={module for module in refusals if type(module) in KINDS}), set()
     place = {fqn: place for place, (fqn, _) in enumerate(model.named_modules(remove_duplicate=False))}
     forwards, untraced, found = {}, {}, _Found()
@@ -81,7 +81,7 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
                 for match in matched:
                     found.add(block_site(fqn, match), place[fqn] + _depth_first_place(module, match.nodes[0]), modes)
     if all(site.pattern.startswith("linear") for site in found.listed()):  # it is no convolutional network
-        leaves, forwards, found, note = [], {}, _Found(), lambda fqn: "no convolution here runs in a kernel"
+        leaves, forwards, found, note = {}, {}, _Found(), lambda fqn: "no convolution here runs in a kernel"
     without_kernel, rest = uncovered(model, found.listed(), forwards, refusals, note)
     for site in without_kernel:
         excluded = not accept(site.fqn, model.get_submodule(site.fqn))
@@ -146,9 +146,11 @@ def _blocks(
         traces = recorded.through(module, chosen)
         return [(trace, list(matches(module, trace.graph, leaves, refusal))) for trace in traces]
 
-    blocks = [match for _, matched in found(lambda path: True) for match in matched if match.status == "fused"]
+    everything = found(lambda path: True)
+    blocks = [match for _, matched in everything for match in matched if match.status == "fused"]
     paths = set().union(*(needed(match.nodes) for match in blocks))
-    return found(paths.__contains__), {module.get_submodule(path) for path in paths}
+    enough = all(paths.issuperset(trace.through) for trace, _ in everything)
+    return everything if enough else found(paths.__contains__), {module.get_submodule(path) for path in paths}
 
 
 def _refusal(module: nn.Module) -> str:

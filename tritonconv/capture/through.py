@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from types import FunctionType
 
@@ -13,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..blocks.block import intercepted
 from .nodes import asks_dimensions
-from .trace import CannotTrace, Trace, traces
+from .trace import CannotTrace, Trace, structure, traces
 
 # Of torch's own modules those that are looked through; what the others do, nobody needs to see.
 _OPEN = (nn.Identity, nn.Sequential, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -21,23 +22,33 @@ _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
 
 
 class Traces:
-    """The traces of modules, each recorded once, and with what is in their children. `closed`: the modules that are
-    never looked through."""
+    """The traces of modules, each recorded once for all that are alike, and with what is in their children. `closed`:
+    the modules that are never looked through."""
 
     def __init__(self, closed: Collection[nn.Module]):
         self._closed = closed
         self._own: dict[nn.Module, list[Trace] | CannotTrace] = {}
+        self._alike: dict[tuple, list[list[Trace]]] = defaultdict(list)
+        self._open: dict[nn.Module, bool] = {}
 
     def of(self, module: nn.Module) -> list[Trace]:
         """Those of its own forward. Raises `CannotTrace`."""
         if module not in self._own:
-            try:
-                self._own[module] = traces(module)
-            except CannotTrace as refusal:
-                self._own[module] = refusal
+            self._own[module] = self._recorded(module)
         if isinstance(self._own[module], CannotTrace):
             raise self._own[module]
         return self._own[module]
+
+    def _recorded(self, module: nn.Module) -> list[Trace] | CannotTrace:
+        alike = self._alike[structure(module)]
+        for found in alike:
+            if all(trace.suits(module) for trace in found):
+                return found
+        try:
+            alike.append(traces(module))
+        except CannotTrace as refusal:
+            return refusal
+        return alike[-1]
 
     def through(self, module: nn.Module, chosen: Callable[[str], bool]) -> Iterator[Trace]:
         """Those of its forward, with the children whose paths are `chosen` looked through if that can be."""
@@ -55,9 +66,9 @@ class Traces:
         def child(path: str, node: fx.Node) -> Trace | None:
             # Of one input: others may be None in the end, or of any type.
             plain = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
-            if not plain or not chosen(path) or not self._is_open(module, path):
+            if not plain or not chosen(path) or not self._is_open(inner := module.get_submodule(path)):
                 return None
-            for trace in self.of(module.get_submodule(path)):
+            for trace in self.of(inner):
                 if not trace.asks and trace.training in (None, mode) and trace.arity == 1:
                     return trace
             return None
@@ -91,8 +102,12 @@ class Traces:
         _simplify(module, graph)
         return trace
 
-    def _is_open(self, root: nn.Module, path: str) -> bool:
-        module = root.get_submodule(path)
+    def _is_open(self, module: nn.Module) -> bool:
+        if module not in self._open:
+            self._open[module] = self._can_be_open(module)
+        return self._open[module]
+
+    def _can_be_open(self, module: nn.Module) -> bool:
         if module in self._closed or intercepted(module) or is_parametrized(module):
             return False
         if isinstance(module, LazyModuleMixin):

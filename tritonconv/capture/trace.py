@@ -51,6 +51,32 @@ class Trace:
         """The mode that it was recorded in; None if that makes no difference."""
         return next((noted["training"] for noted in self.reads.values() if "training" in noted), None)
 
+    def suits(self, module: nn.Module) -> bool:
+        """Whether it would be the same of `module`, one of the same `structure`; whose own mode does not count."""
+        return all(
+            type(own := getattr(module.get_submodule(path), name)) is type(value) and own == value
+            for path, noted in self.reads.items()
+            for name, value in noted.items()
+            if (path, name) != ("", "training")
+        )
+
+
+def structure(module: nn.Module) -> tuple:
+    """What a forward can see of a module but the values of attributes: classes, names, and which are one and the same.
+    Modules that are equal in it have the same trace, if all that this read has the same values."""
+    numbers: dict[int, int] = {}
+
+    def number(value: object) -> int | None:
+        return None if value is None else numbers.setdefault(id(value), len(numbers))
+
+    def numbered(named: dict) -> tuple:
+        return tuple((name, number(value)) for name, value in named.items())
+
+    return tuple(
+        (path, type(each), *each.__dict__, *map(numbered, (each._modules, each._parameters, each._buffers)))
+        for path, each in module.named_modules(remove_duplicate=False)
+    )
+
 
 class _Value(fx.Proxy):
     """A traced value. An input says that it is of the kind that is traced for (callers of a trace see to that), any
