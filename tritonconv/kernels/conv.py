@@ -67,15 +67,15 @@ def conv_fprop(
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, PIXEL: tl.constexpr,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    PIXEL_Y: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, SPLIT: tl.constexpr,
     BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
 ):  # fmt: skip
     """y[n, p, q, k] = activation(norm(inner(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k])) +
     residual).
 
-    The rest of it is `finish`'s. If the sums are split in parts, `y_ptr` gets the parts, [SPLIT, N·P·Q, GROUPS·K], and
-    `conv_finish` does the rest.
+    Pixels of x are PIXEL elements apart, those of y PIXEL_Y. The rest of it is `finish`'s. If the sums are split in
+    parts, `y_ptr` gets the parts, [SPLIT, N·P·Q, GROUPS·K], and `conv_finish` does the rest.
     Grid: (tiles of N·P·Q × tiles of K, groups, SPLIT). `w_ptr`: panels [GROUPS, tiles of K, R·S·C, BN]. If BOXED it is
     a descriptor, and if there are BOX_N × BOX_H × BOX_W = BM then so is `x_ptr`, and tiles are boxes of the output.
     """
@@ -99,8 +99,8 @@ def conv_fprop(
     else:
         m = tile_m * BM + tl.arange(0, BM)
         in_range = m < M
-        # A plain matrix product: output pixel m is input pixel m.
-        if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
+        # A plain matrix product: output pixel m is input pixel m, unless pixels overlap.
+        if PIXEL >= GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
             pixel, h, w = m, 0, 0
         else:
             n, p, q = unravel(m, P, Q)
@@ -125,7 +125,7 @@ def conv_fprop(
     else:
         finish(
             acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
-            m, in_range, tile_m, m_tiles, group * K, k, K, GROUPS * K, EPS, ACTIVATION, BN,
+            m, in_range, tile_m, m_tiles, group * K, k, K, GROUPS * K, PIXEL_Y, EPS, ACTIVATION, BN,
         )  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def conv_dgrad(
     else:
         finish(
             acc, bias_ptr, dx_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, None, None,
-            dx_pixel, in_range, 0, 0, group * C, c, C, GROUPS * C, EPS, ACTIVATION, BN,
+            dx_pixel, in_range, 0, 0, group * C, c, C, GROUPS * C, GROUPS * C, EPS, ACTIVATION, BN,
         )  # fmt: skip
 
 

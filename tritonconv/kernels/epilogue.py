@@ -19,12 +19,13 @@ def store_rows(out_ptr, row, in_range, acc, n, N: tl.constexpr, BN: tl.constexpr
 @triton.jit
 def finish(
     acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
-    m, in_range, tile, tiles, first, k, K: tl.constexpr, CHANNELS: tl.constexpr,
+    m, in_range, tile, tiles, first, k, K: tl.constexpr, CHANNELS: tl.constexpr, PIXEL_Y: tl.constexpr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """y[m, first + k] = activation(norm(inner(acc + bias[first + k])) + residual[m, first + k]) of acc [BM, BN], k < K.
 
-    y and the residual have rows of CHANNELS elements; m [BM] are those of one tile, as far as they are `in_range`.
+    There are CHANNELS in all, and rows of so many in the residual; those of y are PIXEL_Y elements apart. m [BM] are
+    the rows of one tile, as far as they are `in_range`.
     norm(z) = (z − mean) / √(var + EPS) · gamma + beta, per channel; left out where `mean_ptr` is None.
     `moments_ptr`, where it is not None, gets the partial statistics [2, tiles, CHANNELS] of what is stored.
     """
@@ -35,12 +36,12 @@ def finish(
     if mean_ptr is not None:
         acc, _ = normalized(acc, mean_ptr + first, var_ptr + first, k, K, EPS)
         acc = affine(acc, gamma_ptr, beta_ptr, first, k, K)
-    row = m.to(tl.int64) * CHANNELS
     if residual_ptr is not None:
         mask = in_range[:, None] & (k < K)[None, :]
-        acc += tl.load(residual_ptr + first + row[:, None] + k[None, :], mask=mask, other=0.0).to(ACC)  # [BM, BN]
+        at = m.to(tl.int64)[:, None] * CHANNELS + k[None, :]
+        acc += tl.load(residual_ptr + first + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     acc = activate(acc, ACTIVATION, slope_ptr, (first + k)[None, :], (k < K)[None, :])
-    store_rows(y_ptr + first, row, in_range, acc, k, K, BN)
+    store_rows(y_ptr + first, m.to(tl.int64) * PIXEL_Y, in_range, acc, k, K, BN)
     if moments_ptr is not None:
         stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
         count = tl.sum(in_range.to(tl.int32), 0)
@@ -67,5 +68,5 @@ def conv_finish(
         acc += tl.load(p_partial, mask=mask, other=0.0)  # [BM, BN]
     finish(
         acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
-        m, m < M, tl.program_id(0), tl.num_programs(0), 0, k, K, K, EPS, ACTIVATION, BN,
+        m, m < M, tl.program_id(0), tl.num_programs(0), 0, k, K, K, K, EPS, ACTIVATION, BN,
     )  # fmt: skip

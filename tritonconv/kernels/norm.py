@@ -150,17 +150,19 @@ def behind(
 @triton.jit
 def norm_apply(
     x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, slope_ptr, residual_ptr, y_ptr, M, N,
-    C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
+    C: tl.constexpr, PLANAR: tl.constexpr, PIXEL: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """y = activation((x − mean) / √(var + EPS) · weight + bias + residual); without the norm where `mean_ptr` is None.
 
+    Pixels of x are PIXEL elements apart, unless it is PLANAR.
     Grid: (N·tiles of M, tiles of C).
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     m, c, at = place(M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
-    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    o_x = at if PLANAR or PIXEL == C else m[:, None] * PIXEL + c[None, :]
+    x = tl.load(x_ptr + o_x, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     if mean_ptr is not None:
         x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
         x = affine(x, weight_ptr, bias_ptr, 0, c, C)

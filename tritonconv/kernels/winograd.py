@@ -208,11 +208,11 @@ def load_output(m_ptr, OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, 
 
 @triton.jit
 def output_at(
-    o_y, p, q, P, Q, m_row, m_k, K: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    o_y, p, q, P, Q, m_row, m_k, PIXEL: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     i: tl.constexpr, j: tl.constexpr,
 ):  # fmt: skip
     """Offset and mask [BM, BN] of output (i, j) of the tiles m_row [BM], which start at (p, q) [BM], o_y [BM, BN]."""
-    offset = o_y + tl.cast(i * DIL_H * Q + j * DIL_W, tl.int64) * K
+    offset = o_y + tl.cast(i * DIL_H * Q + j * DIL_W, tl.int64) * PIXEL
     return offset, (m_row & (p + i * DIL_H < P) & (q + j * DIL_W < Q))[:, None] & m_k[None, :]
 
 
@@ -281,10 +281,12 @@ def conv_winograd(
     tap_ptr, workspace_ptr, N, H, W, P, Q,
     C: tl.constexpr, K: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    POOL_H: tl.constexpr, POOL_W: tl.constexpr,
+    PIXEL_Y: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr,
     OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """What `conv_fprop` computes of a TAPS × TAPS window with stride 1, without groups.
+
+    Pixels of y are PIXEL_Y elements apart, unless there are statistics or y is pooled.
 
     Grid: (any number, any number). A program takes every num_programs(0)-th block of BM tiles of OUT × OUT outputs, and
     of the tiles of K its share of num_programs(1). It transforms a block's inputs once, all channels of them, then per
@@ -322,7 +324,8 @@ def conv_winograd(
             store_products(m_ptr, v_ptr, p_u, POINTS, C, BM, BN, BK, PRECISION)
             tl.debug_barrier()
             k = tile_n * BN + tl.arange(0, BN)
-            o_y = pixel[:, None] * K + k[None, :]
+            o_y = pixel[:, None] * PIXEL_Y + k[None, :]
+            o_residual = pixel[:, None] * K + k[None, :]
             columns = load_output(m_ptr, OUT, TAPS, BM, BN)
             y = ()
             for i in tl.static_range(OUT):
@@ -335,7 +338,7 @@ def conv_winograd(
                         z, _ = normalized(z, mean_ptr, var_ptr, k, K, EPS)
                         z = affine(z, gamma_ptr, beta_ptr, 0, k, K)
                     if residual_ptr is not None:
-                        at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
+                        at, mask = output_at(o_residual, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
                         z += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
                     if not POOLED:
                         z = activate(z, ACTIVATION, slope_ptr, k[None, :], (k < K)[None, :])
@@ -345,7 +348,7 @@ def conv_winograd(
             else:
                 for i in tl.static_range(OUT):
                     for j in tl.static_range(OUT):
-                        at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
+                        at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, PIXEL_Y, DIL_H, DIL_W, i, j)
                         tl.store(y_ptr + at, y[OUT * i + j], mask=mask)
             if moments_ptr is not None:
                 store_tile_moments(

@@ -121,6 +121,7 @@ def fprop_launch(
     grid = boxes.m_tiles(config, "fprop", geometry) * cdiv(geometry.Kg, config.BN), geometry.groups, config.SPLIT
     constexprs = conv_constexprs(geometry, precision, config) | _gemm_constexprs("fprop", geometry, config) | {
         "PIXEL": pixel or geometry.C,
+        "PIXEL_Y": geometry.K,
         "EPS": eps,
         "ACTIVATION": activation,
     }

@@ -72,7 +72,8 @@ def finalize_launch(target: str, geometry: NormGeometry, tiles: int) -> Launch:
 
 def apply_launch(target: str, geometry: NormGeometry, dtype, eps: float, activation, config=None) -> Launch:
     """Tensors: x, mean, var, weight, bias of a norm, slopes of a PReLU, residual, y. All but x and y may be None."""
-    return _launch(norm.norm_apply, target, geometry, dtype, {"EPS": eps, "ACTIVATION": activation}, config)
+    options = {"PIXEL": geometry.C, "EPS": eps, "ACTIVATION": activation}
+    return _launch(norm.norm_apply, target, geometry, dtype, options, config)
 
 
 def backward_sums_launch(target: str, geometry: NormGeometry, dtype, eps: float, activation, config=None) -> Launch:

@@ -43,6 +43,7 @@ def fprop_launch(
         "EPS": eps,
         "ACTIVATION": activation,
         "PRECISION": precision,
+        "PIXEL_Y": geometry.K,
         "POOL_H": window[0],
         "POOL_W": window[1],
         "OUT": config.OUT,

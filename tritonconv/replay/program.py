@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..cpu import runtime
+from .joining import join
 from .tape import Launched, Room, Storage, Tape, View, constant_of, launched
 
 _ALIGNMENT = 64
@@ -54,6 +55,7 @@ class Program:
         self.segments: list[Segment] = []
         self.arguments, self.inner = bytearray(), []
         self.kernels: list[runtime.Kernel] = []
+        join(tape.graph)
         nodes = list(tape.graph.nodes)
         places, self._top = _arena(nodes)
         self.size = self._top
@@ -111,7 +113,7 @@ class Program:
         """The number of a new segment."""
         jobs, moves = [], []
         for launch in launches:
-            if 0 in launch.grid:
+            if 0 in launch.launch.grid:
                 continue
             self.kernels.append(launch.kernel)
             start, values = len(self.arguments), []
@@ -126,7 +128,7 @@ class Program:
                     memory, offset = (operand.storage, operand.offset) if isinstance(operand, View) else (operand, 0)
                     values.append(places[memory] + offset)
                     self.inner.append(place)
-            job = launch.kernel.job(launch.grid, [*values, *launch.sizes], self._scratch)
+            job = launch.kernel.job(launch.launch.grid, [*values, *launch.launch.sizes], self._scratch)
             if launch.kernel.binary.scratch:
                 self.inner.append(start + runtime.SCRATCH)
             jobs.append(start)

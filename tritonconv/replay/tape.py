@@ -27,6 +27,7 @@ from .. import choice
 from ..blocks.block import LEAVES, activated_block, activated_norm, conv_block
 from ..cpu import engine
 from ..cpu.runtime import Kernel
+from ..engines import Launch
 from ..launch import common
 
 _BLOCKS = {conv_block, activated_block, activated_norm, choice.faster, *LEAVES.values()}
@@ -100,12 +101,13 @@ class Room:
 
 @dataclass(frozen=True, eq=False)
 class Launched:
-    """`operands`: a tensor itself where it is the same at every call."""
+    """`dtypes` are of all tensors that `launch` has, None where one is not given. `operands`: those that are given, a
+    tensor itself where it is the same at every call."""
 
     kernel: Kernel
-    grid: tuple[int, int, int]
+    launch: Launch
+    dtypes: tuple[torch.dtype | None, ...]
     operands: tuple[View | Tensor | Room, ...]
-    sizes: tuple[int, ...]
 
 
 def launched(*tensors: Tensor) -> None:
@@ -295,7 +297,8 @@ class Tape:
         given = [tensor for tensor in tensors if tensor is not None]
         node = self.graph.call_function(launched, tuple(self._nodes[t] for t in given if t in self._nodes))
         operands = tuple(map(self._operand, given))
-        node.meta["launch"] = Launched(kernel, launch.grid, operands, tuple(launch.sizes))
+        dtypes = tuple(None if tensor is None else tensor.dtype for tensor in tensors)
+        node.meta["launch"] = Launched(kernel, launch, dtypes, operands)
         node.meta["views"] = [operand for operand in operands if isinstance(operand, View)]
 
     def _operand(self, tensor: Tensor) -> View | Tensor | Room:
