@@ -18,7 +18,7 @@ from ..configs import Geometry, TileConfig
 from ..engines import Engine, Launch
 from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
 from ..kernels import common
-from .room import empty
+from .room import empty, lasting
 
 Bound = tuple[Launch, Callable[..., None]]
 
@@ -137,7 +137,7 @@ def scratch(name: str, like: Tensor, size: int) -> Tensor:
         return torch.empty(size, dtype=dtype, device=like.device)
     room = _scratch.held.get((name, dtype))
     if room is None or room.numel() < size:
-        room = _scratch.held[name, dtype] = torch.empty(size, dtype=dtype)
+        room = _scratch.held[name, dtype] = lasting((size,), dtype, like.device)
     return room
 
 

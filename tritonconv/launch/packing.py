@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import engines
 from ..geometry import ConvGeometry
+from .room import lasting
 
 # From [groups, Kg, Cg, R, S] to [groups, R, S, reduced channels, columns].
 _LAYOUTS = {"fprop": (0, 3, 4, 2, 1), "dgrad": (0, 3, 4, 1, 2)}
@@ -104,4 +105,4 @@ def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tenso
         panels = pad(panels, (0, -panels.shape[-1] % BN))
     panels = panels.unflatten(-1, (-1, BN)).permute(0, 4, 1, 2, 3, 5)
     # The one copy; made even where the weight lies so already, since a pack must not be a view of it.
-    return panels.clone(memory_format=torch.contiguous_format).flatten(2, 4)
+    return lasting(panels.shape, panels.dtype, panels.device).copy_(panels).flatten(2, 4)

@@ -18,6 +18,7 @@ from ..kernels import winograd
 from . import packing
 from .common import accumulator_of, config_of, empty_nhwc, nhwc, precision_of, prepare, scratch, sizes
 from .norm import ABSENT, Norm, empty_moments
+from .room import lasting
 
 
 def fprop_launch(
@@ -97,7 +98,7 @@ def _filters(weight: Tensor, op: str, OUT: int, BN: int, keep: bool) -> Callable
         return lambda: into(scratch("filters", w, math.prod(shape)))
     key = "winograd", op, OUT, BN
     u = packing.kept(
-        weight, key, keep, lambda: into(torch.empty(shape, dtype=accumulator_of(w), device=w.device))
+        weight, key, keep, lambda: into(lasting(shape, accumulator_of(w), w.device))
     )
     return lambda: u
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..cpu import runtime
+from ..launch.room import lasting
 from .joining import join
 from .tape import Launched, Room, Storage, Tape, View, constant_of, launched
 
@@ -146,7 +147,7 @@ class _Frame:
 
     def __init__(self, program: Program):
         with torch.inference_mode(False):  # else torch could not write there outside of it
-            self._memory = torch.empty(program.size + _PAGE, dtype=torch.uint8, device="cpu")
+            self._memory = lasting((program.size + _PAGE,), torch.uint8, torch.device("cpu"))
             first = -self._memory.data_ptr() % _PAGE
             self.views = [self._tensor(view, first + view.place) for view in program.views]
         self.constants = program.constants
