@@ -29,6 +29,14 @@ def number():
 
 def broken():
     raise KeyError("weights.pt")
+
+def asserts():
+    assert not built
+
+def wide(width):
+    return small()
+
+NAME = "small"
 """
 SMALL = ("--input", "1x3x8x8")
 
@@ -77,6 +85,7 @@ def test_env_names_what_runs_here(capsys):
         (["plan", "net:f", "--input", "1x0x4x4"], "'1x0x4x4' is not a list of sizes"),
         (["plan", "net:f", *SMALL, "--dtype", "int8"], "invalid choice: 'int8'"),
         (["plan", "net:f", *SMALL, "--device", "toaster"], "'toaster' is no device"),
+        (["plan", "net:f", *SMALL, "--device", "cuda:99"], "has no device 'cuda:99'"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         ([], "the following arguments are required: COMMAND"),
     ],
@@ -92,9 +101,15 @@ def test_bad_use_exits_with_2(arguments, message, capsys):
     ("model", "input", "message"),
     [
         ("no_such_module:f", "1x3x8x8", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("some_networks:missing", "1x3x8x8", "AttributeError: module 'some_networks' has no attribute 'missing'"),
-        ("some_networks:number", "1x3x8x8", "TypeError: number of some_networks gives a int, not a torch.nn.Module"),
+        ("no_such_file.py:f", "1x3x8x8", "no_such_file.py: there is no such file"),
+        ("some_networks.py:missing", "1x3x8x8", "some_networks.py has no 'missing'"),
+        ("some_networks:small.missing", "1x3x8x8", "some_networks has no 'small.missing'"),
+        ("some_networks:number", "1x3x8x8", "number of some_networks gives a int, not a torch.nn.Module"),
+        ("some_networks:NAME", "1x3x8x8", "NAME of some_networks is a str, no module and no function"),
+        ("some_networks:wide", "1x3x8x8", "wide of some_networks has to make a module without arguments: missing "),
         ("some_networks:broken", "1x3x8x8", "KeyError: 'weights.pt'"),
+        ("some_networks:asserts", "1x3x8x8", "AssertionError"),
+        ("some_networks:small", "1x9999999999x99999x99999", "no input of 1x9999999999x99999x99999 can be made: "),
         ("some_networks:small", "1x2x8x8", "Sequential cannot run the sample, [1, 2, 8, 8] of torch.float32: "),
     ],
 )
@@ -171,6 +186,9 @@ def test_compile_writes_a_package_that_load_takes(networks, caches, tmp_path, ca
     assert made["kernels"] > 0
     assert cli.main(["load", str(tmp_path)]) == 1
     assert "is not loaded: it holds no manifest.json" in capsys.readouterr().err
+    out = str(networks)  # a file
+    assert cli.main(["compile", f"{networks}:small", *SMALL, "--target", "cpu", "--out", out]) == 1
+    assert capsys.readouterr().err == f"tritonconv compile: {out}: File exists\n"
 
 
 def test_python_m():

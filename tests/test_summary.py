@@ -108,7 +108,7 @@ def test_one_dimension():
 
 
 def test_what_runs_a_layer():
-    layers, _ = survey(Residual(), torch.randn(1, 4, 8, 8))
+    layers, _ = survey(Residual(), torch.randn(1, 4, 8, 8), "summary")
     sites = {layer.name: layer.site and layer.site.fqn for layer in layers}
     assert sites["first"] == sites["norm"] == sites["relu"] == "first"
     assert sites["second"] == sites["add"] == "second"
@@ -201,7 +201,7 @@ def test_samples_are_tensors_tuples_or_dicts():
     [
         (torch.ones(1, 5, 8, 8), r"Conv2d cannot run the sample, \[1, 5, 8, 8\] of torch.float32: .*expected input"),
         (torch.ones(1, 2, 8, 8, device="meta"), "the sample is on meta, Conv2d on cpu; both must be on one"),
-        (3, "the sample holds no tensor; it is of type int"),
+        (3, "the sample, of type int, holds no tensor: it must be the model's input"),
     ],
 )
 def test_a_sample_that_does_not_fit_is_refused_in_one_sentence(sample, message):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib
+import errno
+import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import llvmlite
 import torch
@@ -194,9 +197,14 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _device(text: str) -> torch.device:
     try:
-        return torch.device(text)
+        device = torch.device(text)
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"{text!r} is no device such as cpu or cuda:0") from None
+    try:
+        torch.empty(0, device=device)
+    except Exception:  # each backend has its own
+        raise argparse.ArgumentTypeError(f"this machine, or this build of torch, has no device {text!r}") from None
+    return device
 
 
 def _factory(text: str) -> tuple[str, str]:
@@ -207,18 +215,10 @@ def _factory(text: str) -> tuple[str, str]:
 
 
 def _model_and_sample(chosen: argparse.Namespace) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    where, name = chosen.model
-    folder, where = os.path.split(where) if where.endswith(".py") else ("", where)
-    sys.path.insert(0, os.path.abspath(folder))
-    value = importlib.import_module(where.removesuffix(".py"))
-    for part in name.split("."):
-        value = getattr(value, part)
-    model = value if isinstance(value, nn.Module) else value()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{name} of {where} gives a {type(model).__name__}, not a torch.nn.Module")
+    model = _made(*chosen.model)
     to = {"dtype": DTYPES[chosen.dtype], "device": chosen.device}
     torch.manual_seed(0)
-    sample = tuple(torch.randn(sizes, **to) for sizes in chosen.input)
+    sample = tuple(_random(sizes, to) for sizes in chosen.input)
     model = model.to(**to).eval()
     if chosen.channels_last:
         images = tuple(x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in sample)
@@ -226,7 +226,55 @@ def _model_and_sample(chosen: argparse.Namespace) -> tuple[nn.Module, tuple[Tens
     return model, sample
 
 
+def _random(sizes: tuple[int, ...], to: dict) -> Tensor:
+    try:
+        return torch.randn(sizes, **to)
+    except RuntimeError as error:  # too large, as a rule
+        raise ValueError(f"no input of {'x'.join(map(str, sizes))} can be made: {error}") from error
+
+
+def _made(where: str, name: str) -> nn.Module:
+    """The module that `name` of a Python module or file is, or makes. Raises `ValueError` if it is and makes none."""
+    value = _imported(where)
+    for part in name.split("."):
+        if not hasattr(value, part):
+            raise ValueError(f"{where} has no {name!r}")
+        value = getattr(value, part)
+    if isinstance(value, nn.Module):
+        return value
+    if not callable(value):
+        raise ValueError(f"{name} of {where} is a {type(value).__name__}, no module and no function or class for one")
+    try:
+        inspect.signature(value).bind()
+    except TypeError as error:
+        raise ValueError(f"{name} of {where} has to make a module without arguments: {error}") from error
+    except ValueError:  # it has no signature
+        pass
+    model = value()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name} of {where} gives a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _imported(where: str) -> ModuleType:
+    """An importable module, or that of a file, whose neighbours it can import."""
+    if not where.endswith(".py"):
+        sys.path.insert(0, os.getcwd())
+        return importlib.import_module(where)
+    path = Path(where).absolute()
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", where)
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # for what is pickled; another of that name goes before
+    spec.loader.exec_module(module)
+    return module
+
+
 def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     message = str(error).strip().partition("\n")[0]
     expected = isinstance(error, (ValueError, RuntimeError, OSError)) and message
-    return message if expected else f"{type(error).__name__}: {message}"
+    return message if expected else ": ".join(filter(None, (type(error).__name__, message)))

@@ -16,14 +16,21 @@ def tensors_of(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+def inputs_of(sample: object) -> list[Tensor]:
+    """The tensors of a sample. Raises `ValueError` if it is none."""
+    if not (tensors := tensors_of(sample)):
+        given = type(sample).__name__
+        valid = "the model's input, a tuple of its inputs, or a dict of them by name"
+        raise ValueError(f"the sample, of type {given}, holds no tensor: it must be {valid}")
+    return tensors
+
+
 def call(model: nn.Module, sample: object, context=None) -> object:
     """What `model` gives for `sample`: its input, a tuple of its inputs, or a dict of them by name.
 
     Raises `ValueError` if it cannot run it, or if one is on another device than the other.
     """
-    name, tensors = swap.name_of(model), tensors_of(sample)
-    if not tensors:
-        raise ValueError(f"the sample holds no tensor; it is of type {type(sample).__name__}")
+    name, tensors = swap.name_of(model), inputs_of(sample)
     lie = dict.fromkeys(str(value.device) for value in (*model.parameters(), *model.buffers()))
     given = dict.fromkeys(str(tensor.device) for tensor in tensors)
     if lie and (len(given) > 1 or lie != given):

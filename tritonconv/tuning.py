@@ -19,6 +19,8 @@ from autotune import Tuning
 from . import choice, engines, launch, measuring, replay
 from .blocks import repeat
 from .patching import swap
+from .patching.checks import require_module
+from .sample import inputs_of
 
 Sample = Tensor | Sequence | Mapping
 
@@ -36,6 +38,7 @@ def tune(model: nn.Module, sample: Sample, *, budget: float | None = None, conso
 
     Raises `ValueError` if `model` is not patched or `budget` not positive, `OSError` if the store cannot be written.
     """
+    require_module(model, "tune")
     deadline = autotune.deadline_of(budget)
     if not any(swap.plan_of(module) is not None for module in model.modules()):
         raise ValueError(f"tune: this {type(model).__name__} runs no kernels: call tritonconv.patch on it first")
@@ -74,7 +77,7 @@ def problems(model: nn.Module, sample: Sample) -> list[dict]:
 
 
 def device_of(sample: Sample) -> torch.device:
-    return next(leaf.device for leaf in tree_leaves(sample) if isinstance(leaf, Tensor))
+    return inputs_of(sample)[0].device
 
 
 def _asked(model: nn.Module, sample: Sample) -> list[dict]:

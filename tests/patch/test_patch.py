@@ -190,12 +190,6 @@ def test_strict_names_every_site_that_stays_on_torch_and_changes_nothing():
     assert state(model) == before
 
 
-@pytest.mark.parametrize("value", [None, [nn.Conv2d(2, 2, 3)], nn.Conv2d])
-def test_what_is_no_module_is_refused(value):
-    with pytest.raises(TypeError, match=f"patch expects a torch.nn.Module, got {type(value).__name__}"):
-        tritonconv.patch(value)
-
-
 @pytest.mark.parametrize(
     ("wrap", "name"),
     [(nn.DataParallel, "DataParallel"), (torch.compile, "torch.compile"), (torch.jit.script, "torch.jit")],

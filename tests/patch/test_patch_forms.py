@@ -301,7 +301,7 @@ def left_alone():
         "parametrized": (nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3, padding=1)), "it is parametrized"),
         "padding_mode": (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "padding_mode is 'reflect'"),
         "own forward": (own, "the instance has a forward of its own"),
-        "lazy": (nn.LazyConv2d(2, 3, padding=1), "LazyConv2d is a subclass"),
+        "lazy": (nn.LazyConv2d(2, 3, padding=1), "it has no weights before its first call"),
     }
 
 

@@ -165,7 +165,7 @@ def test_rounding_is_no_difference(dtype):
     [
         ({"sample": torch.ones(2, 5, 6, 6)}, r"Sequential cannot run the sample, \[2, 5, 6, 6\] of torch.float32: "),
         ({"sample": torch.ones(SIZE, device="meta")}, "the sample is on meta, Sequential on cpu; both must be on one"),
-        ({"sample": []}, "the sample holds no tensor; it is of type list"),
+        ({"sample": []}, "the sample, of type list, holds no tensor: it must be the model's input, a tuple"),
         ({"when": "faster"}, "when='faster' needs a sample"),
         ({"when": "often"}, "when must be 'faster' or 'always', got 'often'"),
         ({"memory_format": torch.channels_last_3d}, "memory_format must be preserve_format or channels_last of torch"),

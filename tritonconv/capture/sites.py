@@ -56,7 +56,7 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
         return untraced.get(_caller(model, fqn), "")
 
     for fqn, module in model.named_modules():
-        calls_itself = refusals.get(module) == _subclassed(module) and accept(fqn, module) and not _is_lazy(module)
+        calls_itself = refusals.get(module) == _subclassed(module) and accept(fqn, module)
         if module in refusals and not calls_itself:
             # Unless the forward that calls it has listed it, or it is one that is fused but never swapped.
             if isinstance(module, tuple(LEAVES)) and not found.covers(fqn):
@@ -157,6 +157,8 @@ def _refusal(module: nn.Module) -> str:
     """Why torch's own code must go on running `module`; empty if it need not."""
     if is_parametrized(module):
         return "it is parametrized"
+    if _is_lazy(module):
+        return "it has no weights before its first call: run the model once, then patch it"
     if type(module) not in KINDS:
         return _subclassed(module)
     if "forward" in vars(module):

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Literal
 
@@ -25,21 +24,12 @@ from torch import nn
 
 from .. import replay
 from ..blocks.block import intercepted
-from ..capture.sites import EXCLUDED, Accept, Capture, capture
+from ..capture.sites import EXCLUDED, Capture, capture
 from ..choice import preference
 from . import memory, swap, trial
+from .checks import Accept, Globs, require_model, require_module
 from .reporting import Report, Site
 from .rewrite import rewrite
-
-# Wrappers by the name of their class (importing some of them takes seconds), and what they hold.
-_WRAPPERS = {
-    "OptimizedModule": "torch.compile",
-    "ScriptModule": "torch.jit",
-    "DataParallel": "DataParallel",
-    "DistributedDataParallel": "DistributedDataParallel",
-    "FullyShardedDataParallel": "FullyShardedDataParallel",
-    "FSDPModule": "fully_shard",
-}
 
 
 def patch(
@@ -75,20 +65,23 @@ def patch(
     Raises `TypeError` if `model` is no module, or a wrapper around the model, and `ValueError` if it cannot run the
     sample.
     """
-    _check(model)
+    require_model(model, "patch")
     if when not in ("faster", "always", None):
         raise ValueError(f"patch: when must be 'faster' or 'always', got {when!r}")
     if when == "faster" and sample is None:
         raise ValueError("patch: when='faster' needs a sample to time the sites on")
     if memory_format not in (torch.preserve_format, torch.channels_last):
         raise ValueError(f"patch: memory_format must be preserve_format or channels_last of torch, got {memory_format}")
+    accept = Globs(include, exclude, filter_fn)
     unpatch(model)
-    accept = _acceptance(include, exclude, filter_fn)
     found = capture(model, accept)
     _complain(_report_of(model, found), strict)
+    names = {name for site in (*found.sites, *found.rest) for name in (site.fqn, *site.members)}
+    accept.warn_of_unused(names, swap.name_of(model))
     if sample is not None:
         with trial.inference(model):
             expected = trial.call(model, sample)
+        trial.require_engine(sample)
     converted = frozenset()
     try:
         if memory_format is torch.channels_last:
@@ -157,6 +150,7 @@ def _outermost(model: nn.Module, traced: Container[nn.Module]) -> list[nn.Module
 
 def unpatch(model: nn.Module) -> nn.Module:
     """Makes `model`, and every module in it, exactly what it was before `patch`, and returns it."""
+    require_module(model, "unpatch")
     for module in model.modules():
         if (plan := swap.plan_of(module)) is not None:
             memory.put_back(module, plan.converted)
@@ -167,6 +161,7 @@ def unpatch(model: nn.Module) -> nn.Module:
 @contextmanager
 def patched(model: nn.Module, **options) -> Iterator[nn.Module]:
     """`with patched(model):` patches within the block, with the options of `patch`, and puts back what was before."""
+    require_model(model, "patch")
     with put_back(model):
         yield patch(model, **options)
 
@@ -189,6 +184,7 @@ def put_back(model: nn.Module) -> Iterator[None]:
 def report(model: nn.Module) -> Report:
     """What `patch(model)` did to each site, and what hooks that were added since undo. Raises `ValueError` if `model`
     is not what `patch` was given."""
+    require_module(model, "report")
     plan = swap.plan_of(model)
     if plan is None or plan.report is None:
         raise ValueError(f"report: this {type(model).__name__} was not given to tritonconv.patch, so there is none")
@@ -200,29 +196,6 @@ def _as_of_now(site: Site, modules: dict[str, nn.Module]) -> Site:
     if site.status == "fused" and any(name not in modules or intercepted(modules[name]) for name in site.members):
         return replace(site, status="swapped", reason="runs unfused: since patching, a member was hooked or removed")
     return site
-
-
-def _check(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"patch expects a torch.nn.Module, got {type(model).__name__}")
-    for cls in type(model).__mro__:
-        if cls.__name__ in _WRAPPERS:
-            raise TypeError(
-                f"patch expects the model itself, got it wrapped by {_WRAPPERS[cls.__name__]}: patch first, then wrap"
-            )
-
-
-def _acceptance(include: str | Iterable[str], exclude: str | Iterable[str], filter_fn: Accept | None) -> Accept:
-    include, exclude = ((globs,) if isinstance(globs, str) else tuple(globs) for globs in (include, exclude))
-
-    def accept(fqn: str, module: nn.Module) -> bool:
-        return (
-            any(fnmatchcase(fqn, glob) for glob in include)
-            and not any(fnmatchcase(fqn, glob) for glob in exclude)
-            and (filter_fn is None or bool(filter_fn(fqn, module)))
-        )
-
-    return accept
 
 
 def _report_of(model: nn.Module, found: Capture) -> Report:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, fx, nn
 
+from .. import engines
 from ..blocks.block import LEAVES
 from ..capture.patterns import Match
 from ..capture.sites import Capture, block_site
@@ -34,6 +35,13 @@ _SHOWN_AFTER = 1.0  # seconds until there is a progress bar
 # A site that takes less than so many seconds is run up to so many times in a row: what a replayed call of a model costs
 # but once would outweigh a small kernel.
 _SHORT, _ROW = 0.5e-3, 8
+
+
+def require_engine(sample: object) -> None:
+    """Raises `ValueError` if no kernel can run on the sample."""
+    device = tensors_of(sample)[0].device
+    if engines.engine_for(device) is None:
+        raise ValueError(f"patch: no kernel runs on {device}, to be timed or compared there: leave the sample out")
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def plan(model: nn.Module, sample: object) -> Plan:
     sample: the model's input, a tuple of its inputs, or a dict of them by name. It is run once, as inference, by the
     unpatched model, which stays as it is. Raises `ValueError` if the model cannot run it.
     """
-    layers, sites = survey(model, sample)
+    layers, sites = survey(model, sample, "plan")
     first = layers[0]
     limit = ceilings(first.device, first.dtype)
     engine = engines.engine_for(first.device)

@@ -74,7 +74,7 @@ def summary(model: nn.Module, sample: object) -> Summary:
     sample: the model's input, a tuple of its inputs, or a dict of them by name. It is run once, as inference, by the
     unpatched model, which stays as it is. Raises `ValueError` if the model cannot run it.
     """
-    layers, _ = survey(model, sample)
+    layers, _ = survey(model, sample, "summary")
     return Summary(name_of(model), sum(p.numel() for p in model.parameters()), tuple(layers))
 
 

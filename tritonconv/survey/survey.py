@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..capture.sites import Accept, Capture, block_site, capture
+from ..capture.sites import Capture, block_site, capture
 from ..capture.through import owner_of
 from ..choice import is_nhwc, untuned_is_slower
 from ..configs import Geometry
 from ..geometry import NormGeometry, PoolGeometry
 from ..ops import conv, conv1d, conv_transpose, pool
 from ..patching import patch
+from ..patching.checks import require_model
 from ..patching.reporting import Site
 from ..sample import call, inference, tensors_of
 from .fields import Field, Fields
@@ -73,12 +74,12 @@ class Layer:
         return self.problem[1] if self.problem is not None and isinstance(self.problem[1], str) else ""
 
 
-def survey(
-    model: nn.Module, sample: object, accept: Accept = lambda fqn, module: True
-) -> tuple[list[Layer], list[Site]]:
-    """The layers of an inference of `sample` by the unpatched model, as they ran, and the model's sites."""
+def survey(model: nn.Module, sample: object, function: str) -> tuple[list[Layer], list[Site]]:
+    """The layers of an inference of `sample` by the unpatched model, as they ran, and the model's sites; `function` is
+    who asks."""
+    require_model(model, function)
     with patch.put_back(model), inference(model):
-        found = capture(patch.unpatch(model), accept)
+        found = capture(patch.unpatch(model), lambda fqn, module: True)
         names = {module: fqn for fqn, module in model.named_modules()}
         site_of = _site_of(found, names)
         recorder = _Recorder(names, tensors_of(sample))
@@ -135,8 +136,9 @@ class _Recorder(TorchDispatchMode):
         self.leaf: list[tuple[int, Problem | None]] | None = None  # FLOPs and problem of what it has run
 
     def __enter__(self):
-        self.hooks = [module.register_forward_pre_hook(self._begin) for module in self.names]
-        self.hooks += [module.register_forward_hook(self._end, with_kwargs=True) for module in self.names]
+        hookable = [module for module in self.names if not isinstance(module, torch.jit.ScriptModule)]
+        self.hooks = [module.register_forward_pre_hook(self._begin) for module in hookable]
+        self.hooks += [module.register_forward_hook(self._end, with_kwargs=True) for module in hookable]
         return super().__enter__()
 
     def __exit__(self, *error):
