@@ -9,6 +9,7 @@ longer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -17,7 +18,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tritonconv import configs, engines
-from tritonconv.configs.winograd import points
 from tritonconv.launch.common import config_of
 
 from . import ceilings
@@ -98,9 +98,9 @@ def algorithm(layer: Layer, direction: str) -> tuple[str | None, int]:
     return step.algorithm and "implicit GEMM", 1
 
 
-def saving(OUT: int, taps: int) -> float:
-    """How many times fewer multiplications F(OUT × OUT, taps × taps) takes."""
-    return (taps * OUT) ** 2 / points(OUT, taps)
+def saving(OUT: int, window: tuple[int, int]) -> float:
+    """How many times fewer multiplications tiles of OUT outputs along an axis take, for a window of so many taps."""
+    return math.prod(taps * OUT / (taps + OUT - 1) for taps in window if taps > 1)
 
 
 def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | None:
@@ -114,7 +114,7 @@ def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | Non
     except ValueError:  # batch norm of one value per channel
         return None
     how, OUT = algorithm(layer, direction)
-    taps = step.geometry.R if how == "Winograd" else 1
+    window = (step.geometry.R, step.geometry.S) if how == "Winograd" else ()
     peers = {peer: partial(checked, prepare, want, TOLERANCE[direction]) for peer, prepare in peers.items()}
     facts = {
         "kind": layer.kind,
@@ -122,7 +122,7 @@ def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | Non
         "algorithm": how,
         "flops": step.flops,
         "bytes": step.bytes,
-        "least_ms": 1e3 * limit.least(step.flops / saving(OUT, taps), step.bytes),
+        "least_ms": 1e3 * limit.least(step.flops / saving(OUT, window), step.bytes),
     }
     with torch._functorch.config.patch(donated_buffer=False):  # else torch.compile's backward runs but once
         return compare(direction, layer.name, peers, options.seconds, facts, LEAST)

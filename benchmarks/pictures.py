@@ -123,7 +123,7 @@ def roofline(stored: dict) -> Figure:
                 look = {"marker": marker, "facecolors": face, "edgecolors": colour, "label": algorithm}
                 axes.scatter(*zip(*mine, strict=True), 34, alpha=0.8, **look)
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="GFLOP/s", xlim=(x[0], x[-1]))
-    axes.set_ylim(min(y for _, _, y in points) / 2, saving(4, 3) * limit.flops / 1e9 * 1.8)
+    axes.set_ylim(min(y for _, _, y in points) / 2, saving(4, (3, 3)) * limit.flops / 1e9 * 1.8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
@@ -147,10 +147,10 @@ def _ceilings(axes: Axes, limit: ceilings.Ceilings, x: np.ndarray) -> None:
         angle = float(np.degrees(np.arctan2(*(ends[1] - ends[0])[::-1])))
         text = f"{rate / 1e9:.0f} GB/s up to {size // ceilings.MIB} MiB"
         axes.annotate(text, (start, start * rate / 1e9), (-3, 4), rotation=angle, rotation_mode="anchor", **NOTE)
-    axes.plot(x, np.full_like(x, saving(4, 3) * limit.flops / 1e9), "--", color=GREY, linewidth=1)
+    axes.plot(x, np.full_like(x, saving(4, (3, 3)) * limit.flops / 1e9), "--", color=GREY, linewidth=1)
     for times, text in {
         1: "multiply-adds in registers",
-        saving(4, 3): "Winograd's F(4×4, 3×3), by a quarter of the products",
+        saving(4, (3, 3)): "Winograd's F(4×4, 3×3), by a quarter of the products",
     }.items():
         peak = times * limit.flops / 1e9
         axes.annotate(f"{peak:.0f} GFLOP/s: {text}", (x[-1], peak), (-4, 4), ha="right", **NOTE)

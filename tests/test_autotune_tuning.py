@@ -137,7 +137,7 @@ ROWS = RowGeometry(2, 6, 1, 40, 5, 1, 3, padding=((0, 0), (2, 0)))
 NORMS = "norm_moments", "norm_apply", "norm_backward_sums", "norm_backward", "prelu_backward"
 GEOMETRIES = {
     **dict.fromkeys(("fprop", "dgrad", "wgrad"), [CONV]),
-    **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad"), [ROWS]),
+    **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad", "conv1d_winograd"), [ROWS]),
     **dict.fromkeys(("winograd", "winograd_wgrad"), [SQUARE]),
     **dict.fromkeys(("depthwise_fprop", "depthwise_dgrad", "depthwise_wgrad"), [DEPTHWISE]),
     **dict.fromkeys(("max_pool", "max_pool_backward", "avg_pool_backward"), [POOL, AdaptiveGeometry(2, 5, 7, 8, 3, 3)]),
@@ -187,7 +187,8 @@ def perceptron() -> nn.Module:
 
 # Sites, their inputs, and operators that have several tiles there in training, of a fully connected layer in inference.
 SITES = {
-    "1-D": (lambda: nn.Conv1d(64, 64, 3), (1, 64, 300), {"conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad"}),
+    "1-D": (lambda: nn.Conv1d(64, 64, 5), (1, 64, 300), {"conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad"}),
+    "1-D Winograd": (lambda: nn.Conv1d(128, 128, 3), (1, 128, 600), {"conv1d_winograd"}),
     "norm": (lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), (2, 8, 60, 60), set(NORMS[:4])),
     "PReLU": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PReLU(8)), (2, 3, 60, 60), {"fprop", "prelu_backward"}),
     "unpooling": (Unpooling, (2, 8, 60, 60), {"max_pool", "max_unpool"}),

@@ -7,8 +7,8 @@ import math
 
 import torch
 
-from ..geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry
-from . import conv1d, depthwise, gemm, linear, norm, pool, winograd
+from ..geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry, RowGeometry
+from . import conv1d, conv1d_winograd, depthwise, gemm, linear, norm, pool, winograd
 from .tile import TileConfig
 
 __all__ = ["Geometry", "TileConfig", "algorithm", "algorithms", "cost", "space"]
@@ -18,6 +18,7 @@ _SPACES = {
     "dgrad": gemm.space,
     "wgrad": gemm.space,
     **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad"), conv1d.space),
+    "conv1d_winograd": conv1d_winograd.space,
     "depthwise_fprop": depthwise.space,
     "depthwise_dgrad": depthwise.space,
     "depthwise_wgrad": depthwise.space,
@@ -36,6 +37,7 @@ _SPACES = {
 _COSTS = {
     **dict.fromkeys(("fprop", "dgrad", "wgrad"), gemm.cost),
     **dict.fromkeys(("winograd", "winograd_wgrad"), winograd.cost),
+    "conv1d_winograd": conv1d_winograd.cost,
 }
 
 Geometry = ConvGeometry | PoolGeometry | AdaptiveGeometry | NormGeometry
@@ -51,14 +53,17 @@ def space(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> tuple
 
 @functools.lru_cache(maxsize=4096)
 def algorithms(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> dict[str, float]:
-    """The ways to compute "fprop", "dgrad" or "wgrad", "gemm" and perhaps "winograd", with their predicted costs.
+    """The ways to compute "fprop", "dgrad", "wgrad", "conv1d_fprop" or "conv1d_dgrad", "gemm" and perhaps "winograd",
+    with their predicted costs.
 
     Winograd's is not for float64, and from 16 channels on: it rounds more, and few channels gain little. For a GPU its
-    cost is infinite: nothing tells yet where it wins there, so that only a measurement can choose it.
+    cost is infinite: nothing tells yet where it wins there, so that only a measurement can choose it. In one dimension
+    it is for CPUs only.
     """
-    found = {"gemm": _least(op, geometry, dtype, target)}
+    asked, rows = (geometry, dtype, target), isinstance(geometry, RowGeometry)
+    found = {"gemm": conv1d_winograd.gemm_cost(space(op, *asked)[0], op, *asked) if rows else _least(op, *asked)}
     few = dtype is torch.float64 or min(geometry.C, geometry.K) < 16
-    if target == "interpreter" or few or not winograd.takes(op, geometry):
+    if target == "interpreter" or few or not winograd.takes(op, geometry) or (rows and target != "cpu"):
         return found
     if target != "cpu":
         return found if winograd.as_fprop(op, geometry) is None and op != "wgrad" else found | {"winograd": math.inf}
@@ -66,7 +71,7 @@ def algorithms(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str)
         return found | {"winograd": _least("winograd_wgrad", geometry, dtype, target)}
     if (problem := winograd.as_fprop(op, geometry)) is None:
         return found
-    return found | {"winograd": _least("winograd", problem, dtype, target)}
+    return found | {"winograd": _least("conv1d_winograd" if rows else "winograd", problem, dtype, target)}
 
 
 def _least(op: str, *problem) -> float:

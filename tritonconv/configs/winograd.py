@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 from triton import cdiv, next_power_of_2
 
 from ..cpu.target import caches, host
-from ..geometry import ConvGeometry
+from ..geometry import ConvGeometry, RowGeometry
 from .cpu import TILE_STARTS, TURN_STARTS, register_tile, step
 from .tile import MACHINES, TileConfig, kind_of
 
@@ -24,7 +25,10 @@ _OUTS = {(3, 3): (4, 2), (5, 5): (2,)}  # by window
 def takes(op: str, geometry: ConvGeometry) -> bool:
     """Whether the algorithm can compute `op`, "fprop", "dgrad" or "wgrad", of a convolution with such a window."""
     window = geometry.R, geometry.S
-    known = window == (3, 3) if op == "wgrad" else window in _OUTS
+    if isinstance(geometry, RowGeometry):  # "conv1d_fprop", "conv1d_dgrad"
+        known = not op.endswith("wgrad") and window == (1, 3)
+    else:
+        known = window == (3, 3) if op == "wgrad" else window in _OUTS
     return known and (*geometry.stride, geometry.groups) == (1, 1, 1)
 
 
@@ -41,20 +45,20 @@ def as_fprop(op: str, geometry: ConvGeometry) -> ConvGeometry | None:
     g = geometry
     if not takes(op, g):
         return None
-    if op == "fprop":
+    if op.endswith("fprop"):
         return g
-    reach = [(g.R - 1) * d for d in g.dilation]
+    reach = [(taps - 1) * d for taps, d in zip((g.R, g.S), g.dilation, strict=True)]
     padding = tuple((last - before, last - after) for last, (before, after) in zip(reach, g.padding, strict=True))
     if min(map(min, padding)) < 0:
         return None
-    return ConvGeometry(g.N, g.K, g.P, g.Q, g.C, g.R, g.S, padding=padding, dilation=g.dilation)
+    return replace(g, C=g.K, H=g.P, W=g.Q, K=g.C, padding=padding)
 
 
 def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     """`geometry` is that of `as_fprop`."""
     kind = kind_of(target)
     least = MACHINES[kind].smallest
-    BK = _channels(geometry.C) if kind == "cpu" else max(min(next_power_of_2(geometry.C), 32), least)
+    BK = channels(geometry.C) if kind == "cpu" else max(min(next_power_of_2(geometry.C), 32), least)
     BN = max(min(next_power_of_2(geometry.K), 32), least)
     configs = []
     for OUT, extent in itertools.product(_OUTS[geometry.R, geometry.S], _EXTENTS[kind]):
@@ -81,7 +85,7 @@ def cost(tile: TileConfig, op: str, geometry: ConvGeometry, dtype: torch.dtype, 
     return (wgrad_cycles if op == "winograd_wgrad" else cpu_cycles)(tile, geometry, dtype.itemsize)
 
 
-def _channels(C: int) -> int:
+def channels(C: int) -> int:
     """BK on a CPU: as much as leaves the reduction's loop two turns, and no turn's end to a mask.
 
     A loop of one turn would be dissolved, and its product would not be the kind that the CPU target interchanges.

@@ -19,6 +19,28 @@ def _vector(ptr, k, m_k, ACC: tl.constexpr):
 
 
 @triton.jit
+def finished(
+    acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, k, m_k, at, mask,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """activation(norm(inner(acc + bias[k])) + residual[at]) of acc [BM, BN], whose rows are the channels k [BM]."""
+    ACC: tl.constexpr = acc.dtype
+    if bias_ptr is not None:
+        acc += _vector(bias_ptr, k, m_k, ACC)
+    acc = activate(acc, inner_of(ACTIVATION))
+    if mean_ptr is not None:
+        var = tl.load(var_ptr + k, mask=m_k, other=1.0).to(ACC)  # [BM]
+        acc = (acc - _vector(mean_ptr, k, m_k, ACC)) * (1 / tl.sqrt(var + EPS))[:, None]
+        if gamma_ptr is not None:
+            acc *= _vector(gamma_ptr, k, m_k, ACC)
+        if beta_ptr is not None:
+            acc += _vector(beta_ptr, k, m_k, ACC)
+    if residual_ptr is not None:
+        acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+    return activate(acc, ACTIVATION, slope_ptr, k[:, None], m_k[:, None])
+
+
+@triton.jit
 def conv1d(
     x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
     W, Q,
@@ -66,21 +88,12 @@ def conv1d(
 
     m_k = k < K
     k += group * K
-    if bias_ptr is not None:
-        acc += _vector(bias_ptr, k, m_k, ACC)
-    acc = activate(acc, inner_of(ACTIVATION))
-    if mean_ptr is not None:
-        var = tl.load(var_ptr + k, mask=m_k, other=1.0).to(ACC)  # [BM]
-        acc = (acc - _vector(mean_ptr, k, m_k, ACC)) * (1 / tl.sqrt(var + EPS))[:, None]
-        if gamma_ptr is not None:
-            acc *= _vector(gamma_ptr, k, m_k, ACC)
-        if beta_ptr is not None:
-            acc += _vector(beta_ptr, k, m_k, ACC)
     at = (tl.program_id(2).to(tl.int64) * (GROUPS * K) + k)[:, None] * Q + q[None, :]
     mask = m_k[:, None] & (q < Q)[None, :]
-    if residual_ptr is not None:
-        acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    acc = activate(acc, ACTIVATION, slope_ptr, k[:, None], m_k[:, None])
+    acc = finished(
+        acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
+        k, m_k, at, mask, EPS, ACTIVATION,
+    )  # fmt: skip
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=mask)
     if moments_ptr is not None:
         stored = acc.to(y_ptr.dtype.element_ty).to(ACC)

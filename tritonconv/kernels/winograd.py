@@ -66,10 +66,11 @@ def transform_output(m, OUT: tl.constexpr):
         d1 = m[1] - m[2]
         s2 = m[3] + m[4]
         d2 = m[3] - m[4]
+        # Constants come last: one times a tensor the interpreter takes for a constant.
         if OUT == 2:
-            return m[0] + s1 + s2, A * d1 + B * d2 + m[5]
+            return m[0] + s1 + s2, d1 * A + d2 * B + m[5]
         else:
-            return m[0] + s1 + s2, A * d1 + B * d2, 0.5 * s1 + 2 * s2, 0.5 * A * d1 + 2 * B * d2 + m[5]
+            return m[0] + s1 + s2, d1 * A + d2 * B, 0.5 * s1 + 2 * s2, d1 * (0.5 * A) + d2 * (2 * B) + m[5]
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from ..configs.tile import STRETCH, in_stretches
 from ..engines import Box, Launch
 from ..geometry import ConvGeometry, NormGeometry, RowGeometry
 from ..kernels import conv
-from . import conv1d, depthwise, packing, split, winograd, winograd_wgrad
+from . import conv1d, conv1d_winograd, depthwise, packing, split, winograd, winograd_wgrad
 from .common import (
     algorithm_of,
     config_of,
@@ -187,7 +187,8 @@ def bind_fprop(
     It holds for other inputs of the shape and dtype of `x`. `keep_pack` is False for a weight in training.
     """
     if isinstance(geometry, RowGeometry):
-        return conv1d.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
+        made = conv1d_winograd if by_winograd("conv1d_fprop", x, geometry, config) else conv1d
+        return made.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
     if depthwise.takes(geometry):
         return depthwise.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
     if by_winograd("fprop", x, geometry, config):
@@ -261,7 +262,8 @@ def dgrad(
     """The gradient [N, C, H, W] of the input, given that of the output, dy [N, K, P, Q]; or transposed convolution of
     dy, which is activation(norm(gradient + bias))."""
     if isinstance(geometry, RowGeometry):
-        return conv1d.dgrad(dy, weight, bias, geometry, activation, keep_pack, config, norm)
+        made = conv1d_winograd if by_winograd("conv1d_dgrad", dy, geometry, config) else conv1d
+        return made.dgrad(dy, weight, bias, geometry, activation, keep_pack, config, norm)
     if bias is None and activation is None and norm is ABSENT and depthwise.takes(geometry):  # which has no epilogue
         return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
     if by_winograd("dgrad", dy, geometry, config):

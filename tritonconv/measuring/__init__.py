@@ -28,7 +28,9 @@ from .operators import OPERATORS, convolution
 
 __all__ = ["ALGORITHMS", "OPERATORS", "geometry_of", "is_call", "problem_of", "tiles_of"]
 
-ALGORITHMS = "fprop_algorithm", "dgrad_algorithm", "wgrad_algorithm"
+ALGORITHMS = tuple(f"{op}_algorithm" for op in ("fprop", "dgrad", "wgrad", "conv1d_fprop", "conv1d_dgrad"))
+# What launches Winograd's algorithm, where that is not `launch.winograd`.
+_FAST = {"wgrad": launch.winograd_wgrad, **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad"), launch.conv1d_winograd)}
 _GEOMETRIES = ConvGeometry, PoolGeometry, AdaptiveGeometry, NormGeometry
 
 
@@ -87,7 +89,8 @@ def tiles_of(key: Mapping) -> list[dict]:
     if op == "wgrad":
         asked.append(plain | {"op": "winograd_wgrad"} | asdict(geometry))
     else:
-        asked.append(plain | {"op": "winograd"} | asdict(configs.winograd.as_fprop(op, geometry)))
+        fast = "conv1d_winograd" if isinstance(geometry, RowGeometry) else "winograd"
+        asked.append(plain | {"op": fast} | asdict(configs.winograd.as_fprop(op, geometry)))
     return json.loads(json.dumps(asked))
 
 
@@ -96,7 +99,7 @@ def _algorithm_problem(key: Mapping, device: torch.device) -> Problem:
     op, geometry, dtype = key["op"].removesuffix("_algorithm"), geometry_of(key), getattr(torch, key["dtype"])
     problem = geometry, dtype, key["target"]
     costs = configs.algorithms(op, *problem)
-    fast = launch.winograd_wgrad if op == "wgrad" else launch.winograd
+    fast = _FAST.get(op, launch.winograd)
     (by_gemm, exact), (by_winograd, _) = (
         convolution(op, geometry, dtype, device, made) for made in (launch.conv, fast)
     )
@@ -113,5 +116,3 @@ def _algorithm_problem(key: Mapping, device: torch.device) -> Problem:
         prepare=lambda candidates: None,
         clock=clock(device),
     )
-
-

@@ -51,6 +51,10 @@ def _winograd(op: str, g: ConvGeometry, dtype: torch.dtype, device: torch.device
     return convolution("fprop", g, dtype, device, launch.winograd)
 
 
+def _conv1d_winograd(op: str, g: RowGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
+    return convolution("conv1d_fprop", g, dtype, device, launch.conv1d_winograd)
+
+
 def _winograd_wgrad(op: str, g: ConvGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
     return convolution("wgrad", g, dtype, device, launch.winograd_wgrad)
 
@@ -176,6 +180,7 @@ OPERATORS = {
     },
     "winograd": _winograd,
     "winograd_wgrad": _winograd_wgrad,
+    "conv1d_winograd": _conv1d_winograd,
     "linear": _linear,
     **dict.fromkeys(("max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward", "global_avg_pool"), _pool),
     "max_unpool": _max_unpool,

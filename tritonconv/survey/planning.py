@@ -184,7 +184,10 @@ def _choice(op: str, geometry: Geometry, layer: Layer) -> tuple[str, str, Geomet
     if not isinstance(geometry, ConvGeometry):
         return "direct", op, geometry
     if isinstance(geometry, RowGeometry):
-        return "implicit GEMM", f"conv1d_{op}", geometry
+        op = f"conv1d_{op}"
+        if algorithm_of(op, geometry, layer.dtype, _target(layer)) == "winograd":
+            return "Winograd", "conv1d_winograd", winograd.as_fprop(op, geometry)
+        return "implicit GEMM", op, geometry
     if depthwise.takes(geometry):
         return "direct", f"depthwise_{op}", geometry
     if algorithm_of(op, geometry, layer.dtype, _target(layer)) == "winograd":
