@@ -47,17 +47,17 @@ PROCESSORS = {
 }
 
 
-def lowered(machine: target.Target, kernel, signature: dict[str, str], constexprs: dict):
+def lowered(machine: target.Target, kernel, signature: dict[str, str], constexprs: dict, **options):
     backend = CPUBackend(cpu_target())
-    options = backend.parse_options({})
+    options = backend.parse_options(options)
     module = build.front_end(ASTSource(kernel, signature, constexprs, {}), backend, options)
     return build.lower_module(module, machine, options)
 
 
-def assembly(processor: str, *kernel) -> list[str]:
+def assembly(processor: str, *kernel, **options) -> list[str]:
     """The kernel's instructions and labels for a processor, operands separated by single spaces."""
     machine = PROCESSORS[processor].target(processor)
-    text = jit.emit_assembly(lowered(machine, *kernel).llvm, machine)
+    text = jit.emit_assembly(lowered(machine, *kernel, **options).llvm, machine)
     lines = (" ".join(re.split(r"#(?!\d)|//", line)[0].split()) for line in text.splitlines())
     return [line for line in lines if line and (line[0] != "." or line.endswith(":"))]
 
@@ -79,11 +79,11 @@ def product_loop(lines: list[str], multiply: str) -> list[str]:
     return loop[places(loop)[0] : places(loop)[-1] + 1]
 
 
-def convolution(dtype: torch.dtype, columns: int) -> tuple:
+def convolution(dtype: torch.dtype, columns: int, residual: torch.dtype | None = None) -> tuple:
     geometry = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
     config = TileConfig(BM=128, BN=columns, BK=64)
     start = launch.conv.fprop_launch("cpu", geometry, dtype, "ieee", "relu", config)
-    request = engine.request(start, (dtype,) * 4 + (None,) * 7)
+    request = engine.request(start, (dtype,) * 4 + (None,) * 5 + (residual, None))
     return request.kernel, request.signature, request.constexprs
 
 
@@ -240,3 +240,13 @@ def test_instructions_of_a_processor(processor, instruction):
     """Stores past the caches; x · 2^n and a limit within exp."""
     lines = assembly(processor, programs.softmax, ROWS | {"BLOCK": "constexpr"}, {"BLOCK": 1024})
     assert any(re.match(instruction, line) for line in lines)
+
+
+@pytest.mark.parametrize("processor, instruction", (("znver4", "prefetcht0 "), ("neoverse-n1", "prfm pldl1keep,")))
+def test_a_residual_is_asked_for_before_the_product(processor, instruction):
+    dtype = torch.float32
+    asks, does_not = (
+        assembly(processor, *convolution(dtype, 64, residual), disjoint=True) for residual in (dtype, None)
+    )
+    assert any(line.startswith(instruction) for line in asks)
+    assert not any(line.startswith(instruction) for line in does_not)

@@ -225,15 +225,41 @@ def fused_loop(low, op: ir.Op) -> bool:
         e.bound[result] = dest
     else:
 
+        beside = _read_beside(low, store.operands[1], result)
+
+        def begin():
+            for load in beside:
+                for i in product.at_rows:
+                    for j in product.at_columns:
+                        e.prefetch(load, (shift(i, product.rows), j))
+
         def finish(idx, value):
             e.bound[result] = Fixed(value)
             write_store(e, store, idx)
 
-        low.deferred[store] = lambda: _interchange(low, product, state, first, finish)
+        low.deferred[store] = lambda: _interchange(low, product, state, first, finish, begin)
     return True
 
 
-def _interchange(low, product: Product, state, first_value: ir.Value, finish):
+def _read_beside(low, value: ir.Value, sums: ir.Value) -> list[ir.Op]:
+    """The loads of matrices, such as a residual, that make `value` together with the sums.
+
+    What they read is mostly in memory, and at the end of a register tile there is nothing left to do meanwhile: it is
+    asked for a tile before.
+    """
+    found, pending = [], [value]
+    while pending:
+        value = pending.pop()
+        if value is sums or value.op is None or value.type.rank < 2:
+            continue
+        if value.op.name == "tt.load" and value.op in low.plan.fused:
+            found.append(value.op)
+        elif value.op.name in PURE and value.op.name not in SHAPE:
+            pending += value.op.operands
+    return found
+
+
+def _interchange(low, product: Product, state, first_value: ir.Value, finish, begin=lambda: None):
     e, code = low.elements, low.code
     ty, lower, upper, step = state.bounds()
     others = state.phis()
@@ -254,6 +280,7 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish):
         return loop.result[:count]
 
     def tile(operands: Operands):
+        begin()
         product.accumulate(lambda idx: e.at(first_value, idx), lambda first: loops(first, operands), finish)
 
     def panel():

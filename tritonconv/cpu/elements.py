@@ -147,6 +147,13 @@ class Elements(Affine):
         depth = max(self.region, self.floor) if len(op.operands) > 1 else self.region
         return self.load(p, op.result.type.elem, self.checked(op, p, mask, depth), other, depth)
 
+    def prefetch(self, op: ir.Op, idx: Index) -> None:
+        """Asks for what the load `op` reads at `idx`, where that is a run of memory; it need not be there."""
+        p = self.pointer(self.at(op.operands[0], idx))
+        if isinstance(p.off, Aff) and p.off.step == SIZE[op.result.type.elem]:
+            function = self.code.intrinsic("llvm.prefetch.p0", "void", ("ptr", "i32", "i32", "i32"))
+            self.code.do(f"call void {function}(ptr {self.address(p)[0]}, i32 0, i32 3, i32 1)")
+
     def args(self, op: ir.Op, idx: Index) -> list[Val]:
         return [self.at(v, idx) for v in op.operands]
 
