@@ -45,6 +45,9 @@ FORMS = {
     "pad+conv1d": ({}, lambda m, x: m.conv(m.pad(x))),
     "pad+conv1d+batch_norm+relu": ({}, lambda m, x: m.relu(m.norm(m.conv(F.pad(x, (2, 0)))))),
     "pad+conv1d+relu": ({"stride": 2}, lambda m, x: F.relu(m.conv(F.pad(x, pad=[1, 3], value=0.0)))),
+    "conv1d+relu+batch_norm": (SAME, lambda m, x: m.norm(m.relu(m.conv(x)))),
+    "conv1d+silu+batch_norm+add+relu": (SAME, lambda m, x: F.relu(m.norm(F.silu(m.conv(x))) + x)),
+    "pad+conv1d+tanh+batch_norm+relu": ({}, lambda m, x: m.relu(m.norm(torch.tanh(m.conv(m.pad(x)))))),
     "conv1d+slice+relu": ({"padding": 4, "dilation": 2}, lambda m, x: F.relu(m.conv(x)[:, :, :-4])),
     "conv1d+slice+batch_norm+add": ({"padding": 2}, lambda m, x: m.norm(m.conv(x)[..., :-2].contiguous()) + x),
 }

@@ -25,6 +25,8 @@ FORMS = {
     "conv2d+batch_norm+relu": lambda m, x: m.act(m.norm(m.conv(x))),
     "conv2d+batch_norm+add": lambda m, x: m.norm(m.conv(x)) + x,
     "conv2d+batch_norm+add+relu": lambda m, x: F.relu(x + m.norm(m.conv(x))),
+    "conv2d+relu+batch_norm": lambda m, x: m.norm(F.relu(m.conv(x))),
+    "conv2d+tanh+batch_norm+add+relu": lambda m, x: F.relu(m.norm(m.conv(x).tanh()) + x),
     "conv2d+add": lambda m, x: x.add(m.conv(x)),
     "conv2d+add+silu": lambda m, x: F.silu(m.conv(x) + x),
     "conv2d+batch_norm+gelu_tanh": lambda m, x: F.gelu(m.norm(m.conv(x)), approximate="tanh"),

@@ -279,7 +279,7 @@ UNFUSED = {
     "max-pooling not fused: only windows side by side are, of what never falls": nn.MaxPool2d(3, 2, 1),
     "GroupNorm not fused: no kernel computes it": nn.GroupNorm(1, 2),
     "Softplus not fused: no kernel computes it": nn.Softplus(),
-    "batch norm not fused: it comes after the activation": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2)),
+    "batch norm not fused: it comes after the activation": nn.Sequential(nn.PReLU(), nn.BatchNorm2d(2)),
     "": nn.Upsample(scale_factor=2),
 }
 

@@ -37,7 +37,7 @@ FORMS = {
     "hooked": (lambda m, x: m.it(m.conv(x)), hooked(nn.ReLU()), "a hook wants its input or output"),
     "a norm before a convolution": (lambda m, x: m.conv(m.it(x)), NORM, "not fused: it follows an input"),
     "a norm after an activation": (
-        lambda m, x: m.it(F.relu(m.conv(x))),
+        lambda m, x: m.it(F.relu(m.conv(x) + x)),
         NORM,
         "batch norm not fused: it comes after the activation",
     ),

@@ -7,6 +7,7 @@ parameter or shape. So it survives deepcopy, a new input size and a module that 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
@@ -45,19 +46,21 @@ def _name(activation: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class ConvBlock:
-    """Convolution, bias, batch norm, the addition of a residual, activation, max-pooling.
+    """Convolution, bias, an inner activation, batch norm, the addition of a residual, activation, max-pooling.
 
     `kind` is the convolution's function. Where padding comes before it, `padding` is that, as `F.pad` takes it, or a
     module's path; where what a 1-D one padded itself is sliced off after it, it is negative.
     `norm_call`: whether the forward normalizes by calls, and no module of torch's does. `activation` is its text;
     `activation_module` is None where the forward calls a function instead, and `slopes` then the path of the parameter
-    that it hands to PReLU. Of `window` and `pool_module` likewise one is None, or both without pooling. `pool_first`:
-    whether the activation comes last.
+    that it hands to PReLU. So it is with `inner`, which has no slopes. Of `window` and `pool_module`, too, one is None,
+    or both without pooling. `pool_first`: whether the activation comes last.
     """
 
     kind: str
     conv: str
     padding: tuple[int, ...] | str = ()
+    inner: str | None = None
+    inner_module: str | None = None
     norm: str | None = None
     norm_call: bool = False
     residual: bool = False
@@ -78,7 +81,7 @@ class ConvBlock:
         pad = "pad" if isinstance(self.padding, str) or max(self.padding, default=0) > 0 else None
         slice = "slice" if not isinstance(self.padding, str) and min(self.padding, default=0) < 0 else None
         norm = (self.norm or self.norm_call) and "batch_norm"
-        parts = pad, self.kind, slice, norm, self.residual and "add", *last
+        parts = pad, self.kind, slice, _name(self.inner), norm, self.residual and "add", *last
         return "+".join(part for part in parts if part)
 
     @property
@@ -89,7 +92,8 @@ class ConvBlock:
     @property
     def members(self) -> tuple[str, ...]:
         padding = self.padding if isinstance(self.padding, str) else None
-        paths = self.conv, padding, self.norm, *self._ordered(self.activation_module, self.pool_module)
+        last = self._ordered(self.activation_module, self.pool_module)
+        paths = self.conv, padding, self.inner_module, self.norm, *last
         return tuple(path for path in paths if path is not None)
 
     def _ordered(self, activation, pool) -> tuple:
@@ -288,6 +292,12 @@ def conv_block(
         last = None if pool_first else activation
         value = conv_block(conv, norm, last, input, residual, padding=padding, inner=inner)
         return _run(activation, pool(value)) if pool_first else pool(value)
+    if inner is not None and norm is not None and torch.is_grad_enabled():  # no kernel does that
+        value = conv_block(conv, None, inner, input, padding=padding)
+        if residual is None and isinstance(norm, nn.Module) and activation is not None:
+            return activated_block(norm, None, activation, value)
+        value = _normalized(norm, value)
+        return _run(activation, value if residual is None else value + residual)
     text, first, extra = activation_text(activation), activation_text(inner), extra_padding(padding)
     members = (module for module in (conv, padding, inner, norm, activation, pool) if isinstance(module, nn.Module))
     window = window_of(pool) if isinstance(pool, nn.Module) else pool

@@ -231,9 +231,30 @@ def _with_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | 
     return _longer(match, user, activation=text, slopes=slopes_of(user) if text == PRELU else None)
 
 
+def _with_norm_behind(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    """Batch norm after the activation, which then is the inner one."""
+    block = match.block
+    if block.activation in (None, PRELU) or block.norm is not None or block.norm_call or block.residual:
+        return None
+    inner = {"inner": block.activation, "inner_module": block.activation_module}
+    block = replace(block, **inner, activation=None, activation_module=None)
+    return _with_norm(module, replace(match, block=block), user)
+
+
+def _behind(extend: Callable) -> Callable:
+    """`extend`, of what has an inner activation."""
+
+    def extended(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+        return None if match.block.inner is None else extend(module, match, user)
+
+    return extended
+
+
 def _with_pool(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
     """Max-pooling, if the activation before it never falls, so that both orders give the same."""
-    if match.addition is not None or not (match.block.activation is None or is_monotone(match.block.activation)):
+    if match.addition is not None or match.block.inner is not None:
+        return None
+    if not (match.block.activation is None or is_monotone(match.block.activation)):
         return None
     if not is_max_pooling(module, user) or user.target is F.max_pool2d_with_indices:
         return None
@@ -260,7 +281,14 @@ _PADDED = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d}
 _WITHOUT_KERNEL = nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.SyncBatchNorm
 _ACTIVATION = {"activation": _with_activation}
 _NORM = {"batch norm": _with_norm, "frozen batch norm": _with_frozen_norm}
-_EPILOGUE = {**_NORM, "addition": _with_residual, **_ACTIVATION}
+_EPILOGUE = {
+    **_NORM,
+    "addition": _with_residual,
+    **_ACTIVATION,
+    "batch norm behind the activation": _with_norm_behind,
+    "addition behind that": _behind(_with_residual),
+    "activation behind that": _behind(_with_activation),
+}
 _POOLED = {"max-pooling": _with_pool, "activation of the maxima": _with_late_activation}
 _NORMED = {"batch norm": _with_norm, **_ACTIVATION}
 KINDS = {

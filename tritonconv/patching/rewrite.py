@@ -48,6 +48,8 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
         options = {"pool": _pool(graph, block), "pool_first": block.pool_first} if block.pools else {}
         if block.padding:
             options["padding"] = graph.get_attr(block.padding) if isinstance(block.padding, str) else block.padding
+        if block.inner is not None:
+            options["inner"] = block.inner if block.inner_module is None else graph.get_attr(block.inner_module)
         modules = conv, norm, _activation(graph, block)
         fused = graph.call_function(conv_block, (*modules, input, *residual), options)
     _replace(graph, match, fused)
