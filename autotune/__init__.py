@@ -3,6 +3,7 @@ being configured."""
 
 from .search import Problem
 from .session import Outcome, Tuning, deadline_of, tune
-from .store import asked, lookup, record
+from .shipped import lookup, ship
+from .store import asked, record
 
-__all__ = ["Outcome", "Problem", "Tuning", "asked", "deadline_of", "lookup", "record", "tune"]
+__all__ = ["Outcome", "Problem", "Tuning", "asked", "deadline_of", "lookup", "record", "ship", "tune"]

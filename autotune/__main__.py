@@ -35,8 +35,9 @@ def _list(arguments) -> None:
 
 
 def _export(arguments) -> None:
-    count = files.export(arguments.file, arguments.where)
-    print(f"{count} entries written to {arguments.file}")
+    entries = files.matching(arguments.where)
+    files.export(arguments.file, entries, arguments.brief)
+    print(f"{len(entries)} entries written to {arguments.file}")
 
 
 def _import(arguments) -> None:
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
             "--where", type=_condition, action="append", default=[], metavar="FIELD=VALUE",
             help="only entries whose key or provenance has this value; may be repeated",
         )  # fmt: skip
+    made["export"].add_argument("--brief", action="store_true", help="without what was tried for each entry")
     made["list"].add_argument("--json", action="store_true", help="whole entries, as JSON")
     made["prune"].add_argument(
         "--before", type=_date, metavar="DATE", help="only entries found before this date, YYYY-MM-DD"

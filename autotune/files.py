@@ -6,7 +6,7 @@ An export is `{"schema": 1, "entries": [entry, …]}`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +45,16 @@ def _meets(entry: dict, where: Conditions) -> bool:
     return all(name in facts and str(facts[name]) == value for name, value in where)
 
 
-def export(path: Path, where: Conditions) -> int:
-    found = matching(where)
-    path.write_text(json.dumps({"schema": store.SCHEMA, "entries": found}, indent=1) + "\n", encoding="utf-8")
-    return len(found)
+def export(path: Path, entries: Sequence[Mapping], brief: bool = False) -> None:
+    """Writes an export, an entry on each line; a `brief` one without what the search for them took and tried."""
+    if brief:
+        entries = [entry | {"provenance": _brief(entry["provenance"])} for entry in entries]
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    path.write_text(f'{{"schema": {store.SCHEMA}, "entries": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def _brief(provenance: Mapping) -> dict:
+    return {name: value for name, value in provenance.items() if name not in ("trials", "search_seconds")}
 
 
 def read(path: Path) -> list[dict]:
@@ -64,13 +70,15 @@ def read(path: Path) -> list[dict]:
 
 
 def changes(path: Path) -> Changes:
-    """A measured configuration goes before a predicted one, then the later before the earlier."""
+    """A measured configuration goes before a predicted one, then the later before the earlier; what a later version of
+    this program stored stays."""
     found = Changes([], [], [], [])
     theirs = read(path)
     for entry in theirs:
         mine = store.entry_of(entry["key"])
         newer = mine is not None and _rank(entry) > _rank(mine)
-        (found.new if mine is None else found.newer if newer else found.kept).append(entry)
+        fresh = mine is None and not store.is_later(entry["key"])
+        (found.new if fresh else found.newer if newer else found.kept).append(entry)
     named = {store.path_of(entry) for entry in theirs}
     found.missing.extend(entry for entry in matching(()) if store.path_of(entry) not in named)
     return found

@@ -3,7 +3,8 @@
 Candidates are taken in waves, the predicted best first, and a wave races the best of those before. In a race all take
 turns, so that a slow spell of the machine meets all of them; after each round, which has twice the turns of the one
 before, the faster half goes on. The search ends when a wave brings nothing faster. What counts of a candidate is its
-least time: whatever else a machine does can only add to it.
+least time: whatever else a machine does can only add to it. Who is no faster than the predicted best, but for noise, is
+not chosen in its stead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ WAVE = 8
 ROUNDS = (2, 4, 8, 16)  # turns of each candidate
 TURN_SECONDS = 1e-3  # that a turn takes at least: a fast candidate is called several times
 ROUND_SECONDS = 1.0  # after which a round ends early, though no candidate goes without a turn
+NOISE = 1.03  # the least factor by which a candidate must be faster than the predicted one to be chosen
 HOPELESS = 1.5  # who is slower than the leader by this factor does not stay, not even in the faster half
 
 
@@ -79,7 +81,7 @@ def search(
         if best is not None:
             runs[best] = problem.run(best.config)
         for leader in _race(problem, runs, deadline, now):
-            yield leader, trials
+            yield _preferred(trials[0], leader), trials
         if runs:
             beaten, best = best, leader
             if (best is beaten and not exhaustive) or now() > deadline:
@@ -87,6 +89,11 @@ def search(
     if best is None:
         errors = "; ".join(dict.fromkeys(str(trial.error) for trial in trials))
         raise RuntimeError(f"none of the {len(trials)} configurations of {dict(problem.key)} works: {errors}")
+
+
+def _preferred(predicted: Trial, leader: Trial) -> Trial:
+    """The predicted choice, unless another one is faster by more than noise."""
+    return predicted if predicted.times and predicted.seconds <= NOISE * leader.seconds else leader
 
 
 def _checked(problem: Problem, trial: Trial) -> Callable[[], object] | None:

@@ -128,9 +128,11 @@ def tune(
 
 
 def _one(key, problem_of, provenance, deadline, exhaustive, show) -> Outcome:
-    stored = store.lookup(key)
-    if stored is not None and store.entry_of(key)["provenance"].get("how") != "predicted":
-        return Outcome(key, "stored", stored)
+    stored = store.entry_of(key)
+    if stored is not None and stored["provenance"].get("how") != "predicted":
+        return Outcome(key, "stored", stored["config"])
+    if store.is_later(key):
+        return Outcome(key, "failed", error="its entry was written by a later version, and stays")
     if time.monotonic() > deadline:
         return Outcome(key, "left")
     start = time.monotonic()
@@ -167,6 +169,6 @@ def _gather(mine: list[Outcome]) -> list[Outcome]:
     store.forget()
     for _, entries in everyones:
         for entry in entries:
-            if store.entry_of(entry["key"]) is None:
+            if store.entry_of(entry["key"]) is None and not store.is_later(entry["key"]):
                 store.write(entry)
     return [outcome for outcomes, _ in everyones for outcome in outcomes]

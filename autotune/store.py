@@ -2,7 +2,7 @@
 
 An entry is `{"schema": 1, "key": {...}, "config": {...}, "provenance": {...}}` under a name derived from its key. It is
 written aside and then renamed into place: a reader finds a whole entry or none. An entry that cannot be used counts as
-absent, with one warning; it is never removed.
+absent, with one warning; it is never removed, and replaced only if no later version wrote it.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def directory() -> Path:
 
 @contextlib.contextmanager
 def at(folder: Path) -> Iterator[None]:
-    """Within this context `folder` is the store."""
+    """Within this context `folder` is the store, and all there is."""
     global _folder
     previous, _folder = _folder, folder
     try:
@@ -41,13 +41,18 @@ def at(folder: Path) -> Iterator[None]:
         _folder = previous
 
 
+def is_set() -> bool:
+    """Whether `at` has set the store."""
+    return _folder is not None
+
+
 def lookup(key: Mapping) -> dict | None:
     """The configuration stored under `key` (anything JSON can hold), or None. Reads each file once per process."""
-    canonical = _canonical(key)
+    name = canonical(key)
     for listener in _listeners:
-        listener[canonical] = None
-    config = _read(directory(), canonical)
-    return None if config is None else json.loads(config)
+        listener[name] = None
+    entry = _entry(name)
+    return None if entry is None else entry["config"]
 
 
 @contextlib.contextmanager
@@ -66,24 +71,38 @@ def record(key: Mapping, config: Mapping, provenance: Mapping) -> Path:
     """Stores `config` under `key` in place of what was there, and returns the entry's path.
 
     provenance: how it was found, for people: `{"how": "measured" | "predicted", …}` with device, versions and time.
-    Raises `TypeError` for what JSON cannot hold, and `OSError` where the directory cannot be written.
+    Raises `TypeError` for what JSON cannot hold, `OSError` where the directory cannot be written, and as `write`.
     """
-    canonical = _canonical(key)
-    return write({"schema": SCHEMA, "key": json.loads(canonical), "config": config, "provenance": provenance})
+    return write({"schema": SCHEMA, "key": json.loads(canonical(key)), "config": config, "provenance": provenance})
 
 
 def write(entry: Mapping) -> Path:
-    """Stores a whole entry in place of what was there."""
+    """Stores a whole entry in place of what was there. Raises `ValueError` if that `is_later`."""
     path = path_of(entry)
+    if is_later(entry["key"]):
+        raise ValueError(f"{path} was written by a later version, and stays")
     _write_atomically(path, json.dumps(entry, indent=2, allow_nan=False) + "\n")
     _read.cache_clear()
     return path
 
 
 def entry_of(key: Mapping) -> dict | None:
-    """The whole entry stored under `key`, or None; it must be a good one."""
-    path = _path(directory(), _canonical(key))
-    return parse(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    """The whole entry stored under `key`, or None."""
+    return _entry(canonical(key))
+
+
+def _entry(name: str) -> dict | None:
+    text = _read(directory(), name)
+    return None if text is None else json.loads(text)
+
+
+def is_later(key: Mapping) -> bool:
+    """Whether what lies under `key` was written by a later version, whose knowledge must not be lost."""
+    try:
+        schema = json.loads(_path(directory(), canonical(key)).read_text(encoding="utf-8"))["schema"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(schema, int) and schema > SCHEMA
 
 
 def forget() -> None:
@@ -92,7 +111,7 @@ def forget() -> None:
 
 
 def path_of(entry: Mapping) -> Path:
-    return _path(directory(), _canonical(entry["key"]))
+    return _path(directory(), canonical(entry["key"]))
 
 
 def check_writable() -> None:
@@ -131,23 +150,24 @@ def check_schema(schema: object) -> None:
         raise ValueError(f"its schema is {schema!r}, not {SCHEMA}" + (": it was written by a later version" * newer))
 
 
-def _canonical(key: Mapping) -> str:
+def canonical(key: Mapping) -> str:
+    """The key as the text that tells it from others."""
     return json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _path(folder: Path, canonical: str) -> Path:
-    return folder / f"{hashlib.sha256(canonical.encode()).hexdigest()[:32]}.json"
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
 
 
 @functools.cache
-def _read(folder: Path, canonical: str) -> str | None:
-    """The entry's configuration as JSON text: callers get a copy of their own to change."""
-    path = _path(folder, canonical)
+def _read(folder: Path, name: str) -> str | None:
+    """The entry as JSON text, if it can be used: callers get a copy of their own to change."""
+    path = _path(folder, name)
     try:
-        entry = parse(json.loads(path.read_text(encoding="utf-8")))
-        if _canonical(entry["key"]) != canonical:
+        text = path.read_text(encoding="utf-8")
+        if canonical(parse(json.loads(text))["key"]) != name:
             raise ValueError("it is about another key")
-        return json.dumps(entry["config"])
+        return text
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

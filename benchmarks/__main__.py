@@ -18,8 +18,8 @@ WRITE = "pictures", "readme", "report"  # from what is stored
 parser = argparse.ArgumentParser(
     prog="python -m benchmarks", description="Measures tritonconv on this machine, side by side with torch."
 )
-NAMES = *MEASURE, *WRITE, "compare"
-text = f"what to run, of {', '.join(NAMES)}; several with commas between them (default: all, but compare)"
+NAMES = *MEASURE, *WRITE, "compare", "ship"
+text = f"what to run, of {', '.join(NAMES)}; several with commas between them (default: all, but compare and ship)"
 parser.add_argument("names", metavar="NAME", nargs="?", help=text)
 parser.add_argument("options", nargs=argparse.REMAINDER, help="of one benchmark; --help lists them")
 arguments = parser.parse_args()

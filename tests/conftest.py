@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from autotune import shipped
 from tritonconv import choice, engines
 
 
@@ -21,6 +22,12 @@ def device(request):
     """The device of a test's tensors, once for each engine that can run here; kernels run on that engine."""
     with engines.use(request.param):
         yield torch.device("cuda" if request.param == "triton" else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_shipped(monkeypatch):
+    """Tests do the same on every machine."""
+    monkeypatch.setattr(shipped, "_shipped", [])
 
 
 @pytest.fixture(autouse=True)

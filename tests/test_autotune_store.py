@@ -66,7 +66,6 @@ def test_an_entry_says_where_it_comes_from(directory):
         lambda entry: "",
         lambda entry: "\0\0\0",
         lambda entry: "[]",
-        lambda entry: json.dumps(entry | {"schema": store.SCHEMA + 1}),
         lambda entry: json.dumps(entry | {"key": {"op": "other"}}),
         lambda entry: json.dumps(entry | {"config": [64]}),
         lambda entry: json.dumps({k: v for k, v in entry.items() if k != "config"}),
@@ -82,6 +81,20 @@ def test_an_unusable_entry_is_skipped_with_one_warning_and_kept(damage):
     assert path.exists()
     autotune.record(KEY, {"BM": 32}, MEASURED)
     assert autotune.lookup(KEY) == {"BM": 32}
+
+
+def test_a_later_versions_entry_is_skipped_with_one_warning_and_stays():
+    path = autotune.record(KEY, {"BM": 64}, MEASURED)
+    later = path.read_text().replace('"schema": 1', '"schema": 2')
+    path.write_text(later)
+    with pytest.warns(UserWarning, match="its schema is 2, not 1: it was written by a later version"):
+        assert autotune.lookup(KEY) is None
+    with pytest.raises(ValueError, match="was written by a later version, and stays"):
+        autotune.record(KEY, {"BM": 32}, MEASURED)
+    problem = autotune.Problem(KEY, [{"BM": 16}], [1.0], lambda config: int, lambda result: None, list, lambda run: 1.0)
+    (outcome,) = autotune.tune([[KEY]], lambda key: problem, {}).outcomes
+    assert (outcome.status, outcome.error) == ("failed", "its entry was written by a later version, and stays")
+    assert path.read_text() == later
 
 
 def test_an_interrupted_write_leaves_the_old_entry_and_no_litter(directory, monkeypatch):

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 import autotune
 from autotune import Tuning
 
-from . import choice, engines, launch, measuring, replay
+from . import choice, engines, launch, measuring, replay, tuned
 from .blocks import repeat
 from .patching import swap
 from .patching.checks import require_module
@@ -105,9 +105,10 @@ def run(model: nn.Module, sample: Sample) -> None:
 
 
 def provenance(device: torch.device) -> dict[str, object]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     versions = {"torch": torch.__version__, "triton": triton.__version__}
-    return {"device": name, "threads": torch.get_num_threads(), **versions}
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device), **versions}
+    return {"device": _processor(), **tuned.machine(), **versions}
 
 
 def _processor() -> str:

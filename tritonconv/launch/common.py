@@ -13,7 +13,7 @@ from triton import cdiv
 
 import autotune
 
-from .. import configs, engines
+from .. import configs, engines, tuned  # noqa: F401 (whose entries are looked up)
 from ..configs import Geometry, TileConfig
 from ..engines import Engine, Launch
 from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 import autotune
-from autotune import store
+from autotune import shipped, store
 from autotune.session import describe
 
 from .. import configs, engines, measuring, tuning
@@ -57,7 +57,7 @@ def compile_package(
     """
     if target != "cpu" and target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(('cpu', *TARGETS))}; got {target!r}")
-    folder.mkdir(parents=True, exist_ok=True)
+    package.check_writable(folder)
     device = tuning.device_of(sample)
     if all(swap.plan_of(module) is None for module in model.modules()):
         model = patch(copy.deepcopy(model))
@@ -66,7 +66,7 @@ def compile_package(
     with Progress(console=console, **options) as progress:
         track = partial(_tracked, progress)
         keys, _ = _listed(model, sample, device, target)
-        known = [entry for key in keys if (entry := store.entry_of(key)) is not None]
+        known = [entry for key in keys if (entry := store.entry_of(key) or shipped.entry_of(key)) is not None]
         lacking = [key for key in keys if key["op"] in measuring.OPERATORS and autotune.lookup(key) is None]
         choices = [] if target == "cpu" else _ranked(lacking, target, device, track)
         with tempfile.TemporaryDirectory() as room, store.at(Path(room)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -61,6 +62,15 @@ def toolchain(target: str) -> dict[str, str]:
         return facts | machine | {"llvmlite": llvmlite.__version__, "compiler": build.fingerprint()[:16]}
     built = hashlib.sha256(triton_key().encode()).hexdigest()[:16]
     return facts | {"build of triton": built, "compiler": make_backend(TARGETS[target].gpu).hash()}
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder of a package. Raises `OSError`, in one sentence, if it cannot hold one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise type(error)(f"{folder} cannot hold a package ({error.strerror})") from None
 
 
 def write(folder: Path, target: str, kernels: Mapping[str, Mapping[str, bytes]], entries: list[dict], report: str):
