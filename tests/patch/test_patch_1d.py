@@ -191,3 +191,41 @@ def test_the_indices_of_a_pooling():
     assert_as_before(model, torch.rand(SIZE, dtype=torch.float64))
     (_, pool) = tritonconv.plan(tritonconv.unpatch(model).eval().float(), torch.rand(SIZE))
     assert (pool.site.pattern, pool.output) == ("max_pool1d", (2, 6, 1, 6))  # as torch computes it
+
+
+class Chomp(nn.Module):
+    """As Bai et al.'s temporal convolutional network has it."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        return x[:, :, : -self.size].contiguous()
+
+
+class Temporal(nn.Module):
+    """Registers its modules by themselves and, again, in a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.chomp1, self.relu1 = nn.Conv1d(6, 6, 3, padding=4, dilation=2), Chomp(4), nn.ReLU()
+        self.conv2, self.chomp2, self.relu2 = nn.Conv1d(6, 6, 2, padding=1), Chomp(1), nn.ReLU()
+        self.net = nn.Sequential(self.conv1, self.chomp1, self.relu1, self.conv2, self.chomp2, self.relu2)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.net(x) + x)
+
+
+def test_a_temporal_block_whose_modules_go_by_two_names_is_listed_once():
+    model = nn.Sequential(Temporal())
+    (first, second) = tritonconv.plan(model, torch.randn(SIZE))
+    assert (first.site.fqn, second.site.fqn) == ("0.conv1", "0.conv2")
+    assert first.input == first.output == SIZE
+    tritonconv.patch(model)
+    assert statuses(model) == dict.fromkeys(("0.conv1", "0.conv2"), "fused conv1d+slice+relu")
+    assert [site.members for site in tritonconv.report(model)][1] == ("0.conv2", "0.relu2", "0.chomp2")
+    assert_as_before(model, torch.randn(SIZE, dtype=torch.float64))
+    tritonconv.patch(model, exclude="0.conv1")
+    assert statuses(model) == {"0.conv1": "left conv1d", "0.conv2": "fused conv1d+slice+relu"}

@@ -5,7 +5,7 @@ not the model. Nothing is changed here: `patch` swaps the leaves and rewrites th
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Set
+from collections.abc import Callable, Container, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 
@@ -50,7 +50,8 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
     leaves = {module: None for module, refusal in refusals.items() if not refusal}  # in their order
     recorded, seen_through = Traces(closed={module for module in refusals if type(module) in KINDS}), set()
     place = {fqn: place for place, (fqn, _) in enumerate(model.named_modules(remove_duplicate=False))}
-    forwards, untraced, found = {}, {}, _Found()
+    names = {module: fqn for fqn, module in model.named_modules()}
+    forwards, untraced, found, alone = {}, {}, _Found(), []
 
     def note(fqn):
         return untraced.get(_caller(model, fqn), "")
@@ -58,9 +59,8 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
     for fqn, module in model.named_modules():
         calls_itself = refusals.get(module) == _subclassed(module) and accept(fqn, module)
         if module in refusals and not calls_itself:
-            # Unless the forward that calls it has listed it, or it is one that is fused but never swapped.
-            if isinstance(module, tuple(LEAVES)) and not found.covers(fqn):
-                found.add(_leaf_site(fqn, module, refusals[module], note(fqn)), place[fqn])
+            if isinstance(module, tuple(LEAVES)):  # else it is one that is fused but never swapped
+                alone.append((fqn, module))
         elif not refusals.keys().isdisjoint(module.modules()) and _has_forward(module):
             try:
                 blocks, through = _blocks(module, fqn, recorded, leaves, accept)
@@ -79,7 +79,11 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
             for trace, matched in blocks:
                 modes = _BOTH if trace.training is None else {trace.training}
                 for match in matched:
-                    found.add(block_site(fqn, match), place[fqn] + _depth_first_place(module, match.nodes[0]), modes)
+                    below = _depth_first_place(module, match.nodes[0])
+                    found.add(block_site(names, module, match), place[fqn] + below, modes)
+    for fqn, module in alone:
+        if not found.covers(fqn):  # else a forward that calls it has listed it
+            found.add(_leaf_site(fqn, module, refusals[module], note(fqn)), place[fqn])
     if all(site.pattern.startswith("linear") for site in found.listed()):  # it is no convolutional network
         leaves, forwards, found, note = {}, {}, _Found(), lambda fqn: "no convolution here runs in a kernel"
     without_kernel, rest = uncovered(model, found.listed(), forwards, refusals, note)
@@ -200,10 +204,12 @@ def _leaf_site(fqn: str, module: nn.Module, refusal: str, note: str) -> Site:
     return Site(fqn, kind(fqn).pattern, "left" if refusal else "swapped", reason, (fqn,))
 
 
-def block_site(fqn: str, match: Match) -> Site:
-    paths = dict.fromkeys((*match.block.members, *sorted(needed(match.nodes))))
-    members = tuple(_join(fqn, path) for path in paths)
-    return Site(_join(fqn, match.name), match.block.pattern, match.status, match.reason, members)
+def block_site(names: Mapping[nn.Module, str], owner: nn.Module, match: Match) -> Site:
+    """The site of a block in a forward of `owner`. A module that is in the model twice goes by its first name."""
+    block, paths = match.block, dict.fromkeys((*match.block.members, *sorted(needed(match.nodes))))
+    members = dict.fromkeys(names[owner.get_submodule(path)] for path in paths)
+    fqn = _join(names[owner], match.name) if block.site is None else names[owner.get_submodule(block.site)]
+    return Site(fqn, block.pattern, match.status, match.reason, tuple(members))
 
 
 def _depth_first_place(module: nn.Module, node: fx.Node) -> int:

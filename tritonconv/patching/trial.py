@@ -6,7 +6,7 @@ import functools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -125,10 +125,10 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
     with ExitStack() as stack:
         for owner, forwards in found.forwards.items():
             covered.update(
-                name for _, matches in forwards for match in matches for name in block_site(names[owner], match).members
+                name for _, matches in forwards for match in matches for name in block_site(names, owner, match).members
             )
             if evaluating := [forward for forward in forwards if not forward[0].training]:
-                owner.forward = _watched(owner, names[owner], evaluating, pieces)
+                owner.forward = _watched(names, owner, evaluating, pieces)
                 stack.callback(delattr, owner, "forward")
 
         def note(module, inputs):
@@ -153,7 +153,10 @@ def _note(pieces: dict[str, Piece], fqn: str, kind: Hashable, in_a_row: Callable
 
 
 def _watched(
-    owner: nn.Module, name: str, forwards: Sequence[tuple[Trace, list[Match]]], pieces: dict[str, Piece]
+    names: Mapping[nn.Module, str],
+    owner: nn.Module,
+    forwards: Sequence[tuple[Trace, list[Match]]],
+    pieces: dict[str, Piece],
 ) -> Callable:
     """A forward of `owner` that does what was traced and notes the pieces on the way."""
     ends = {match.nodes[-1]: match for _, matches in forwards for match in matches if match.status != "left"}
@@ -163,7 +166,7 @@ def _watched(
             if (match := ends.get(node)) is not None:
                 inputs = [self.env[source] for source in _sources(match)]
                 in_a_row = functools.partial(_in_a_row, owner, match)
-                _note(pieces, block_site(name, match).fqn, _kind(owner, match), in_a_row, inputs)
+                _note(pieces, block_site(names, owner, match).fqn, _kind(owner, match), in_a_row, inputs)
             return super().run_node(node)
 
     def forward(*args, **kwargs):

@@ -97,7 +97,7 @@ def _site_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Site]:
                 continue
             covers = {}
             for match in matches:
-                own = block_site(names[root], match)
+                own = block_site(names, root, match)
                 site = listed.get((own.fqn, own.pattern), own)
                 site_of = dict.fromkeys(own.members, site) | site_of
                 covers |= dict.fromkeys(match.nodes, site)
