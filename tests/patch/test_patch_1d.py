@@ -41,6 +41,8 @@ FORMS = {
     "conv1d+batch_norm+relu": (SAME, lambda m, x: m.relu(m.norm(m.conv(x)))),
     "conv1d+batch_norm+add+relu": ({"padding": "same"}, lambda m, x: F.relu(x + m.norm(m.conv(x)))),
     "conv1d+add": (SAME, lambda m, x: m.conv(x) + x),
+    "conv1d+relu+add+relu": (SAME, lambda m, x: F.relu(x + m.relu(m.conv(x)))),
+    "conv1d+tanh+add": (SAME, lambda m, x: torch.tanh(m.conv(x)) + x),
     "conv1d+silu": ({"stride": 2}, lambda m, x: F.silu(m.conv(x))),
     "pad+conv1d": ({}, lambda m, x: m.conv(m.pad(x))),
     "pad+conv1d+batch_norm+relu": ({}, lambda m, x: m.relu(m.norm(m.conv(F.pad(x, (2, 0)))))),
@@ -121,12 +123,54 @@ def test_a_subclass_that_pads_before_it_convolves():
     model = nn.Sequential(Causal(6, 6, 3, dilation=2), nn.ReLU(), Causal(6, 6, 3), Twice(6, 6, 1))
     tritonconv.patch(model)
     found = statuses(model)
-    assert found == {"0.conv1d": "swapped pad+conv1d", "2.conv1d": "swapped pad+conv1d", "3": "left conv1d"}
+    assert found == {"0.conv1d": "fused pad+conv1d+relu", "2.conv1d": "swapped pad+conv1d", "3": "left conv1d"}
     assert_as_before(model, torch.randn(SIZE, dtype=torch.float64))
     model[0].dilation = (1,)  # what the forward was traced with
     assert_as_before(model, torch.randn(SIZE, dtype=torch.float64))
     tritonconv.unpatch(model)
     assert type(model[0]) is Causal
+
+
+class Residual(nn.Module):
+    """As of Bai et al., "An empirical evaluation of generic convolutional and recurrent networks" (2018)."""
+
+    def __init__(self):
+        super().__init__()
+        layers = (each for _ in range(2) for each in (Causal(6, 6, 3), nn.ReLU(inplace=True), nn.Dropout(0.0)))
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def test_what_follows_calls_of_a_convolution_is_fused():
+    model = tritonconv.patch(nn.Sequential(nn.Conv1d(6, 6, 1), Residual(), nn.ReLU()).eval())
+    assert statuses(model) == {
+        "0": "swapped conv1d",
+        "1.body.0.conv1d": "fused pad+conv1d+relu",
+        "1.body.3.conv1d": "fused pad+conv1d+relu+add+relu",
+    }
+    x = torch.randn(SIZE, dtype=torch.float64)
+    assert_as_before(model, x)
+    seen = []
+    model[1].body[4].register_forward_hook(lambda module, args, output: seen.append(output.min()))
+    assert_as_before(model, x)
+    assert seen[0] >= 0
+    assert_as_before(model.train(), x)
+    model[2] = nn.Tanh()
+    assert_as_before(model.eval(), x)
+
+
+def test_a_call_is_not_delayed_past_what_overwrites_its_input():
+    def forward(m, x):
+        y = torch.tanh(F.conv1d(x, m.conv.weight, m.conv.bias, padding=1))
+        return x.mul_(2) + y
+
+    model = Calls(forward).double()
+    plain, x = copy.deepcopy(model), torch.randn(SIZE, dtype=torch.float64)
+    tritonconv.patch(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x.clone()), plain(x.clone()))
 
 
 def test_a_subclass_that_is_excluded():
@@ -224,8 +268,12 @@ def test_a_temporal_block_whose_modules_go_by_two_names_is_listed_once():
     assert (first.site.fqn, second.site.fqn) == ("0.conv1", "0.conv2")
     assert first.input == first.output == SIZE
     tritonconv.patch(model)
-    assert statuses(model) == dict.fromkeys(("0.conv1", "0.conv2"), "fused conv1d+slice+relu")
-    assert [site.members for site in tritonconv.report(model)][1] == ("0.conv2", "0.relu2", "0.chomp2")
+    assert statuses(model) == {
+        "0.conv1": "fused conv1d+slice+relu",
+        "0.conv2": "fused conv1d+slice+relu+add+relu",
+    }
+    members = "0.conv2", "0.relu2", "0.relu", "0.net", "0.chomp2"
+    assert [site.members for site in tritonconv.report(model)][1] == members
     assert_as_before(model, torch.randn(SIZE, dtype=torch.float64))
     tritonconv.patch(model, exclude="0.conv1")
-    assert statuses(model) == {"0.conv1": "left conv1d", "0.conv2": "fused conv1d+slice+relu"}
+    assert statuses(model) == {"0.conv1": "left conv1d", "0.conv2": "fused conv1d+slice+relu+add+relu"}

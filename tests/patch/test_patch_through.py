@@ -250,9 +250,9 @@ def test_a_convolution_by_its_function(kernel_calls):
             return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
     model = tritonconv.patch(nn.Sequential(Own(2, 2, 3, padding=1), nn.ReLU()))
-    assert statuses(model) == {"0.conv2d": "swapped conv2d"}
+    assert statuses(model) == {"0.conv2d": "fused conv2d+relu"}
     assert_as_before(model)
-    assert kernel_calls == ["conv2d"]
+    assert kernel_calls == ["conv2d+relu"]
 
 
 def test_the_norm_of_a_list_is_looked_through_with_its_owner():

@@ -145,14 +145,22 @@ class PoolBlock:
 
 @dataclass(frozen=True)
 class CallBlock:
-    """A convolution whose function the forward calls on parameters, `pattern` being its name; `padding` as above."""
+    """A convolution whose function the forward calls on parameters, and what comes after it; the rest as above."""
 
     function: str
     padding: tuple[int, ...] = ()
+    inner: str | None = None
+    inner_module: str | None = None
+    residual: bool = False
+    activation: str | None = None
+    activation_module: str | None = None
+    slopes: str | None = None
 
     @property
     def pattern(self) -> str:
-        return f"pad+{self.function}" if max(self.padding, default=0) > 0 else self.function
+        pad = max(self.padding, default=0) > 0 and "pad"
+        parts = pad, self.function, _name(self.inner), self.residual and "add", _name(self.activation)
+        return "+".join(part for part in parts if part)
 
     @property
     def site(self) -> None:
@@ -160,7 +168,7 @@ class CallBlock:
 
     @property
     def members(self) -> tuple[str, ...]:
-        return ()
+        return tuple(path for path in (self.inner_module, self.activation_module) if path is not None)
 
 
 Block = ConvBlock | ActivatedBlock | PoolBlock | CallBlock
@@ -316,6 +324,18 @@ def conv_block(
         return y
     op, arguments, options = calls.convolution(conv, norm, input, residual, text, window, extra, first)
     return faster(op, *arguments, **options)
+
+
+def conv_call(
+    function: str, inner: nn.Module | str | None, activation: nn.Module | Text, residual: Tensor | None, *args, **kwargs
+) -> Tensor:
+    """A fused `CallBlock` of a rewritten forward; `args` and `kwargs` are those of the function."""
+    text, first = activation_text(activation), activation_text(inner)
+    fusable = text is not UNKNOWN and first is not UNKNOWN and (residual is None or isinstance(residual, Tensor))
+    if not fusable or any(intercepted(each) for each in (inner, activation) if isinstance(each, nn.Module)):
+        value = _run(inner, faster(function, *args, **kwargs))
+        return _run(activation, value if residual is None else value + residual)
+    return faster(function, *args, inner=first, residual=residual, activation=text, **kwargs)
 
 
 def extra_padding(padding: tuple[int, ...] | nn.Module) -> tuple[int, ...] | None:

@@ -61,7 +61,12 @@ class Match:
     @property
     def name(self) -> str:
         """What the site goes by: the convolution, pooling or norm, or the call of its function."""
-        return self.block.site or name_of(self.nodes[0 if isinstance(self.block, ActivatedBlock) else -1])
+        return self.block.site or name_of(self.call if isinstance(self.block, CallBlock) else self.nodes[0])
+
+    @property
+    def call(self) -> fx.Node:
+        """Of a `CallBlock`, that of the convolution."""
+        return next(node for node in self.nodes if node.target in CONV_CALLS)
 
     @property
     def residual(self) -> fx.Node | None:
@@ -102,7 +107,7 @@ def matches(
         elif node.op == "call_function" and node.target in CONV_CALLS and convolves_with_parameter(node):
             refusal = accept(node)
             match = Match(CallBlock(CONV_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
-            match = match if refusal else _after_padding(module, match)
+            match = match if refusal else _extend(module, _after_padding(module, match), _CALLED, free)
         elif statistics := batch_norm_of(node):
             start = Match(ActivatedBlock("batch_norm", None), (node,), statistics=statistics)
             match = _extend(module, start, _ACTIVATION, free)
@@ -233,12 +238,23 @@ def _with_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | 
 
 def _with_norm_behind(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
     """Batch norm after the activation, which then is the inner one."""
+    inner = _with_inner(match)
+    return inner and _with_norm(module, inner, user)
+
+
+def _with_residual_behind(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    """The same of an addition."""
+    inner = _with_inner(match)
+    return inner and _with_residual(module, inner, user)
+
+
+def _with_inner(match: Match) -> Match | None:
     block = match.block
-    if block.activation in (None, PRELU) or block.norm is not None or block.norm_call or block.residual:
+    normed = isinstance(block, ConvBlock) and (block.norm is not None or block.norm_call)
+    if block.activation in (None, PRELU) or normed or block.residual:
         return None
     inner = {"inner": block.activation, "inner_module": block.activation_module}
-    block = replace(block, **inner, activation=None, activation_module=None)
-    return _with_norm(module, replace(match, block=block), user)
+    return replace(match, block=replace(block, **inner, activation=None, activation_module=None))
 
 
 def _behind(extend: Callable) -> Callable:
@@ -287,8 +303,10 @@ _EPILOGUE = {
     **_ACTIVATION,
     "batch norm behind the activation": _with_norm_behind,
     "addition behind that": _behind(_with_residual),
+    "addition behind the activation": _with_residual_behind,
     "activation behind that": _behind(_with_activation),
 }
+_CALLED = {what: extend for what, extend in _EPILOGUE.items() if "norm" not in what}
 _POOLED = {"max-pooling": _with_pool, "activation of the maxima": _with_late_activation}
 _NORMED = {"batch norm": _with_norm, **_ACTIVATION}
 KINDS = {

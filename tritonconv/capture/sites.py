@@ -152,7 +152,9 @@ def _blocks(
 
     everything = found(lambda path: True)
     blocks = [match for _, matched in everything for match in matched if match.status == "fused"]
-    paths = set().union(*(needed(match.nodes) for match in blocks))
+    paths: set[str] = set()
+    while more := set().union(*(needed(match.nodes, paths) for match in blocks)) - paths:
+        paths |= more
     enough = all(paths.issuperset(trace.through) for trace, _ in everything)
     return everything if enough else found(paths.__contains__), {module.get_submodule(path) for path in paths}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from types import FunctionType
 
 import torch.nn.functional as F
@@ -120,11 +120,11 @@ class Traces:
             return False
 
 
-def needed(nodes: Sequence[fx.Node]) -> set[str]:
+def needed(nodes: Sequence[fx.Node], through: Set[str] = frozenset()) -> set[str]:
     """The paths of modules that must be looked through to see these nodes, and the values between them, at once; none
-    if one of them sees them all."""
+    if one of them, beside those looked `through` anyway, sees them all."""
     within = [node.meta["within"] for node in nodes] + [path for node in nodes[:-1] for path in node.meta["passed"]]
-    return set() if set.intersection(*map(set, within)) else set().union(*within)
+    return set() if set.intersection(*map(set, within)) - through else set().union(*within)
 
 
 def owner_of(node: fx.Node) -> str:

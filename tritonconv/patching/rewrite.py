@@ -5,7 +5,16 @@ from itertools import accumulate
 from torch import fx, nn
 
 from .. import choice
-from ..blocks.block import ActivatedBlock, CallBlock, ConvBlock, PoolBlock, activated_block, activated_norm, conv_block
+from ..blocks.block import (
+    ActivatedBlock,
+    CallBlock,
+    ConvBlock,
+    PoolBlock,
+    activated_block,
+    activated_norm,
+    conv_block,
+    conv_call,
+)
 from ..capture.nodes import WITH_INDICES, constants_of
 from ..capture.patterns import Match
 from ..capture.trace import Trace
@@ -49,7 +58,7 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
         if block.padding:
             options["padding"] = graph.get_attr(block.padding) if isinstance(block.padding, str) else block.padding
         if block.inner is not None:
-            options["inner"] = block.inner if block.inner_module is None else graph.get_attr(block.inner_module)
+            options["inner"] = _inner(graph, block)
         modules = conv, norm, _activation(graph, block)
         fused = graph.call_function(conv_block, (*modules, input, *residual), options)
     _replace(graph, match, fused)
@@ -76,9 +85,13 @@ def _norm(graph: fx.Graph, match: Match) -> fx.Node | tuple | None:
     return match.statistics or None
 
 
-def _activation(graph: fx.Graph, block: ConvBlock | ActivatedBlock) -> fx.Node | str | None:
+def _activation(graph: fx.Graph, block: ConvBlock | ActivatedBlock | CallBlock) -> fx.Node | str | None:
     path = block.activation_module or block.slopes
     return block.activation if path is None else graph.get_attr(path)
+
+
+def _inner(graph: fx.Graph, block: ConvBlock | CallBlock) -> fx.Node | str | None:
+    return block.inner if block.inner_module is None else graph.get_attr(block.inner_module)
 
 
 def _pool(graph: fx.Graph, block: ConvBlock) -> fx.Node | Pair:
@@ -99,12 +112,17 @@ def _retarget_pool(graph: fx.Graph, match: Match) -> None:
 
 
 def _retarget_convolution(graph: fx.Graph, match: Match) -> None:
-    block, call = match.block, match.nodes[-1]
-    if len(match.nodes) > 1:
-        call.replace_input_with(match.nodes[0], match.nodes[0].all_input_nodes[0])
+    block, call, pad = match.block, match.call, match.nodes[0]
+    if pad is not call:
+        call.replace_input_with(pad, pad.all_input_nodes[0])
         call.kwargs = {**call.kwargs, "extra_padding": block.padding}
-        graph.erase_node(match.nodes[0])
-    call.target, call.args = choice.faster, (block.function, *call.args)
+    with graph.inserting_before(match.addition or call):
+        if match.nodes[-1] is call:
+            ours = graph.call_function(choice.faster, (block.function, *call.args), call.kwargs)
+        else:
+            epilogue = _inner(graph, block), _activation(graph, block), match.residual
+            ours = graph.call_function(conv_call, (block.function, *epilogue, *call.args), call.kwargs)
+    _replace(graph, match, ours)
 
 
 _REWRITES = {

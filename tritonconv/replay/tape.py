@@ -24,13 +24,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import choice
-from ..blocks.block import LEAVES, activated_block, activated_norm, conv_block
+from ..blocks.block import LEAVES, activated_block, activated_norm, conv_block, conv_call
 from ..cpu import engine
 from ..cpu.runtime import Kernel
 from ..engines import Launch
 from ..launch import common
 
-_BLOCKS = {conv_block, activated_block, activated_norm, choice.faster, *LEAVES.values()}
+_BLOCKS = {conv_block, conv_call, activated_block, activated_norm, choice.faster, *LEAVES.values()}
 _aten = torch.ops.aten
 _ALLOCATIONS = {
     _aten.empty.memory_format,
