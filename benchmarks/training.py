@@ -32,19 +32,20 @@ def as_it_is(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 # How a peer lays out copies of a model and a batch in memory, and what it runs in the model's stead.
-PEERS: dict[str, tuple[Callable, Callable[[nn.Module], Callable[[Tensor], Tensor]]]] = {
+Peer = tuple[Callable, Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]]
+PEERS: dict[str, Peer] = {
     OURS: (channels_last, tritonconv.patch),
-    "torch NCHW": (as_it_is, lambda model: model),
-    "torch channels_last": (channels_last, lambda model: model),
-    "torch.compile": (channels_last, torch.compile),
+    "torch NCHW": (as_it_is, lambda model, x: model),
+    "torch channels_last": (channels_last, lambda model, x: model),
+    "torch.compile": (channels_last, lambda model, x: torch.compile(model)),
 }
 
 
-def step_of(peer: str, model: nn.Module, x: Tensor) -> tuple[Callable[[], None], list[nn.Parameter]]:
+def step_of(peer: Peer, model: nn.Module, x: Tensor) -> tuple[Callable[[], None], list[nn.Parameter]]:
     """A training step of the peer's own copy of `model`, and that copy's parameters."""
-    place, make = PEERS[peer]
+    place, make = peer
     model, x = place(model.train(), x)
-    parameters, run = list(model.parameters()), make(model)
+    parameters, run = list(model.parameters()), make(model, x)
     # So slow that the weights stay what they are: a step takes longer where numbers overflow or underflow.
     optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9)
 
@@ -68,7 +69,7 @@ def error_of(got: Tensor, want: Tensor) -> float:
 
 
 def checked(peer: str, model: nn.Module, x: Tensor, want: Tensor, allowed: float) -> Callable[[], None]:
-    step, parameters = step_of(peer, model, x)
+    step, parameters = step_of(PEERS[peer], model, x)
     error = error_of(gradient(step, parameters), want)
     if not error <= allowed:
         raise ValueError(f"its gradient is off by {error:.1e} of its length, so it is not timed")
@@ -78,8 +79,8 @@ def checked(peer: str, model: nn.Module, x: Tensor, want: Tensor, allowed: float
 def measure(name: str, batch: int, seconds: float) -> Row:
     model = NETWORKS[name].build().to(DEVICE)
     x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE)
-    want = gradient(*step_of("torch NCHW", copy.deepcopy(model).double(), x.double()))
-    allowed = max(TOLERANCE, TIMES * error_of(gradient(*step_of("torch NCHW", model, x)), want))
+    want = gradient(*step_of(PEERS["torch NCHW"], copy.deepcopy(model).double(), x.double()))
+    allowed = max(TOLERANCE, TIMES * error_of(gradient(*step_of(PEERS["torch NCHW"], model, x)), want))
     peers = {peer: partial(checked, peer, model, x, want, allowed) for peer in PEERS}
     return compare(f"batch {batch}", name, peers, seconds, {"batch": batch}, rounds=3)
 

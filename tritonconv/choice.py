@@ -6,6 +6,7 @@ on: sizes, dtypes, memory formats, other arguments, autocast, and whether gradie
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ class _Calls(threading.local):
 
 _calls = _Calls()
 _verdicts: dict[tuple, bool] = {}
+_noted: dict[str, dict] = {}  # what `note` was told, by key
 _MANY = 4096  # calls of different sizes; beyond that they start afresh
 
 
@@ -97,6 +99,11 @@ def forget() -> None:
     _verdicts.clear()
 
 
+def note(key: dict, faster: dict) -> None:
+    """Makes calls of this key, unless they are tuned, go by `faster`: TORCH or KERNELS."""
+    _noted[json.dumps(key, sort_keys=True)] = faster
+
+
 def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
     """Whether tuning found so."""
     # Where no kernel runs it is torch's function anyway, and a compiler could not look into the store.
@@ -141,7 +148,7 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
         "autocast": _autocast(args[0]),
         "backward": torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values),
     }
-    found = autotune.lookup(key)
+    found = autotune.lookup(key) or _noted.get(json.dumps(key, sort_keys=True))
     if found is None and key["backward"]:  # not tuned for training, but perhaps for inference
         arguments = list(map(_without_gradient, key["arguments"]))
         given = {name: _without_gradient(value) for name, value in key["options"].items()}

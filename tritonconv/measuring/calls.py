@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,44 +16,70 @@ from .. import choice, launch
 from .common import clock, difference, integers, tuples
 
 
-def problem(key: Mapping, device: torch.device) -> Problem:
-    launch.common.forget()  # what runs now is to have the configs found since
-    op, given = key["op"], {name: _operand(value, device) for name, value in key["options"].items()}
-    args = [_operand(value, device) for value in key["arguments"]]
-    if op == "max_unpool2d":
-        args[1] = _pooled_indices(*args)
-    leaves = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    autocast = None if key["autocast"] is None else getattr(torch, key["autocast"])
+@dataclass(frozen=True)
+class Call:
+    """The call that a key describes: its operands, small integers, and which of them have gradients."""
 
-    def call(function: Callable, args: Sequence, options: Mapping) -> object:
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+    key: Mapping
+    device: torch.device
+    args: list
+    options: dict[str, object]
+
+    @classmethod
+    def of(cls, key: Mapping, device: torch.device) -> Call:
+        options = {name: _operand(value, device) for name, value in key["options"].items()}
+        args = [_operand(value, device) for value in key["arguments"]]
+        if key["op"] == "max_unpool2d":
+            args[1] = _pooled_indices(*args)
+        return cls(key, device, args, options)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the results."""
+        autocast = self.key["autocast"]
+        return self.args[0].dtype if autocast is None else getattr(torch, autocast)
+
+    def by(self, function: Callable, args: Sequence, options: Mapping) -> object:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.key["autocast"] is not None):
             return function(*args, **options)
 
-    exact = tree_leaves(call(choice.torchs(op), *tree_map(_exactly, (args, given))))
-    dtype = autocast or args[0].dtype
-    dy = torch.ones_like(exact[0], dtype=dtype) if key["backward"] else None
+    def exactly(self) -> list[Tensor]:
+        """What torch gives in float64."""
+        return tree_leaves(self.by(choice.torchs(self.key["op"]), *tree_map(_exactly, (self.args, self.options))))
 
-    def run(candidate: Mapping) -> Callable[[], object]:
-        function = (choice.torchs if candidate == choice.TORCH else choice.kernels)(op)
+    def run(self, candidate: Mapping) -> Callable[[], object]:
+        """What makes the call as the candidate does, and its gradients, if it has some."""
+        function = (choice.torchs if candidate == choice.TORCH else choice.kernels)(self.key["op"])
+        operands = tree_leaves((self.args, self.options))
+        leaves = [leaf for leaf in operands if isinstance(leaf, Tensor) and leaf.requires_grad]
 
         def forward():
             with torch.no_grad():
-                return call(function, args, given)
+                return self.by(function, self.args, self.options)
+
+        if not self.key["backward"]:
+            return forward
+        dy = torch.ones_like(tree_leaves(forward())[0])
 
         def forward_and_backward():
             with torch.enable_grad():
-                outputs = call(function, args, given)
+                outputs = self.by(function, self.args, self.options)
                 torch.autograd.grad(tree_leaves(outputs)[0], leaves, dy)
             return outputs
 
-        return forward_and_backward if key["backward"] else forward
+        return forward_and_backward
 
+
+def problem(key: Mapping, device: torch.device) -> Problem:
+    launch.common.forget()  # what runs now is to have the configs found since
+    call = Call.of(key, device)
+    exact = call.exactly()
     return Problem(
         key=key,
         candidates=[choice.KERNELS, choice.TORCH],
         costs=[None, None],
-        run=run,
-        check=lambda result: difference(result, exact, dtype, roundings=4),
+        run=call.run,
+        check=lambda result: difference(result, exact, call.dtype, roundings=4),
         prepare=lambda candidates: None,
         clock=clock(device),
     )

@@ -26,7 +26,7 @@ from .. import replay
 from ..blocks.block import intercepted
 from ..capture.sites import EXCLUDED, Capture, capture
 from ..choice import preference
-from . import memory, swap, trial
+from . import memory, swap, training, trial
 from .checks import Accept, Globs, require_model, require_module
 from .reporting import Report, Site
 from .rewrite import rewrite
@@ -55,8 +55,10 @@ def patch(
         `include` and none of `exclude`.
     filter_fn: `filter_fn(fqn, module) -> bool`; False leaves the site alone.
     when: "faster" leaves a site to torch if it is not faster on the sample: each is timed, in inference, for a few
-        seconds in all, beside what it takes to compile. "always" takes every site that has a kernel. By default
-        "faster" with a sample, and "always" without one, on which nothing could be timed.
+        seconds in all, beside what it takes to compile. If the model is in training mode, and can train on the
+        sample, calls are timed with their gradients, too: what torch does faster it does in training. "always" takes
+        every site that has a kernel. By default "faster" with a sample, and "always" without one, on which nothing
+        could be timed.
     memory_format: `torch.channels_last` converts weights that are in NCHW memory now, and the model's inputs of four
         dimensions at every call; so the outputs have the strides that an unpatched model in this format gives.
     strict: raise `ValueError` with all the reasons, and leave `model` unpatched, if any site that was not excluded
@@ -91,6 +93,8 @@ def patch(
         _install(model, found, memory_format, converted)
         if sample is not None:
             trial.compare(model, sample, expected, found.sites)
+        if sample is not None and when != "always" and model.training:
+            training.choose(model, sample)
     except BaseException:
         memory.put_back(unpatch(model), converted)
         raise

@@ -94,7 +94,7 @@ def speeds(model: nn.Module, found: Capture, sample: object) -> dict[str, float]
         for fqn, piece in pieces_of(model, found, sample).items():
             inputs = tuple((x.shape, x.stride(), x.dtype) for x in piece.inputs)
             alike[piece.kind, inputs][fqn] = piece
-        for pieces in _shown(alike.values()):
+        for pieces in shown(alike.values()):
             if spent > SECONDS:
                 break
             timed = [piece.times(device) for piece in islice(pieces.values(), _TIMED)]
@@ -104,7 +104,7 @@ def speeds(model: nn.Module, found: Capture, sample: object) -> dict[str, float]
     return ratios
 
 
-def _shown(items: Collection) -> Iterator:
+def shown(items: Collection) -> Iterator:
     """The items; a progress bar appears when they take long."""
     begin = time.perf_counter()
     progress = Progress(console=Console(stderr=True), transient=True, auto_refresh=False)  # no thread beside compilers
