@@ -86,7 +86,7 @@ def test_what_is_tuned_holds(timed):
 
 
 def test_time_is_limited(timed, monkeypatch):
-    monkeypatch.setattr(training, "SECONDS", 0.1)
+    monkeypatch.setattr(trial, "SECONDS", 0.1)
     timed["kernels"] = 0.15
     model = tritonconv.patch(net(), X)
     assert len(timed["asked"]) == 2  # the smallest input: the pooling's

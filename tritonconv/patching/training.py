@@ -17,7 +17,7 @@ from .. import choice, measuring, tuning
 from ..measuring.calls import Call
 from ..sample import tensors_of
 from ..timing import turns
-from .trial import SECONDS, shown
+from . import trial
 
 
 def choose(model: nn.Module, sample: object) -> None:
@@ -29,8 +29,8 @@ def choose(model: nn.Module, sample: object) -> None:
     except Exception:  # batch norm of one value, a detector without targets: in training it takes another sample
         return
     keys = [key for key in problems if measuring.is_call(key) and key["backward"]]
-    for key in shown(sorted(keys, key=lambda key: math.prod(key["arguments"][0]["shape"]))):
-        if spent > SECONDS:
+    for key in trial.shown(sorted(keys, key=lambda key: math.prod(key["arguments"][0]["shape"]))):
+        if spent > trial.SECONDS:
             break
         if autotune.lookup(key) is not None:
             continue
