@@ -125,13 +125,13 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
     outputs = tile.BM * (_PIXELS + transform * tile.BN)
     share = cdiv(k_tiles, split) * (products * across * multiply + outputs)
     compute = cdiv(blocks * split, programs) * (inputs + share)
-    # Each block reads all weights, from the last cache while it multiplies by those before. The first ones find them in
-    # memory, in a network of many layers; the GEMM, too.
+    # Each block reads all weights, or a part where it is split, from the last cache while it multiplies by others.
+    # The first ones find them in memory, in a network of many layers; the GEMM, too, each core its own.
     weights = products * geometry.C * geometry.K * size
     passes = cdiv(blocks, programs) if weights > caches().last else 1
-    memory = (weights * passes - geometry.parameters * itemsize) / _MEMORY_RATE
+    memory = (weights / split * passes - geometry.parameters * itemsize / programs) / _MEMORY_RATE
     shared = weights * blocks / _CACHE_RATE if weights > caches().second else 0
-    return max(compute, shared / programs) + memory / programs
+    return max(compute, shared / programs) + memory
 
 
 def wgrad_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float:
