@@ -188,7 +188,7 @@ def test_compile_writes_a_package_that_load_takes(networks, caches, tmp_path, ca
     assert "is not loaded: it holds no manifest.json" in capsys.readouterr().err
     out = str(networks)  # a file
     assert cli.main(["compile", f"{networks}:small", *SMALL, "--target", "cpu", "--out", out]) == 1
-    assert capsys.readouterr().err == f"tritonconv compile: {out}: File exists\n"
+    assert capsys.readouterr().err == f"tritonconv compile: {out} cannot hold a package (File exists)\n"
 
 
 def test_python_m():

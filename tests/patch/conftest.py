@@ -23,13 +23,13 @@ def kernel_calls(monkeypatch):
 
     first, again, patterns = repeat.first, repeat.again, {}
 
-    def convolution(activation, window):
-        return "+".join(part for part in ("conv2d", activation, window and "max_pool2d") if part)
+    def convolution(inner, activation, window):
+        return "+".join(part for part in ("conv2d", inner, activation, window and "max_pool2d") if part)
 
-    def called(conv, given, norm, activation, x, residual=None, window=None, *more):
-        result = first(conv, given, norm, activation, x, residual, window, *more)
+    def called(conv, given, norm, activation, x, residual=None, window=None, extra_padding=(), inner=None):
+        result = first(conv, given, norm, activation, x, residual, window, extra_padding, inner)
         if result is not None:
-            patterns[conv] = convolution(activation, window)
+            patterns[conv] = convolution(inner, activation, window)
             calls.append(patterns[conv])
         return result
 
@@ -41,7 +41,7 @@ def kernel_calls(monkeypatch):
 
     monkeypatch.setattr(repeat, "first", called)
     monkeypatch.setattr(repeat, "again", repeated)
-    spy("conv2d", lambda kwargs: convolution(kwargs.get("activation"), kwargs.get("max_pool")))
+    spy("conv2d", lambda kwargs: convolution(*map(kwargs.get, ("inner", "activation", "max_pool"))))
     for pool in POOLS.values():
         spy(pool, lambda kwargs, pool=pool: pool)
     return calls

@@ -13,6 +13,8 @@ from torch import nn
 import tritonconv
 from tritonconv import engines, functional, replay
 from tritonconv.cpu import engine
+from tritonconv.geometry import ConvGeometry
+from tritonconv.launch import winograd
 from tritonconv.replay import joining, program
 
 f32 = torch.float32
@@ -136,10 +138,11 @@ def recorded(function) -> list[tuple[engines.Launch, tuple]]:
 
 X, RESIDUAL = (integers((2, 32, 8, 8), f32, seed=i).contiguous(memory_format=torch.channels_last) for i in (0, 1))
 STATISTICS = torch.zeros(32), torch.full((32,), 1 - 1e-5)
+SAME = ConvGeometry(2, 32, 8, 8, 32, 3, 3, padding=((1, 1), (1, 1)))
 CALLS = {
     "conv_fprop": lambda: functional.conv2d(X, integers((6, 16, 3, 2), f32), integers((6,), f32), 2, 1, groups=2),
     "conv_fprop, 1×1": lambda: functional.conv2d(X, integers((32, 32, 1, 1), f32), residual=RESIDUAL),
-    "conv_winograd": lambda: functional.conv2d(X, integers((32, 32, 3, 3), f32), padding=1, residual=RESIDUAL),
+    "conv_winograd": lambda: winograd.bind_fprop(X, integers((32, 32, 3, 3), f32), None, SAME)(X, RESIDUAL),
     "norm_apply": lambda: functional.batch_norm(X, *STATISTICS, residual=RESIDUAL, activation="relu"),
 }
 
