@@ -22,7 +22,6 @@ from .trace import CannotTrace, Trace
 
 EXCLUDED = "excluded"  # the reason of sites that the user excluded
 _BOTH = frozenset({False, True})  # modes: `training` of modules
-_BOTH = frozenset({False, True})  # modes: `training` of modules
 
 Accept = Callable[[str, nn.Module], bool]
 
