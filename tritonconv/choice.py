@@ -6,7 +6,6 @@ on: sizes, dtypes, memory formats, other arguments, autocast, and whether gradie
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import autotune
+from autotune.store import canonical
 
 from . import engines, functional
 from .geometry import Pair
@@ -101,7 +101,7 @@ def forget() -> None:
 
 def note(key: dict, faster: dict) -> None:
     """Makes calls of this key, unless they are tuned, go by `faster`: TORCH or KERNELS."""
-    _noted[json.dumps(key, sort_keys=True)] = faster
+    _noted[canonical(key)] = faster
 
 
 def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
@@ -148,7 +148,7 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
         "autocast": _autocast(args[0]),
         "backward": torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values),
     }
-    found = autotune.lookup(key) or _noted.get(json.dumps(key, sort_keys=True))
+    found = autotune.lookup(key) or _noted.get(canonical(key))
     if found is None and key["backward"]:  # not tuned for training, but perhaps for inference
         arguments = list(map(_without_gradient, key["arguments"]))
         given = {name: _without_gradient(value) for name, value in key["options"].items()}
