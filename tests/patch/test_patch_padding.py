@@ -44,6 +44,41 @@ def test_a_block_is_fused_and_computes_what_it_did(pattern, training):
                 torch.testing.assert_close(got, want)
 
 
+CALLS = {
+    "swapped pad+conv2d": lambda m, x: F.conv2d(F.pad(x, (0, 1, 0, 1)), m.conv.weight, m.conv.bias, 2),
+    "fused pad+conv2d+relu": lambda m, x: F.relu(F.conv2d(m.pad(x), m.conv.weight, None, 1, (0, 1), 1, 1)),
+    "fused pad+conv2d+add": lambda m, x: torch.conv2d(F.pad(x, (2, 0)), m.conv.weight, padding=[1, 0]) + x,
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_it_becomes_a_part_of_a_call_of_the_function_too(what):
+    model = tritonconv.patch(network(CALLS[what]))
+    assert statuses(model)["conv2d"] == what
+    assert_as_before(model)
+
+
+def test_a_subclass_that_pads_by_a_module_of_its_own():
+    """As EfficientNets ported from TensorFlow have them."""
+
+    class StaticSame(nn.Conv2d):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+        def forward(self, x):
+            x = self.static_padding(x)
+            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    model = tritonconv.patch(nn.Sequential(StaticSame(2, 2, 3, stride=2), nn.SiLU()))
+    (site,) = tritonconv.report(model)
+    assert (site.fqn, site.status, site.pattern) == ("0.conv2d", "fused", "pad+conv2d+silu")
+    assert site.members == ("1", "0", "0.static_padding")
+    assert_as_before(model)
+    model[0].static_padding = nn.ReflectionPad2d(1)
+    assert_as_before(model)
+
+
 @pytest.mark.parametrize(
     "forward",
     (
@@ -61,9 +96,12 @@ def test_what_only_looks_like_padding(forward):
     assert_as_before(model)
 
 
-def test_padding_beside_same_is_left_to_torch():
-    model = tritonconv.patch(network(lambda m, x: m.conv(m.pad(x)), padding="same"))
-    assert statuses(model)["conv"] == "swapped conv2d"
+@pytest.mark.parametrize(
+    "forward", (lambda m, x: m.conv(m.pad(x)), lambda m, x: F.conv2d(m.pad(x), m.conv.weight, padding="same"))
+)
+def test_padding_beside_same_is_left_to_torch(forward):
+    model = tritonconv.patch(network(forward, padding="same"))
+    assert all("pad" not in site.pattern for site in tritonconv.report(model))
     assert_as_before(model)
 
 

@@ -19,6 +19,8 @@ FORMS = {
     "conv2d+max_pool2d+relu": lambda m, x: m.act(m.pool(m.conv(x))),
     "conv2d+batch_norm+relu+max_pool2d": lambda m, x: m.pool(m.act(m.norm(m.conv(x)))),
     "conv2d+relu6+max_pool2d": lambda m, x: m.ceil(F.relu6(m.conv(x))),
+    "conv2d+hardsigmoid+max_pool2d": lambda m, x: F.max_pool2d(F.hardsigmoid(m.conv(x)), 2, ceil_mode=True),
+    "conv2d+max_pool2d+elu": lambda m, x: F.elu(torch.max_pool2d(m.conv(x), 2, 2, 0, 1, True)),
     "conv2d+batch_norm+max_pool2d+sigmoid": lambda m, x: m.ceil(m.norm(m.conv(x))).sigmoid(),
     "conv2d+batch_norm+max_pool2d+relu6": lambda m, x: F.relu6(F.max_pool2d(m.norm(m.conv(x)), 2)),
 }
@@ -59,7 +61,7 @@ OTHERS = {
     "windows that overlap": (lambda m, x: F.max_pool2d(m.conv(x), 3, 2), "swapped conv2d"),
     "padding": (lambda m, x: F.max_pool2d(m.conv(x), 2, padding=1), "swapped conv2d"),
     "dilation": (lambda m, x: F.max_pool2d(m.conv(x), 2, dilation=2), "swapped conv2d"),
-    "ceil_mode": (lambda m, x: F.max_pool2d(m.conv(x), 2, ceil_mode=True), "swapped conv2d"),
+    "ceil_mode by the input": (lambda m, x: F.max_pool2d(m.conv(x), 2, ceil_mode=x.shape[2] > 1), "swapped conv2d"),
     "indices": (lambda m, x: F.max_pool2d(m.conv(x), 2, return_indices=True), "swapped conv2d"),
     "an activation that falls": (lambda m, x: m.pool(F.silu(m.conv(x))), "fused conv2d+silu"),
     "a falling one behind": (lambda m, x: F.silu(m.pool(m.conv(x))), "fused conv2d+max_pool2d"),

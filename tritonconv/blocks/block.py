@@ -48,17 +48,17 @@ def _name(activation: str | None) -> str | None:
 class ConvBlock:
     """Convolution, bias, an inner activation, batch norm, the addition of a residual, activation, max-pooling.
 
-    `kind` is the convolution's function. Where padding comes before it, `padding` is that, as `F.pad` takes it, or a
-    module's path; where what a 1-D one padded itself is sliced off after it, it is negative.
+    `kind` is the convolution's function. Where padding comes before it, `padding` is that, as `F.pad` takes it; where
+    what a 1-D one padded itself is sliced off after it, it is negative.
     `norm_call`: whether the forward normalizes by calls, and no module of torch's does. `activation` is its text;
     `activation_module` is None where the forward calls a function instead, and `slopes` then the path of the parameter
     that it hands to PReLU. So it is with `inner`, which has no slopes. Of `window` and `pool_module`, too, one is None,
-    or both without pooling. `pool_first`: whether the activation comes last.
+    or both without pooling; `ceil_mode` goes with `window`. `pool_first`: whether the activation comes last.
     """
 
     kind: str
     conv: str
-    padding: tuple[int, ...] | str = ()
+    padding: tuple[int, ...] = ()
     inner: str | None = None
     inner_module: str | None = None
     norm: str | None = None
@@ -68,6 +68,7 @@ class ConvBlock:
     activation_module: str | None = None
     slopes: str | None = None
     window: Pair | None = None
+    ceil_mode: bool = False
     pool_module: str | None = None
     pool_first: bool = False
 
@@ -78,8 +79,8 @@ class ConvBlock:
     @property
     def pattern(self) -> str:
         last = self._ordered(_name(self.activation), self.pools and "max_pool2d")
-        pad = "pad" if isinstance(self.padding, str) or max(self.padding, default=0) > 0 else None
-        slice = "slice" if not isinstance(self.padding, str) and min(self.padding, default=0) < 0 else None
+        pad = max(self.padding, default=0) > 0 and "pad"
+        slice = min(self.padding, default=0) < 0 and "slice"
         norm = (self.norm or self.norm_call) and "batch_norm"
         parts = pad, self.kind, slice, _name(self.inner), norm, self.residual and "add", *last
         return "+".join(part for part in parts if part)
@@ -91,9 +92,8 @@ class ConvBlock:
 
     @property
     def members(self) -> tuple[str, ...]:
-        padding = self.padding if isinstance(self.padding, str) else None
         last = self._ordered(self.activation_module, self.pool_module)
-        paths = self.conv, padding, self.inner_module, self.norm, *last
+        paths = self.conv, self.inner_module, self.norm, *last
         return tuple(path for path in paths if path is not None)
 
     def _ordered(self, activation, pool) -> tuple:
@@ -254,23 +254,21 @@ def side_by_side(
     kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
 ) -> Pair | None:
     """The windows of a max-pooling that a convolution's kernel can do; None where it cannot: its windows lie side by
-    side, and what remains at the edges is in none."""
+    side, and what remains at the edges is in none. With `ceil_mode` nothing may remain there."""
     window = pair(kernel_size)
     stride = window if stride in (None, [], ()) else pair(stride)
     plain = stride == window and pair(padding) == (0, 0) and pair(dilation) == (1, 1)
-    return window if plain and ceil_mode is False and return_indices is False else None
+    return window if plain and type(ceil_mode) is bool and return_indices is False else None
 
 
 def window_of(pool: nn.MaxPool2d) -> Pair | None:
-    """`side_by_side` of a module, where nothing remains at the edges if that would be in a window of its own."""
-    return side_by_side(pool.kernel_size, pool.stride, pool.padding, pool.dilation, False, pool.return_indices)
+    """`side_by_side` of a module."""
+    return side_by_side(*(getattr(pool, name) for name in MAX_POOL))
 
 
-def _leaves_edges(pool: nn.MaxPool2d | Pair | None, conv: nn.Conv2d, padding: tuple | nn.Module, input: Tensor) -> bool:
-    """Whether, of what `conv` gives, such windows as no kernel knows remain at the edges."""
-    if not isinstance(pool, nn.MaxPool2d) or not pool.ceil_mode:
-        return False
-    window, padding = window_of(pool), calls.padding_of(conv, extra_padding(padding) or ())
+def _leaves_edges(window: Pair | None, conv: nn.Conv2d, padding: tuple[int, ...], input: Tensor) -> bool:
+    """Whether, of what `conv` gives, something remains at the edges of such windows, or no kernel knows them."""
+    padding = calls.padding_of(conv, padding)
     geometry = geometry_of(input, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
     return isinstance(geometry, str) or window is None or bool(geometry.P % window[0] or geometry.Q % window[1])
 
@@ -288,41 +286,45 @@ def conv_block(
     input: Tensor,
     residual: Tensor | None = None,
     pool: nn.MaxPool2d | Pair | None = None,
+    ceil_mode: bool = False,
     pool_first: bool = False,
-    padding: tuple[int, ...] | nn.Module = (),
+    padding: tuple[int, ...] = (),
     inner: nn.Module | str | None = None,
 ) -> Tensor:
     """A fused `ConvBlock` of a rewritten forward. A hook needs the values in between, so they then run one by one."""
-    given = *(norm if isinstance(norm, tuple) else (norm,)), activation, pool, pool_first, padding, inner
+    given = *(norm if isinstance(norm, tuple) else (norm,)), activation, pool, ceil_mode, pool_first, padding, inner
     if (y := repeat.again(conv, given, input, residual)) is not None:
         return y
-    if _leaves_edges(pool, conv, padding, input):
+    window, ceil_mode = (window_of(pool), pool.ceil_mode) if isinstance(pool, nn.Module) else (pool, ceil_mode)
+    if ceil_mode and _leaves_edges(window, conv, padding, input):
         last = None if pool_first else activation
         value = conv_block(conv, norm, last, input, residual, padding=padding, inner=inner)
-        return _run(activation, pool(value)) if pool_first else pool(value)
+        value = _pooled(pool, ceil_mode, value)
+        return _run(activation, value) if pool_first else value
     if inner is not None and norm is not None and torch.is_grad_enabled():  # no kernel does that
         value = conv_block(conv, None, inner, input, padding=padding)
         if residual is None and isinstance(norm, nn.Module) and activation is not None:
             return activated_block(norm, None, activation, value)
         value = _normalized(norm, value)
         return _run(activation, value if residual is None else value + residual)
-    text, first, extra = activation_text(activation), activation_text(inner), extra_padding(padding)
-    members = (module for module in (conv, padding, inner, norm, activation, pool) if isinstance(module, nn.Module))
-    window = window_of(pool) if isinstance(pool, nn.Module) else pool
+    text, first = activation_text(activation), activation_text(inner)
+    members = (module for module in (conv, inner, norm, activation, pool) if isinstance(module, nn.Module))
     fusable = text is not UNKNOWN and conv.padding_mode == "zeros"
     fusable = fusable and first is not UNKNOWN and not isinstance(first, Tensor)
-    fusable = fusable and (residual is None or isinstance(residual, Tensor)) and extra is not None
-    fusable = fusable and not (extra and isinstance(conv.padding, str) and isinstance(conv, nn.Conv2d))
+    fusable = fusable and (residual is None or isinstance(residual, Tensor))
+    fusable = fusable and not (padding and isinstance(conv.padding, str) and isinstance(conv, nn.Conv2d))
     fusable = fusable and (pool is None or window is not None)
     fusable = fusable and (norm is None or input.dim() == conv.weight.dim() and calls.are_statistics(norm, conv, input))
     if not fusable or any(map(intercepted, members)):
         value = _run(inner, _padded_convolution(conv, padding, input))
         value = value if norm is None else _normalized(norm, value)
         value = value if residual is None else value + residual
-        return _run(activation, _pooled(pool, value)) if pool_first else _pooled(pool, _run(activation, value))
-    if (y := repeat.first(conv, given, norm, text, input, residual, window, extra, first)) is not None:
+        if pool_first:
+            return _run(activation, _pooled(pool, ceil_mode, value))
+        return _pooled(pool, ceil_mode, _run(activation, value))
+    if (y := repeat.first(conv, given, norm, text, input, residual, window, padding, first)) is not None:
         return y
-    op, arguments, options = calls.convolution(conv, norm, input, residual, text, window, extra, first)
+    op, arguments, options = calls.convolution(conv, norm, input, residual, text, window, padding, first)
     return faster(op, *arguments, **options)
 
 
@@ -338,24 +340,15 @@ def conv_call(
     return faster(function, *args, inner=first, residual=residual, activation=text, **kwargs)
 
 
-def extra_padding(padding: tuple[int, ...] | nn.Module) -> tuple[int, ...] | None:
-    """The padding of a `ConvBlock`, if it is by zeros."""
-    if isinstance(padding, tuple):
-        return padding
-    return tuple(padding.padding) if padding.value == 0 and min(padding.padding) >= 0 else None
-
-
-def _padded_convolution(conv: nn.Conv1d | nn.Conv2d, padding: tuple[int, ...] | nn.Module, input: Tensor) -> Tensor:
-    if isinstance(padding, nn.Module):
-        return conv(padding(input))
+def _padded_convolution(conv: nn.Conv1d | nn.Conv2d, padding: tuple[int, ...], input: Tensor) -> Tensor:
     if min(padding, default=0) < 0:
         return conv(input)[..., : padding[1]]
     return conv(F.pad(input, padding) if any(padding) else input)
 
 
-def _pooled(pool: nn.MaxPool2d | Pair | None, value: Tensor) -> Tensor:
+def _pooled(pool: nn.MaxPool2d | Pair | None, ceil_mode: bool, value: Tensor) -> Tensor:
     if isinstance(pool, tuple):
-        return faster("max_pool2d", value, pool)
+        return faster("max_pool2d", value, pool, pool, 0, 1, ceil_mode)
     return value if pool is None else pool(value)
 
 
@@ -407,7 +400,7 @@ POOLS = {
     nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d",
     nn.LPPool1d: "lp_pool1d",
 }
-_MAX_POOL = "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
+MAX_POOL = "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
 _AVG_POOL = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"
 # The modules that `patch` swaps wherever they are, and what they then run. A norm alone is not worth it.
 LEAVES = {
@@ -415,13 +408,13 @@ LEAVES = {
     nn.Conv2d: convolution,
     nn.ConvTranspose2d: conv_transpose2d,
     nn.Linear: linear,
-    nn.MaxPool2d: _pooling("max_pool2d", *_MAX_POOL),
+    nn.MaxPool2d: _pooling("max_pool2d", *MAX_POOL),
     nn.AdaptiveMaxPool2d: _pooling("adaptive_max_pool2d", "output_size", "return_indices"),
     nn.MaxUnpool2d: max_unpool,
     nn.AvgPool2d: _pooling("avg_pool2d", *_AVG_POOL, "divisor_override"),
     nn.AdaptiveAvgPool2d: _pooling("adaptive_avg_pool2d", "output_size"),
     nn.LPPool2d: _pooling("lp_pool2d", "norm_type", "kernel_size", "stride", "ceil_mode"),
-    nn.MaxPool1d: _pooling("max_pool1d", *_MAX_POOL),
+    nn.MaxPool1d: _pooling("max_pool1d", *MAX_POOL),
     nn.AdaptiveMaxPool1d: _pooling("adaptive_max_pool1d", "output_size", "return_indices"),
     nn.AvgPool1d: _pooling("avg_pool1d", *_AVG_POOL),
     nn.AdaptiveAvgPool1d: _pooling("adaptive_avg_pool1d", "output_size"),

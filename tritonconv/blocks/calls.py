@@ -39,11 +39,14 @@ def convolution(
 
 
 def padding_of(conv: nn.Conv1d | nn.Conv2d, extra: tuple[int, ...]) -> str | tuple:
-    """Its padding; of a 2-D one with the extra padding ((top, bottom), (left, right))."""
-    if isinstance(conv, nn.Conv1d) or not any(extra):
-        return conv.padding
+    """Its padding; of a 2-D one with the extra padding."""
+    return conv.padding if isinstance(conv, nn.Conv1d) or not any(extra) else widened(conv.padding, extra)
+
+
+def widened(padding: Pair, extra: tuple[int, ...]) -> tuple[Pair, Pair]:
+    """The padding ((top, bottom), (left, right)) of a 2-D convolution of an input that `F.pad` padded by `extra`."""
     left, right, top, bottom = (*extra, 0, 0)[:4]
-    (down, across) = conv.padding
+    down, across = padding
     return (down + top, down + bottom), (across + left, across + right)
 
 

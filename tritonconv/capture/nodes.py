@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..blocks.block import ACTIVATION_MODULES, POOLS, activation_text, intercepted
+from ..blocks.block import ACTIVATION_MODULES, POOLS, activation_text
 from ..ops.activations import PRELU
 
 # How a graph calls them: functions, and methods by their name.
@@ -18,9 +18,9 @@ WITH_INDICES = {
 POOL_CALLS = {getattr(F, name): name for name in POOLS.values()} | WITH_INDICES
 POOL_CALLS |= {torch.max_pool1d: "max_pool1d", torch.max_pool2d: "max_pool2d"}
 CONV_CALLS = {F.conv1d: "conv1d", F.conv2d: "conv2d", torch.conv1d: "conv1d", torch.conv2d: "conv2d"}
+PADDING = 4  # its place among their arguments
 # The batch norm that goes with a convolution.
 NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.ConvTranspose2d: nn.BatchNorm2d}
-_PADDINGS = {nn.Conv1d: (nn.ConstantPad1d, nn.ZeroPad1d), nn.Conv2d: (nn.ConstantPad2d, nn.ZeroPad2d)}
 ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 IN_PLACE_ADDS = {operator.iadd, "add_"}
 _ACTIVATION_CALLS = {
@@ -148,18 +148,19 @@ def convolves_with_parameter(node: fx.Node) -> bool:
     return isinstance(weight, fx.Node) and weight.op == "get_attr"
 
 
-def padding_of(module: nn.Module, node: fx.Node, kind: type[nn.Module]) -> tuple[int, ...] | str | None:
-    """What `node` pads by, as `F.pad` has it, or the module that does, for convolutions of this kind; None if it does
-    something else."""
-    if node.op == "call_module":
-        child = module.get_submodule(node.target)
-        ours = type(child) in _PADDINGS[kind] and child.value == 0 and min(child.padding) >= 0
-        return node.target if ours and not intercepted(child) else None
+def padding_argument(node: fx.Node) -> object:
+    """What a call of a convolution has for its `padding`."""
+    return node.args[PADDING] if len(node.args) > PADDING else node.kwargs.get("padding", 0)
+
+
+def padding_of(node: fx.Node, function: str) -> tuple[int, ...] | None:
+    """The zeros that `node` pads by, as `F.pad` has it, before convolutions by this function; None if it does something
+    else."""
     if node.op != "call_function" or node.target is not F.pad:
         return None
     given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
     pad = given["pad"]
     plain = given.get("mode", "constant") == "constant" and given.get("value") in (None, 0)
-    sizes = (2,) if kind is nn.Conv1d else (2, 4)
+    sizes = (2,) if function == "conv1d" else (2, 4)
     ints = isinstance(pad, (tuple, list)) and len(pad) in sizes and all(type(n) is int and n >= 0 for n in pad)
     return tuple(pad) if plain and ints else None

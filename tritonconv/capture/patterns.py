@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from ..blocks.block import (
     LEAVES,
+    MAX_POOL,
     POOLS,
     ActivatedBlock,
     Block,
@@ -22,6 +23,7 @@ from ..blocks.block import (
     window_of,
 )
 from ..ops.activations import PRELU, is_monotone
+from ..ops.support import pair
 from ..patching.reporting import Status
 from .nodes import (
     ADD_CALLS,
@@ -34,6 +36,7 @@ from .nodes import (
     changes_nothing,
     convolves_with_parameter,
     is_max_pooling,
+    padding_argument,
     padding_of,
     scale_and_shift,
     slopes_of,
@@ -139,7 +142,8 @@ def _unfused(module: nn.Module, match: Match, user: fx.Node) -> str:
     if not isinstance(match.block, ConvBlock):
         return ""
     if is_max_pooling(module, user) and match.block.kind == "conv2d" and match.addition is None:
-        return "" if match.block.pools else "max-pooling not fused: only windows side by side are, of what never falls"
+        only = "only windows side by side are, without indices, of what never falls"
+        return "" if match.block.pools else f"max-pooling not fused: {only}"
     child = module.get_submodule(user.target) if user.op == "call_module" else None
     if type(child) is NORMS[type(module.get_submodule(match.block.conv))]:
         return "batch norm not fused: it comes after the activation"
@@ -156,18 +160,19 @@ def _refused(module: nn.Module, node: fx.Node, leaves: Container[nn.Module], acc
 
 
 def _after_padding(module: nn.Module, match: Match) -> Match:
-    """`match` of a convolution with the padding by zeros before it; that of a call is 1-D and a call, too."""
+    """`match` of a convolution with the padding by zeros before it."""
     (conv,) = match.nodes
     pad, called = conv.args[0] if conv.args else None, isinstance(match.block, CallBlock)
-    kind = _PADDED.get(match.block.pattern)
-    if kind is None or (called and kind is not nn.Conv1d) or not isinstance(pad, fx.Node) or len(pad.users) > 1:
+    function = match.block.pattern
+    if function not in ("conv1d", "conv2d") or not isinstance(pad, fx.Node) or len(pad.users) > 1:
         return match
-    if kind is nn.Conv2d and isinstance(module.get_submodule(conv.target).padding, str):
+    own = padding_argument(conv) if called else module.get_submodule(conv.target).padding
+    if function == "conv2d" and pair(own) is None:  # "same"
         return match
-    padding = padding_of(module, pad, kind)
-    if padding is None or (called and isinstance(padding, str)):
+    padding = padding_of(pad, function)
+    if padding is None:
         return match
-    status = "fused" if isinstance(match.block, ConvBlock) else match.status
+    status = match.status if called else "fused"
     return replace(match, block=replace(match.block, padding=padding), nodes=(pad, conv), status=status)
 
 
@@ -277,9 +282,10 @@ def _with_pool(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
     if user.op == "call_module":
         suits = window_of(module.get_submodule(user.target)) is not None
         return _longer(match, user, pool_module=user.target) if suits else None
-    given = {name: value for name, value in user.kwargs.items() if name != "input"}
-    window = side_by_side(*user.args[1:], **given)
-    return None if window is None else _longer(match, user, window=window)
+    given = dict(zip(("input", *MAX_POOL), user.args, strict=False)) | user.kwargs
+    del given["input"]
+    window = side_by_side(**given)
+    return None if window is None else _longer(match, user, window=window, ceil_mode=given.get("ceil_mode", False))
 
 
 def _with_late_activation(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
@@ -293,7 +299,6 @@ def _longer(match: Match, node: fx.Node, **block) -> Match:
     return replace(match, block=replace(match.block, **block), nodes=(*match.nodes, node), status="fused")
 
 
-_PADDED = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d}
 _WITHOUT_KERNEL = nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.SyncBatchNorm
 _ACTIVATION = {"activation": _with_activation}
 _NORM = {"batch norm": _with_norm, "frozen batch norm": _with_frozen_norm}

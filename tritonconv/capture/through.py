@@ -18,6 +18,7 @@ from .trace import CannotTrace, Trace, structure, traces
 
 # Of torch's own modules those that are looked through; what the others do, nobody needs to see.
 _OPEN = (nn.Identity, nn.Sequential, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_OPEN += nn.ConstantPad1d, nn.ZeroPad1d, nn.ConstantPad2d, nn.ZeroPad2d
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
 
 

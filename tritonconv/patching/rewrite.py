@@ -15,10 +15,12 @@ from ..blocks.block import (
     conv_block,
     conv_call,
 )
-from ..capture.nodes import WITH_INDICES, constants_of
+from ..blocks.calls import widened
+from ..capture.nodes import PADDING, WITH_INDICES, constants_of, padding_argument
 from ..capture.patterns import Match
 from ..capture.trace import Trace
 from ..geometry import Pair
+from ..ops.support import pair
 from . import swap
 
 
@@ -54,9 +56,11 @@ def _fuse_conv(graph: fx.Graph, match: Match) -> None:
     residual = () if match.addition is None else (match.residual,)
     with graph.inserting_before(match.place):
         conv, norm = graph.get_attr(block.conv), _norm(graph, match)
-        options = {"pool": _pool(graph, block), "pool_first": block.pool_first} if block.pools else {}
+        options = {}
+        if block.pools:
+            options = {"pool": _pool(graph, block), "ceil_mode": block.ceil_mode, "pool_first": block.pool_first}
         if block.padding:
-            options["padding"] = graph.get_attr(block.padding) if isinstance(block.padding, str) else block.padding
+            options["padding"] = block.padding
         if block.inner is not None:
             options["inner"] = _inner(graph, block)
         modules = conv, norm, _activation(graph, block)
@@ -115,7 +119,7 @@ def _retarget_convolution(graph: fx.Graph, match: Match) -> None:
     block, call, pad = match.block, match.call, match.nodes[0]
     if pad is not call:
         call.replace_input_with(pad, pad.all_input_nodes[0])
-        call.kwargs = {**call.kwargs, "extra_padding": block.padding}
+        _pad_in(call, block)
     with graph.inserting_before(match.addition or call):
         if match.nodes[-1] is call:
             ours = graph.call_function(choice.faster, (block.function, *call.args), call.kwargs)
@@ -123,6 +127,18 @@ def _retarget_convolution(graph: fx.Graph, match: Match) -> None:
             epilogue = _inner(graph, block), _activation(graph, block), match.residual
             ours = graph.call_function(conv_call, (block.function, *epilogue, *call.args), call.kwargs)
     _replace(graph, match, ours)
+
+
+def _pad_in(call: fx.Node, block: CallBlock) -> None:
+    """Makes the convolution pad its input as was done before it."""
+    if block.function == "conv1d":
+        call.update_kwarg("extra_padding", block.padding)
+        return
+    padding = widened(pair(padding_argument(call)), block.padding)
+    if len(call.args) > PADDING:
+        call.update_arg(PADDING, padding)
+    else:
+        call.update_kwarg("padding", padding)
 
 
 _REWRITES = {
