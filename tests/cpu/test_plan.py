@@ -31,6 +31,34 @@ def test_softmax(columns):
     check(programs.softmax, (3,), torch.randn(3, columns), torch.zeros(3, columns), columns, 1024, ulp=4)
 
 
+def test_the_last_nest_that_reads_a_long_row_asks_for_the_next_programs():
+    """Softmax's sum reads the row as the last, layer norm's store; short rows come by themselves."""
+    for kernel, types in ((programs.softmax, ROWS), (programs.layer_norm, NORM)):
+        assert "call void @llvm.prefetch" in show.stages(kernel, types, {"BLOCK": 4096})["llvm"]
+        assert "call void @llvm.prefetch" not in show.stages(kernel, types, {"BLOCK": 1024})["llvm"]
+
+
+@triton.jit
+def softmax_of_chosen(row_ptr, x_ptr, y_ptr, N: tl.constexpr):
+    """y[i] = softmax(x[row[i]])."""
+    i, n = tl.program_id(0), tl.arange(0, N)
+    x = tl.load(x_ptr + tl.load(row_ptr + i) * N + n)
+    e = tl.exp(x - tl.max(x, 0))
+    tl.store(y_ptr + i * N + n, e / tl.sum(e, 0))
+
+
+def test_nothing_is_asked_for_where_memory_says_where_a_row_is():
+    types = {"row_ptr": "*i32", "x_ptr": "*fp32", "y_ptr": "*fp32"}
+    assert "call void @llvm.prefetch" not in show.stages(softmax_of_chosen, types, {"N": 4096})["llvm"]
+
+
+@pytest.mark.parametrize("columns", (4096, 4000, 2049))
+def test_rows_that_are_asked_for(columns):
+    x, weight, bias = torch.randn(3, columns), torch.randn(columns), torch.randn(columns)
+    check(programs.softmax, (3,), x, torch.zeros(3, columns), columns, 4096, ulp=4)
+    check(programs.layer_norm, (3,), x, weight, bias, torch.zeros(3, columns), columns, 1e-5, 4096, ulp=8, atol=2e-6)
+
+
 @triton.jit
 def twice_in_place(x_ptr, BLOCK: tl.constexpr):
     """The second store writes what was read before the first one."""

@@ -231,7 +231,7 @@ def fused_loop(low, op: ir.Op) -> bool:
             for load in beside:
                 for i in product.at_rows:
                     for j in product.at_columns:
-                        e.prefetch(load, (shift(i, product.rows), j))
+                        e.prefetch(load, (shift(i, product.rows), j), cache=1)
 
         def finish(idx, value):
             e.bound[result] = Fixed(value)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import ir, mathlib
-from .affine import Affine
+from .affine import LINE, Affine
 from .code import Code
 from .errors import UnsupportedOp
 from .target import Target
@@ -147,12 +147,15 @@ class Elements(Affine):
         depth = max(self.region, self.floor) if len(op.operands) > 1 else self.region
         return self.load(p, op.result.type.elem, self.checked(op, p, mask, depth), other, depth)
 
-    def prefetch(self, op: ir.Op, idx: Index) -> None:
-        """Asks for what the load `op` reads at `idx`, where that is a run of memory; it need not be there."""
-        p = self.pointer(self.at(op.operands[0], idx))
-        if isinstance(p.off, Aff) and p.off.step == SIZE[op.result.type.elem]:
+    def prefetch(self, op: ir.Op, idx: Index, cache: int) -> None:
+        """Has a cache (1 or 2) ask for what the load `op` reads at `idx`, where that is a run of memory; it need not be
+        there."""
+        p, size = self.pointer(self.at(op.operands[0], idx)), SIZE[op.result.type.elem]
+        if isinstance(p.off, Aff) and p.off.step == size:
             function = self.code.intrinsic("llvm.prefetch.p0", "void", ("ptr", "i32", "i32", "i32"))
-            self.code.do(f"call void {function}(ptr {self.address(p)[0]}, i32 0, i32 3, i32 1)")
+            for at in range(0, max(1, self.width) * size, LINE):
+                line = self.address(self.advance(p, const("i64", at), 1))[0]
+                self.code.do(f"call void {function}(ptr {line}, i32 0, i32 {4 - cache}, i32 1)")
 
     def args(self, op: ir.Op, idx: Index) -> list[Val]:
         return [self.at(v, idx) for v in op.operands]

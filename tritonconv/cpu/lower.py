@@ -11,10 +11,10 @@ private to the calling thread, `Lowered.scratch` bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from . import control, dot, floats, integers, ir, lanewise, memory, reduce, shapes, turning  # noqa: F401  their rules fill the table PURE
+from . import ahead, control, dot, floats, integers, ir, lanewise, memory, reduce, shapes, turning  # noqa: F401  their rules fill the table PURE
 from .checks import Check, Checks
 from .code import Code
 from .elements import PURE, Buffer, Elements, Fixed, Index, Recorded
@@ -86,6 +86,7 @@ class Lowering:
         self.used = self.high_water = 0  # scratch bytes
         self.labels: dict[str, str] = {}  # where jumps in the body being written lead to
         self.doors: dict[str, list[Buffer]] = {}  # what they hand over
+        self.ahead = ahead.rows(self.plan, function.body)
         self.deferred: dict[ir.Op, Callable[[], None]] = {}  # stores that finish a product in its registers
         self.recording: dict[ir.Op, list[tuple[ir.Value, Buffer]]] = {}  # a root → what its nest writes to buffers
         self.destinations: dict[ir.Value, Buffer] = {}  # where a kept value is wanted
@@ -158,6 +159,21 @@ class Lowering:
         control.place_blocks(self, blocks)
         self.elements.region = outer
         return used
+
+    @contextmanager
+    def next_program(self):
+        """What is asked for inside is as in the next program of a row of the grid."""
+        e, levels = self.elements, self.code.levels
+        here = {op.result: e.bound[op.result] for op in self.function.body.ops if memory.first_axis(op)}
+        memos = [level.memo for level in levels]
+        for level in levels:
+            level.memo = {}
+        for value, held in here.items():
+            e.bound[value] = Fixed(e.add(held.value, const("i32", 1)))
+        yield
+        e.bound.update(here)
+        for level, memo in zip(levels, memos, strict=True):
+            level.memo = memo
 
     # ---- scratch memory -------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from . import ir, streaming
+from . import ahead, ir, streaming
 from .elements import Buffer, Elements, Fixed, Index, pure
 from .errors import UnsupportedOp
 from .masks import mask_at
@@ -13,6 +13,10 @@ from .values import MEM, SIZE, TRUE, Aff, Val, const, index, is_uniform
 
 def lower_program_id(low, op):
     low.elements.bound[op.result] = Fixed(Aff("i32", ((1, low.program[op.int("axis")]),), (), 0, 0))
+
+
+def first_axis(op: ir.Op) -> bool:
+    return op.name == "tt.get_program_id" and op.int("axis") == 0
 
 
 def lower_num_programs(low, op):
@@ -80,6 +84,7 @@ def lower_store(low, op):
     def write(idx):
         for store in stores:
             write_store(low.elements, store, idx)
+        ahead.ask(low, op, idx)
 
     low.nest(type.shape or (), write, type.elem, vectors=2 if len(stores) == 1 else 1)
 

@@ -94,7 +94,7 @@ class Plan:
         """The first root, if its nest asks for every element of `value` where it lies, and so can write it."""
         if any(isinstance(root, tuple) for root in roots):
             return None
-        first = min(map(self._nest, roots), key=place.get)
+        first = min(map(self.nest, roots), key=place.get)
         if any(place[value.op] < b < place[first] for b in barriers):
             return None
         if first.name == "tt.reduce":
@@ -114,7 +114,7 @@ class Plan:
             return False
         return bool(roots) and all(self._readable(load, root, place, barriers) for root in roots)
 
-    def _nest(self, root: Op) -> Op:
+    def nest(self, root: Op) -> Op:
         """The operation in whose nest a root is computed."""
         return self.recorded.get(root.result, root) if len(root.results) == 1 else root
 
@@ -128,7 +128,7 @@ class Plan:
         """Whether the nest of `root` may read what `load` reads, no memory having been written since."""
         if isinstance(root, tuple):
             return False
-        stores = self.nests.get(root, (self._nest(root),))
+        stores = self.nests.get(root, (self.nest(root),))
         if any(place[load] < b < place[stores[0]] for b in barriers):
             return False
         if len(stores) > 1:

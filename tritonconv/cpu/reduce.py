@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from . import tails
+from . import ahead, tails
 from .code import Code, Iv
 from .elements import Elements, Fixed
 from .values import REG, SIZE, TRUE, Vec, const, index, is_uniform, lanes
@@ -53,6 +53,7 @@ def _running(low, op, n: int, step: int, width: int, place) -> list:
         def turn():
             new = [_register(e, v, width) for v in combine(e, op, held(loop.phi, loop.depth), read(idx))]
             more = "true" if over is None or e.assumed is not None else _more(code, over, new, loop.phi)
+            ahead.ask(low, op, idx)
             return [*new, *(_register(e, e.at(value, idx), width) for value, _ in beside), ("i1", more)]
 
         *last, loop.more = (ssa for _, ssa in low.speculate(turn))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from . import ir, memory
+from . import ahead, ir, memory
 from .affine import LINE
 from .code import Iv
 from .values import SIZE, Aff, Val, const, index, lanes
@@ -48,7 +48,9 @@ def aligned(low, op: ir.Op) -> bool:
             write(const("index", 0), compare("ult", first))
         with code.while_loop("i64", "0", turns, "1") as loop:
             iv = Iv(loop.ssa, loop.depth, n // width, width)
-            low.speculate(lambda: write(Aff("index", ((depth, first),), ((iv, width),), 0, 0)))
+            i = Aff("index", ((depth, first),), ((iv, width),), 0, 0)
+            low.speculate(lambda: write(i))
+            ahead.ask(low, op, tuple(lanes(i) if d == lane else j for d, j in enumerate(at)))
         with code.when(code.pure(depth, f"icmp ult i64 {done}, {n}")):
             write(const("index", n - width), compare("uge", code.pure(depth, f"sub i64 {done}, {n - width}")))
     e.width = outer
