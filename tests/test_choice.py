@@ -57,6 +57,7 @@ class Unpooling(nn.Module):
         return self.unpool(x, self.indices)
 
 
+ON_CPUS = choice._ON_CPUS  # which tests do without, otherwise
 # A site, the function that it calls, and the sizes of an input.
 SITES = {
     "conv2d_batch_norm": (Residual, SIZE),
@@ -130,6 +131,19 @@ def test_every_kind_of_site_can_be_left_to_torch(op, training, launches):
         assert (ours is None and theirs is None) or torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("op", [op for op in SITES if op != "max_unpool2d"])  # whose indices cannot be made up
+def test_a_plan_knows_what_tuning_found(op, monkeypatch):
+    monkeypatch.setattr(choice, "_ON_CPUS", ON_CPUS)
+    make, size = SITES[op]
+    model, x = make().eval(), torch.randn(size)
+    for faster in (choice.TORCH, choice.KERNELS):
+        (key,) = (key for key in tuning.problems(tritonconv.patch(model), x) if "arguments" in key)
+        autotune.record(key, faster, {"how": "measured"})
+        (step,) = tritonconv.plan(model, x)
+        assert (step.algorithm is None) == (faster is choice.TORCH)
+        assert step.reason == ("tuning found torch faster" if faster is choice.TORCH else "")
+
+
 @pytest.mark.parametrize("training", (False, True))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_every_kind_of_site_can_be_measured(dtype, training, device):
@@ -160,9 +174,6 @@ def test_momentum_makes_no_other_call_of_it():
     first = tuning.problems(model.train(), x)
     model(x)
     assert tuning.problems(model, x) == first
-
-
-ON_CPUS = choice._ON_CPUS  # which tests do without, otherwise
 
 
 def test_a_small_pooling_is_left_to_torch_unless_tuned(monkeypatch):

@@ -34,6 +34,11 @@ _MOMENTUM = {"batch_norm": 6} | dict.fromkeys(
 
 class _Calls(threading.local):
     recorded = False
+    asked = False
+
+
+class _Asked(Exception):
+    """The function, arguments and options of a call that `verdict` asks for."""
 
 
 _calls = _Calls()
@@ -44,8 +49,29 @@ _MANY = 4096  # calls of different sizes; beyond that they start afresh
 
 def faster(op: str, input, *args, **options):
     """`functional.<op>(input, *args, **options)`, or the same by torch where that is faster for such arguments."""
+    if _calls.asked:
+        raise _Asked(op, (input, *args), options)
     run = torchs if torch_is_faster(op, (input, *args), options) else kernels
     return run(op)(input, *args, **options)
+
+
+def verdict(run: Callable[[], object]) -> bool | None:
+    """Whether tuning found torch faster for the first call that `run` comes to, and at which it ends; None if that was
+    not tuned, or there is none."""
+    _calls.asked = True
+    try:
+        run()
+    except _Asked as call:
+        op, args, options = call.args
+        found = _tuned(_key(op, _at_any_momentum(op, args), options))
+        return None if found is None else found == TORCH
+    finally:
+        _calls.asked = False
+    return None
+
+
+def is_asked() -> bool:
+    return _calls.asked
 
 
 @contextmanager
@@ -109,8 +135,7 @@ def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
     # Where no kernel runs it is torch's function anyway, and a compiler could not look into the store.
     if torch.compiler.is_compiling() or unsupported_call(args[0]) is not None or args[0].layout is not torch.strided:
         return False
-    if op in _MOMENTUM:  # no call takes longer for it, but it may change with every call
-        args = (*args[: _MOMENTUM[op]], 0.1, *args[_MOMENTUM[op] + 1 :])
+    args = _at_any_momentum(op, args)
     engine = engines.engine_for(args[0].device)
     signature = (
         engine,
@@ -129,6 +154,12 @@ def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
     return verdict
 
 
+def _at_any_momentum(op: str, args: tuple) -> tuple:
+    """No call takes longer for its momentum, which may change with every call."""
+    place = _MOMENTUM.get(op)
+    return args if place is None else (*args[:place], 0.1, *args[place + 1 :])
+
+
 def _signature(value: object) -> object:
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
@@ -136,11 +167,21 @@ def _signature(value: object) -> object:
 
 
 def _stored(op: str, args: tuple, options: dict) -> bool:
-    engine = engines.engine_for(args[0].device)
-    if engine is None:
+    if engines.engine_for(args[0].device) is None:
         return False
-    values = *args, *options.values()
-    key = {
+    key = _key(op, args, options)
+    found = _tuned(key)
+    if found is None:
+        if _calls.recorded and is_nhwc(args[0]):
+            return False
+        return untuned_is_slower(op, args[0].device, args[0].numel(), is_nhwc(args[0]), key["backward"])
+    return found == TORCH
+
+
+def _key(op: str, args: tuple, options: dict) -> dict[str, object]:
+    """What the store knows a call by."""
+    engine, values = engines.engine_for(args[0].device), (*args, *options.values())
+    return {
         "op": op,
         "target": engine.target(args[0].device),
         "arguments": list(map(_described, args)),
@@ -148,16 +189,15 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
         "autocast": _autocast(args[0]),
         "backward": torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values),
     }
+
+
+def _tuned(key: dict) -> dict | None:
     found = autotune.lookup(key) or _noted.get(canonical(key))
     if found is None and key["backward"]:  # not tuned for training, but perhaps for inference
         arguments = list(map(_without_gradient, key["arguments"]))
         given = {name: _without_gradient(value) for name, value in key["options"].items()}
         found = autotune.lookup(key | {"backward": False, "arguments": arguments, "options": given})
-    if found is None:
-        if _calls.recorded and is_nhwc(args[0]):
-            return False
-        return untuned_is_slower(op, args[0].device, args[0].numel(), is_nhwc(args[0]), key["backward"])
-    return found == TORCH
+    return found
 
 
 def untuned_is_slower(op: str, device: torch.device, elements: int, nhwc: bool, backward: bool = False) -> bool:

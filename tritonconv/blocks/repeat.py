@@ -137,7 +137,7 @@ def hooks_of(module: nn.Module) -> tuple[dict, ...]:
 
 def _repeatable(x: Tensor) -> bool:
     """Whether a call with `x` may be one, or repeat one."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or choice.is_asked():
         return False
     return unsupported_call(x) is None and not torch.is_autocast_enabled(x.device.type)
 

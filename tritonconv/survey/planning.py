@@ -130,7 +130,7 @@ class Plan(Printable):
 def plan(model: nn.Module, sample: object) -> Plan:
     """What `patch` would make of `model`: per site the kernel, its tile, what bounds it, or why torch runs it.
 
-    sample: the model's input, a tuple of its inputs, or a dict of them by name. It is run once, as inference, by the
+    sample: the model's input, a tuple of its inputs, or a dict of them by name. It is run twice, as inference, by the
     unpatched model, which stays as it is. Raises `ValueError` if the model cannot run it.
     """
     layers, sites = survey(model, sample, "plan")

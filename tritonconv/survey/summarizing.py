@@ -71,7 +71,7 @@ class Summary(Printable):
 def summary(model: nn.Module, sample: object) -> Summary:
     """Shapes, parameters, receptive field, FLOPs and bytes of every layer of `model`, and what runs it once patched.
 
-    sample: the model's input, a tuple of its inputs, or a dict of them by name. It is run once, as inference, by the
+    sample: the model's input, a tuple of its inputs, or a dict of them by name. It is run twice, as inference, by the
     unpatched model, which stays as it is. Raises `ValueError` if the model cannot run it.
     """
     layers, _ = survey(model, sample, "summary")

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .. import choice, engines
 from ..capture.sites import Capture, block_site, capture
 from ..capture.through import owner_of
 from ..choice import is_nhwc, untuned_is_slower
 from ..configs import Geometry
 from ..geometry import NormGeometry, PoolGeometry
 from ..ops import conv, conv1d, conv_transpose, pool
-from ..patching import patch
+from ..patching import patch, trial
 from ..patching.checks import require_model
 from ..patching.reporting import Site
 from ..sample import call, inference, tensors_of
@@ -46,6 +47,7 @@ class Layer:
     problem: what a kernel is chosen by; None for operators that have none, or whose kernels have no choice.
     site: that the layer is a part of.
     nhwc: whether its input is in channels_last memory.
+    tuned: whether tuning found torch to be faster at the site, or not; None if it is not tuned.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Layer:
     problem: Problem | None
     site: Site | None = None
     nhwc: bool = False
+    tuned: bool | None = None
 
     @property
     def refusal(self) -> str:
@@ -69,7 +72,9 @@ class Layer:
             return "no kernel computes it"
         if self.site.status == "left":
             return self.site.reason
-        if untuned_is_slower(self.site.pattern, self.device, math.prod(self.input), self.nhwc):
+        if self.tuned:
+            return "tuning found torch faster"
+        if self.tuned is None and untuned_is_slower(self.site.pattern, self.device, math.prod(self.input), self.nhwc):
             return "torch is faster at this size, unless tuning finds otherwise"
         return self.problem[1] if self.problem is not None and isinstance(self.problem[1], str) else ""
 
@@ -84,7 +89,23 @@ def survey(model: nn.Module, sample: object, function: str) -> tuple[list[Layer]
         site_of = _site_of(found, names)
         recorder = _Recorder(names, tensors_of(sample))
         call(model, sample, recorder)
-    return [replace(layer, site=site_of.get(layer.name)) for layer in recorder.layers], found.sites
+        tuned = _tuned(model, found, sample)
+    sites = [site_of.get(layer.name) for layer in recorder.layers]
+    layers = zip(recorder.layers, sites, strict=True)
+    return [replace(layer, site=site, tuned=site and tuned.get(site.fqn)) for layer, site in layers], found.sites
+
+
+def _tuned(model: nn.Module, found: Capture, sample: object) -> dict[str, bool | None]:
+    """Per site, by name, whether tuning found torch to be faster, or not."""
+    device = tensors_of(sample)[0].device
+    if engines.engine_for(device) is None:
+        return {}
+
+    def verdict(piece: trial.Piece) -> bool | None:
+        inputs = [torch.empty_like(x, device=device) for x in piece.inputs]
+        return choice.verdict(lambda: piece.ours(*inputs))
+
+    return {fqn: verdict(piece) for fqn, piece in trial.pieces_of(model, found, sample).items()}
 
 
 def _site_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Site]:
