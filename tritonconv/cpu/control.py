@@ -6,7 +6,7 @@ in registers.
 
 from __future__ import annotations
 
-from . import dot, ir
+from . import interchange, ir
 from .code import Level
 from .elements import Buffer, Fixed
 from .loops import ForLoop
@@ -142,7 +142,7 @@ def lower_terminator(low, op):
 
 
 def lower_for(low, op):
-    if dot.fused_loop(low, op):
+    if interchange.fused_loop(low, op):
         return
     code, used = low.code, low.used
     state = ForLoop(low, op)

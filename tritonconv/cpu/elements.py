@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import ir, mathlib
-from .affine import LINE, Affine
+from .access import LINE, Access
 from .code import Code
 from .errors import UnsupportedOp
 from .target import Target
@@ -105,7 +105,7 @@ class Recorded:
         return result
 
 
-class Elements(Affine):
+class Elements(Access):
     def __init__(self, code: Code, target: Target, fuse: bool = True):
         super().__init__(code)
         self.target = target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from . import ahead, ir, memory
-from .affine import LINE
+from .access import LINE
 from .code import Iv
 from .values import SIZE, Aff, Val, const, index, lanes
 
