@@ -131,9 +131,11 @@ def nudged(model: nn.Module) -> nn.Module:
 
 
 def difference(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
-    """The largest of all tensors' errors, each relative to its tensor's largest element (1e-6 if that is smaller)."""
-    errors = [(g - w).abs().max() / w.abs().max().clamp(min=1e-6) for g, w in zip(got, want, strict=True)]
-    return float(torch.stack(errors).max())
+    """The largest of all tensors' errors, each relative to its tensor's largest element (1e-6 if that is smaller). A
+    detector may find nothing."""
+    pairs = [(g, w) for g, w in zip(got, want, strict=True) if g.numel() or w.numel()]
+    errors = [(g - w).abs().max() / w.abs().max().clamp(min=1e-6) for g, w in pairs]
+    return max(map(float, errors), default=0.0)
 
 
 def measure(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, object]:
