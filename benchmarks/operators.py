@@ -80,8 +80,9 @@ def _with_prelu(function: str, shapes, training: bool = False, **options) -> Ope
     return Operator(name + mode, ours, torchs, shapes)
 
 
-def _normed(function: str, shapes, training: bool, **options) -> Operator:
-    """A convolution, batch norm, and sigmoid; the last of `shapes` is that of a residual, if there are four."""
+def _normed(function: str, shapes, training: bool, inner: str | None = None, **options) -> Operator:
+    """A convolution, perhaps `inner` (a function of torch), batch norm, and sigmoid; the last of `shapes` is that of a
+    residual, if there are four."""
     channels = shapes[2][0]
     added = ("residual",) * (len(shapes) - 3)
 
@@ -91,13 +92,15 @@ def _normed(function: str, shapes, training: bool, **options) -> Operator:
     def ours(x, w, b, gamma, beta, *residual):
         fused = getattr(functional, f"{function}_batch_norm")
         given = {"training": training, "activation": "sigmoid"} | dict(zip(added, residual, strict=True))
+        given |= {} if inner is None else {"inner": inner}
         return fused(x, w, b, *statistics(x), gamma, beta, **given, **options)
 
     def torchs(x, w, b, gamma, beta, *residual):
-        y = F.batch_norm(getattr(F, function)(x, w, b, **options), *statistics(x), gamma, beta, training)
-        return torch.sigmoid(sum(residual, y))
+        y = getattr(F, function)(x, w, b, **options)
+        y = y if inner is None else getattr(torch, inner)(y)
+        return torch.sigmoid(sum(residual, F.batch_norm(y, *statistics(x), gamma, beta, training)))
 
-    name = " + ".join((function, "batch_norm", *["add"] * len(added), "sigmoid"))
+    name = " + ".join((function, *([inner] if inner else []), "batch_norm", *["add"] * len(added), "sigmoid"))
     shapes = *shapes[:3], (channels,), (channels,), *shapes[3:]
     return Operator(f"{name}, {'training' if training else 'evaluation'}", ours, torchs, shapes)
 
@@ -118,9 +121,16 @@ OPERATORS = (
     _both("conv2d, 32 channels (by Winograd)", "conv2d", ((1, 32, 8, 8), (32, 32, 3, 3), (32,)), padding=1),
     _both("conv2d, 1×1", "conv2d", ((2, 3, 6, 5), (4, 3, 1, 1), (4,))),
     _activated("relu", F.relu),
+    _activated("relu6", F.relu6),
     _activated("leaky_relu(0.2)", lambda x: F.leaky_relu(x, 0.2)),
+    _activated("elu(0.5)", lambda x: F.elu(x, 0.5)),
+    _activated("sigmoid", torch.sigmoid),
+    _activated("tanh", torch.tanh),
     _activated("silu", F.silu),
     _activated("gelu", F.gelu),
+    _activated("gelu_tanh", partial(F.gelu, approximate="tanh")),
+    _activated("hardswish", F.hardswish),
+    _activated("hardsigmoid", lambda x: F.relu6(x + 3) / 6),  # torch's own has no second derivative
     _with_prelu("conv2d", CONV),
     _with_prelu("conv2d", ((2, 4, 6, 5), (4, 1, 3, 3), (4,)), groups=4),
     _with_prelu("conv_transpose2d", TRANSPOSED),
@@ -136,6 +146,7 @@ OPERATORS = (
     ),
     _normed("conv2d", (*CONV, (2, 4, 6, 5)), True, padding=1),
     _normed("conv2d", (*CONV, (2, 4, 6, 5)), False, padding=1),
+    _normed("conv2d", CONV, False, inner="tanh"),
     _both("batch_norm, training", "batch_norm", ((2, 3, 6, 5),), None, None, training=True),
     _both("conv_transpose2d, stride 2", "conv_transpose2d", TRANSPOSED, 2, 1, 1),
     _both("conv_transpose2d, dilation, 2 groups", "conv_transpose2d", GROUPED, dilation=2, groups=2),
