@@ -185,7 +185,7 @@ def test_strict_names_every_site_that_stays_on_torch_and_changes_nothing():
     assert str(error.value).splitlines() == [
         "patch: 2 of 3 sites of Sequential cannot be patched",
         "  0 (conv2d): padding_mode is 'circular'; only 'zeros' is supported",
-        "  2 (conv2d): it is parametrized",
+        "  2 (conv2d): it is parametrized: a kernel's weight is packed once, not at every call",
     ]
     assert state(model) == before
 

@@ -298,7 +298,10 @@ def left_alone():
     own.forward = lambda x: x * 2
     return {
         "subclass": (Shifted(2, 2, 3, padding=1), "Shifted is a subclass"),
-        "parametrized": (nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3, padding=1)), "it is parametrized"),
+        "parametrized": (
+            nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3, padding=1)),
+            "it is parametrized: a kernel's weight is packed once, not at every call",
+        ),
         "padding_mode": (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "padding_mode is 'reflect'"),
         "own forward": (own, "the instance has a forward of its own"),
         "lazy": (nn.LazyConv2d(2, 3, padding=1), "it has no weights before its first call"),

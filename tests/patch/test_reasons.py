@@ -45,7 +45,7 @@ FORMS = {
     "a norm that is parametrized": (
         lambda m, x: m.it(m.conv(x)),
         nn.utils.parametrizations.spectral_norm(nn.BatchNorm1d(2)),
-        "it is parametrized",
+        "it is parametrized: a kernel's weight is packed once, not at every call",
     ),
     "never called": (lambda m, x: m.conv(x), RELU, "no forward that could be traced calls it"),
     "in an untraced forward": (

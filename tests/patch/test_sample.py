@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from networks import SIZE, assert_as_before, statuses, vgg_like
 from torch import nn
+from torch.nn.utils import prune
 
 import tritonconv
 from tritonconv import functional
@@ -95,6 +96,27 @@ def test_a_slow_block_is_left_with_all_its_members(ratios, kernel_calls):
     kernel_calls.clear()
     model(torch.randn(SIZE))
     assert kernel_calls == []
+
+
+@pytest.mark.parametrize("model", (nn.Sequential(nn.Conv2d(2, 2, 3, padding=1)), nn.Conv2d(2, 2, 3, padding=1)))
+def test_hooks_are_timed_on_both_sides(model, monkeypatch):
+    """Those of pruning compute the weight."""
+    called = []
+    conv = next(module for module in model.modules() if not module._modules)
+    prune.l1_unstructured(conv, "weight", 0.5)
+    conv.register_forward_hook(lambda module, args, y: called.append(type(module).__name__))
+
+    def times(self, device):
+        called.clear()
+        (x,) = self.inputs
+        x = torch.randn_like(x, device=device)
+        torch.testing.assert_close(self.ours(x), self.theirs(x))
+        assert called == ["PatchedConv2d", "Conv2d"]
+        return [2.0], [1.0]
+
+    monkeypatch.setattr(trial.Piece, "times", times)
+    tritonconv.patch(model, torch.randn(SIZE))
+    assert [site.status for site in tritonconv.report(model)] == ["swapped"]
 
 
 def test_sites_that_are_alike_share_their_times(ratios):

@@ -161,7 +161,7 @@ def _blocks(
 def _refusal(module: nn.Module) -> str:
     """Why torch's own code must go on running `module`; empty if it need not."""
     if is_parametrized(module):
-        return "it is parametrized"
+        return "it is parametrized: a kernel's weight is packed once, not at every call"
     if _is_lazy(module):
         return "it has no weights before its first call: run the model once, then patch it"
     if type(module) not in KINDS:

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 
 from .. import engines
-from ..blocks.block import LEAVES
+from ..blocks.block import LEAVES, intercepted
 from ..capture.patterns import Match
 from ..capture.sites import Capture, block_site
 from ..capture.trace import Trace
@@ -138,14 +138,30 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
                 stack.callback(delattr, owner, "forward")
 
         def note(module, inputs):
-            runs = module, functools.partial(LEAVES[type(module)], module)
-            _note(pieces, names[module], repr(module), lambda times: [_repeated(run, times) for run in runs], inputs)
+            def in_a_row(times):
+                return _repeated(module, times), _repeated(functools.partial(_swapped(module), module), times)
+
+            _note(pieces, names[module], repr(module), in_a_row, inputs)
 
         for leaf in found.leaves:
             if names[leaf] not in covered:  # else it is called by a traced forward
                 stack.callback(leaf.register_forward_pre_hook(note).remove)
         call(model, sample)
     return pieces
+
+
+def _swapped(module: nn.Module) -> Callable:
+    """What runs `module`, given that and its inputs, once it is swapped."""
+    return _with_hooks if intercepted(module) else LEAVES[type(module)]
+
+
+def _with_hooks(module: nn.Module, *inputs, **options) -> object:
+    """They may take their time: to compute a weight, say, which is then another one at every call."""
+    swap.install(module, swap.Plan())
+    try:
+        return module(*inputs, **options)
+    finally:
+        swap.remove(module)
 
 
 def _repeated(run: Callable, times: int) -> Callable:
@@ -202,7 +218,7 @@ def _in_a_row(owner: nn.Module, match: Match, times: int) -> tuple[Callable, Cal
         (leaf,) = alone.nodes
         with graph.inserting_before(leaf):
             leaf.args = graph.get_attr(leaf.target), *leaf.args
-        leaf.op, leaf.target = "call_function", LEAVES[type(owner.get_submodule(leaf.target))]
+        leaf.op, leaf.target = "call_function", _swapped(owner.get_submodule(leaf.target))
     forward = rewrite(owner, Trace(graph, {}), copies if match.in_caller else [])
     return fx.GraphModule(owner, plain), _as_in_a_model(owner, forward)
 
