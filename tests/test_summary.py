@@ -107,6 +107,24 @@ def test_one_dimension():
     assert got == {"0": ((1, 1), (3, 1)), "1": ((1, 1), (7, 1))}
 
 
+def test_three_dimensions_keep_height_and_width():
+    model = nn.Sequential(nn.Conv3d(2, 2, (5, 3, 1)), nn.MaxPool3d(2), nn.ConvTranspose3d(2, 2, 2, 2))
+    got = fields(model, torch.randn(1, 2, 8, 8, 8))
+    assert got == {"0": ((3, 1), (1, 1)), "1": ((4, 2), (2, 2)), "2": ((4, 1), (2, 1))}
+
+
+def test_an_empty_batch():
+    for table in (tritonconv.summary, tritonconv.plan):
+        shown = table(nn.Sequential(nn.Conv2d(2, 2, 1), nn.AvgPool2d(2)), torch.randn(0, 2, 4, 4))
+        assert [row.intensity for row in shown] == [0, 0] and str(shown) and shown.to_json()
+
+
+def test_a_dtype_without_kernels():
+    x = torch.randn(1, 2, 8, 8, dtype=torch.complex64)
+    (step,) = tritonconv.plan(nn.Conv2d(2, 2, 3, dtype=torch.complex64), x)
+    assert (step.algorithm, step.reason) == (None, "dtype torch.complex64")
+
+
 def test_what_runs_a_layer():
     layers, _ = survey(Residual(), torch.randn(1, 4, 8, 8), "summary")
     sites = {layer.name: layer.site and layer.site.fqn for layer in layers}

@@ -238,6 +238,54 @@ def test_other_ways_to_check_the_type_of_an_input(form):
     assert_as_before(model)
 
 
+class Optional(nn.Module):
+    """Its forward branches on what may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x, skip=None, *, scale=1.0, features=False, **others):
+        y = F.relu(self.conv(x))
+        y = y if skip is None else y * skip
+        return (y * scale, y) if features else y * scale
+
+
+CALLS = {
+    "alone": lambda m, x: m(x),
+    "by name": lambda m, x: m(x=x),
+    "with another": lambda m, x: m(x, x),
+    "of None": lambda m, x: m(x, None),
+    "another number": lambda m, x: m(x, scale=2.0),
+    "more outputs": lambda m, x: m(x, features=True),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_inputs_that_may_be_left_out(call, kernel_calls):
+    model = tritonconv.patch(Optional())
+    assert statuses(model) == {"conv": "fused conv2d+relu"}
+    plain, x = tritonconv.unpatch(copy.deepcopy(model)), torch.randn(SIZE)
+    torch.testing.assert_close(CALLS[call](model, x), CALLS[call](plain, x))
+    assert kernel_calls == (["conv2d+relu"] if call in ("alone", "by name") else ["conv2d"])
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        model()
+
+
+def test_what_may_be_left_out_is_not_changed_by_tracing():
+    class Collects(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x, seen=[]):  # noqa: B006
+            seen.append(x)
+            return F.relu(self.conv(x))
+
+    tritonconv.patch(Collects())
+    assert Collects.forward.__defaults__ == ([],)
+
+
 def test_a_function_in_c_does_not_take_a_traced_input_for_a_tensor():
     model = tritonconv.patch(Calls(lambda m, x: F.relu(m.conv(x)) + torch.zeros(x)))  # once a crash
     with pytest.raises(TypeError):

@@ -42,6 +42,11 @@ FORMS = {
         "batch norm not fused: it comes after the activation",
     ),
     "a norm without a kernel": (lambda m, x: m.it(m.conv(x)), nn.InstanceNorm2d(2), "no kernel computes it"),
+    "a norm without weights": (
+        lambda m, x: m.it(m.conv(x)),
+        nn.LazyBatchNorm2d(),
+        "it has no weights before its first call: run the model once, then patch it, or give patch a sample",
+    ),
     "a norm that is parametrized": (
         lambda m, x: m.it(m.conv(x)),
         nn.utils.parametrizations.spectral_norm(nn.BatchNorm1d(2)),

@@ -98,6 +98,25 @@ def test_a_slow_block_is_left_with_all_its_members(ratios, kernel_calls):
     assert kernel_calls == []
 
 
+def test_a_sample_gives_lazy_modules_their_weights(ratios, recwarn):
+    ratios[:] = [2.0]
+
+    def lazy():
+        return nn.Sequential(nn.LazyConv2d(3, 3, bias=False), nn.LazyBatchNorm2d(), nn.ReLU())
+
+    (step,) = tritonconv.plan(lazy(), torch.randn(SIZE))
+    assert step.site.pattern == "conv2d+batch_norm+relu" and step.algorithm
+    model = tritonconv.patch(lazy(), torch.randn(SIZE), strict=True)
+    assert statuses(model) == {"0": "fused conv2d+batch_norm+relu"}
+    assert not [warning for warning in recwarn if "patch" in str(warning.message)]
+
+
+def test_of_an_empty_sample_nothing_is_timed(ratios):
+    model = tritonconv.patch(Mixed(), torch.randn(0, *SIZE[1:]))
+    assert {site.status for site in tritonconv.report(model)} == {"fused", "swapped"}
+    assert all("not timed" in site.reason for site in tritonconv.report(model))
+
+
 @pytest.mark.parametrize("model", (nn.Sequential(nn.Conv2d(2, 2, 3, padding=1)), nn.Conv2d(2, 2, 3, padding=1)))
 def test_hooks_are_timed_on_both_sides(model, monkeypatch):
     """Those of pruning compute the weight."""

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..blocks.block import ACTIVATION_MODULES, intercepted
 from ..patching.reporting import Site
 from .patterns import KINDS, Match
 from .trace import Trace
 
+LAZY = "it has no weights before its first call: run the model once, then patch it, or give patch a sample"
 _NN = "torch.nn.modules."
 _CONVOLUTIONS = _NN + "conv", _NN + "pooling"
 _OTHERS = _NN + "batchnorm", _NN + "instancenorm", _NN + "normalization", _NN + "activation"
@@ -70,6 +72,11 @@ def uncovered(
     return convolutions, others
 
 
+def is_lazy(module: nn.Module) -> bool:
+    """Whether it has no weight yet: when it gets one, it changes its class."""
+    return isinstance(module, LazyModuleMixin)
+
+
 def _family(module: nn.Module) -> str | None:
     """The file of torch that its class, or the first of its bases there, is from."""
     if isinstance(module, nn.MultiheadAttention):  # in the file of activations
@@ -100,6 +107,8 @@ def _calls(forwards: Forwards) -> dict[nn.Module, _Place]:
 def _reason(module: nn.Module, note: str, place: _Place | None) -> str:
     if type(module).__module__.startswith("torch.ao.nn."):
         return "it is quantized, or prepared for that"
+    if is_lazy(module):
+        return LAZY
     if type(module) not in _SUPPORTED:
         return "no kernel computes it"
     if note:

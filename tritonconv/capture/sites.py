@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 
 from torch import fx, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..blocks.block import LEAVES
 from ..patching.reporting import Site
 from .patterns import KINDS, Match, matches
-from .rest import uncovered
+from .rest import LAZY, is_lazy, uncovered
 from .through import Traces, name_of, needed
 from .trace import CannotTrace, Trace
 
@@ -162,8 +161,8 @@ def _refusal(module: nn.Module) -> str:
     """Why torch's own code must go on running `module`; empty if it need not."""
     if is_parametrized(module):
         return "it is parametrized: a kernel's weight is packed once, not at every call"
-    if _is_lazy(module):
-        return "it has no weights before its first call: run the model once, then patch it"
+    if is_lazy(module):
+        return LAZY
     if type(module) not in KINDS:
         return _subclassed(module)
     if "forward" in vars(module):
@@ -178,11 +177,6 @@ def _refusal(module: nn.Module) -> str:
 def _subclassed(module: nn.Module) -> str:
     """Why a subclass of a convolution or pooling is not swapped. Its forward, if it can be traced, may call one."""
     return f"{type(module).__name__} is a subclass and may compute something else"
-
-
-def _is_lazy(module: nn.Module) -> bool:
-    """Whether it has no weight yet: when it gets one, it changes its class."""
-    return isinstance(module, LazyModuleMixin)
 
 
 def _has_forward(module: nn.Module) -> bool:

@@ -9,9 +9,10 @@ the assumption that a forward does not branch on global state.
 
 import builtins
 import dis
+import inspect
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FrameType, FunctionType, NoneType
@@ -121,13 +122,19 @@ def _answer_isinstance() -> Iterator[None]:
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else in-place updates of a buffer would happen now instead of at every call
 
-    def __init__(self, kind: type):
+    def __init__(self, kind: type, required: Sequence[str]):
         super().__init__()
         self.modes = _modes()
         self.kind, self.kind_asked = kind, False
+        self.required = required  # the inputs to trace for; all if there are none
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        if not self.required:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.required)]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
@@ -220,26 +227,45 @@ def _trace(module: nn.Module, tracer: _Tracer) -> Trace:
         raise CannotTrace(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
 
 
+def _inputs(module: nn.Module) -> list[tuple[str, ...]]:
+    """The inputs to trace its forward for, () meaning all: those alone that have to be given, if others may be left
+    out, and all."""
+    try:
+        _, *parameters = inspect.signature(type(module).forward).parameters.values()
+    except (AttributeError, TypeError, ValueError):  # it is compiled, or no method
+        return [()]
+    required = tuple(p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD)
+    constant = all(p.default is p.empty or is_constant(p.default) for p in parameters)
+    return [required, ()] if constant and 0 < len(required) < len(parameters) else [()]
+
+
+def _attempts(module: nn.Module) -> Iterator[Trace | CannotTrace]:
+    """Its traces in its mode, and why there are no others."""
+    for required in _inputs(module):
+        for kind in (Tensor, list):
+            tracer = _Tracer(kind, required)
+            try:
+                yield _trace(module, tracer)
+            except CannotTrace as refusal:
+                yield refusal
+            if not tracer.kind_asked:
+                break
+
+
 def traces(module: nn.Module) -> list[Trace]:
-    """The traces of `module`: for inputs that are tensors and, if its forward asks for their type, lists of them; in
-    both modes if it asks for `self.training`. Raises `CannotTrace` if there is none."""
-    found, refusals = [], []
-    training = module.training
+    """The traces of `module`: for inputs that are tensors and, if its forward asks for their type, lists of them;
+    without those that may be left out, and with them; in both modes if it asks for `self.training`. Raises
+    `CannotTrace` if there is none."""
+    attempts, training = [], module.training
     try:
         for mode in (training, not training):
             module.training = mode
-            for kind in (Tensor, list):
-                tracer = _Tracer(kind)
-                try:
-                    found.append(_trace(module, tracer))
-                except CannotTrace as refusal:
-                    refusals.append(refusal)
-                if not tracer.kind_asked:
-                    break
+            attempts += _attempts(module)
+            found = [each for each in attempts if isinstance(each, Trace)]
             if found and not any("training" in each.reads.get("", ()) for each in found):
                 break
     finally:
         module.training = training
     if not found:
-        raise refusals[0]
+        raise attempts[0]
     return found

@@ -76,14 +76,14 @@ def patch(
         raise ValueError(f"patch: memory_format must be preserve_format or channels_last of torch, got {memory_format}")
     accept = Globs(include, exclude, filter_fn)
     unpatch(model)
+    if sample is not None:
+        with trial.inference(model):
+            expected = trial.call(model, sample)  # which gives lazy modules their weights
+        trial.require_engine(sample)
     found = capture(model, accept)
     _complain(_report_of(model, found), strict)
     names = {name for site in (*found.sites, *found.rest) for name in (site.fqn, *site.members)}
     accept.warn_of_unused(names, swap.name_of(model))
-    if sample is not None:
-        with trial.inference(model):
-            expected = trial.call(model, sample)
-        trial.require_engine(sample)
     converted = frozenset()
     try:
         if memory_format is torch.channels_last:

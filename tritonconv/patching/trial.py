@@ -169,8 +169,8 @@ def _repeated(run: Callable, times: int) -> Callable:
 
 
 def _note(pieces: dict[str, Piece], fqn: str, kind: Hashable, in_a_row: Callable, inputs: Sequence) -> None:
-    """The first call of a site, if values of its inputs can be made up."""
-    if all(isinstance(value, Tensor) and value.is_floating_point() for value in inputs):
+    """The first call of a site, if values of its inputs can be made up and there are any."""
+    if all(isinstance(value, Tensor) and value.is_floating_point() and value.numel() for value in inputs):
         pieces.setdefault(fqn, Piece(kind, in_a_row, [torch.empty_like(value, device="meta") for value in inputs]))
 
 

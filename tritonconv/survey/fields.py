@@ -72,7 +72,8 @@ def _through(name: str, field: Field, args: tuple, before: Size, after: Size) ->
 
 
 def _each(field: Field, step, *arguments) -> Field:
-    """`step` along each axis that `arguments` have, the last ones; one number holds for all."""
+    """`step` along each axis that `arguments` have, the last ones, at most H and W; one number holds for all."""
     axes = len(arguments[0])
-    columns = zip(*(list(a) * axes if len(a) == 1 else list(a) for a in arguments), strict=True)
-    return (*field[: 2 - axes], *(step(f, *column) for f, column in zip(field[2 - axes :], columns, strict=True)))
+    columns = list(zip(*(list(a) * axes if len(a) == 1 else list(a) for a in arguments), strict=True))[-2:]
+    kept = 2 - len(columns)
+    return (*field[:kept], *(step(f, *column) for f, column in zip(field[kept:], columns, strict=True)))

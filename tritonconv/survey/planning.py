@@ -22,7 +22,7 @@ from ..patching.reporting import Printable, Site
 from ..patching.swap import name_of
 from ..timing import turns
 from .summarizing import pair, times
-from .survey import Layer, survey
+from .survey import Layer, intensity, survey
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Step:
 
     @property
     def intensity(self) -> float:
-        return self.flops / self.bytes
+        return intensity(self.flops, self.bytes)
 
 
 @dataclass(frozen=True)

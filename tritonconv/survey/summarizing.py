@@ -42,7 +42,7 @@ class Summary(Printable):
             table.add_row(
                 layer.name or "(model)", times(layer.input), times(layer.output), f"{layer.parameters:,}", pair(field),
                 pair(jump), f"{layer.flops / 1e6:.2f}", f"{layer.bytes / 1e6:.2f}",
-                f"{layer.flops / layer.bytes:.1f}", runs_as(layer),
+                f"{layer.intensity:.1f}", runs_as(layer),
             )  # fmt: skip
         return table
 
@@ -60,7 +60,7 @@ class Summary(Printable):
                 "jump": layer.field and [float(axis.jump) for axis in layer.field],
                 "flops": layer.flops,
                 "bytes": layer.bytes,
-                "intensity": layer.flops / layer.bytes,
+                "intensity": layer.intensity,
                 "runs_as": runs_as(layer),
             }
             for layer in self

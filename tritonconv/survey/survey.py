@@ -22,6 +22,7 @@ from ..choice import is_nhwc, untuned_is_slower
 from ..configs import Geometry
 from ..geometry import NormGeometry, PoolGeometry
 from ..ops import conv, conv1d, conv_transpose, pool
+from ..ops.support import DTYPES
 from ..patching import patch, trial
 from ..patching.checks import require_model
 from ..patching.reporting import Site
@@ -66,12 +67,18 @@ class Layer:
     tuned: bool | None = None
 
     @property
+    def intensity(self) -> float:
+        return intensity(self.flops, self.bytes)
+
+    @property
     def refusal(self) -> str:
         """Why torch runs the layer though the model is patched; "" if a kernel does."""
         if self.site is None:
             return "no kernel computes it"
         if self.site.status == "left":
             return self.site.reason
+        if self.dtype not in DTYPES:
+            return f"dtype {self.dtype}"
         if self.tuned:
             return "tuning found torch faster"
         if self.tuned is None and untuned_is_slower(self.site.pattern, self.device, math.prod(self.input), self.nhwc):
@@ -79,16 +86,21 @@ class Layer:
         return self.problem[1] if self.problem is not None and isinstance(self.problem[1], str) else ""
 
 
+def intensity(flops: int, bytes: int) -> float:
+    """FLOPs per byte; 0 of an empty batch."""
+    return flops / bytes if bytes else 0.0
+
+
 def survey(model: nn.Module, sample: object, function: str) -> tuple[list[Layer], list[Site]]:
     """The layers of an inference of `sample` by the unpatched model, as they ran, and the model's sites; `function` is
     who asks."""
     require_model(model, function)
     with patch.put_back(model), inference(model):
-        found = capture(patch.unpatch(model), lambda fqn, module: True)
-        names = {module: fqn for fqn, module in model.named_modules()}
-        site_of = _site_of(found, names)
+        names = {module: fqn for fqn, module in patch.unpatch(model).named_modules()}
         recorder = _Recorder(names, tensors_of(sample))
-        call(model, sample, recorder)
+        call(model, sample, recorder)  # which gives lazy modules their weights
+        found = capture(model, lambda fqn, module: True)
+        site_of = _site_of(found, names)
         tuned = _tuned(model, found, sample)
     sites = [site_of.get(layer.name) for layer in recorder.layers]
     layers = zip(recorder.layers, sites, strict=True)
