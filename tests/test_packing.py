@@ -47,6 +47,14 @@ def test_a_pack_is_made_once(weight):
     assert pack(weight, keep=False) is not pack(weight, keep=False)
 
 
+@pytest.mark.parametrize("BN", (2, 8))
+def test_panels_of_a_pack_in_other_tiles(weight, BN):
+    tiles = packing.in_tiles(pack(weight), BN)
+    assert torch.equal(tiles, pack(weight.clone(), BN=BN))
+    assert pack(weight, BN=BN) is tiles
+    assert packing.in_tiles(pack(weight, keep=False), BN) is None
+
+
 def _replace(weight):
     weight.data = weight.data + 1
 

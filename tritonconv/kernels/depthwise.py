@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .activations import activate, inner_of
 from .common import inside, tap_step, taps_of
-from .norm import affine, normalized
+from .norm import affine, statistics
 
 
 @triton.jit
@@ -85,6 +85,26 @@ def window_sum(
 
 
 @triton.jit
+def finish_window(
+    acc, bias_ptr, y_ptr, mean, rstd, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, o_y, m_q, m_k, k,
+    K: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """y[o_y] = activation(norm(inner(acc + bias[k])) + residual[o_y]) of acc [BM, BN], in rows m_q [BM, 1] and channels
+    m_k [1, BN]. The norm, left out where `mean` is None, is that of `conv_fprop`; mean, rstd [BN]: its `statistics`."""
+    ACC: tl.constexpr = acc.dtype
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+    acc = activate(acc, inner_of(ACTIVATION))
+    if mean is not None:
+        acc = (acc - mean[None, :]) * rstd[None, :]
+        acc = affine(acc, gamma_ptr, beta_ptr, 0, k, K)
+    if residual_ptr is not None:
+        acc += tl.load(residual_ptr + o_y, mask=m_q & m_k, other=0.0).to(ACC)  # [BM, BN]
+    acc = activate(acc, ACTIVATION, slope_ptr, k[None, :], m_k)
+    tl.store(y_ptr + o_y, acc.to(y_ptr.dtype.element_ty), mask=m_q & m_k)
+
+
+@triton.jit
 def depthwise_fprop(
     x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
     N, H, W, P, Q,
@@ -111,18 +131,14 @@ def depthwise_fprop(
         R, S, R, S, DIL_H, DIL_W, 1, BM, BN, ACC,
     )  # fmt: skip
 
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
-    acc = activate(acc, inner_of(ACTIVATION))
+    mean, rstd = None, None
     if mean_ptr is not None:
-        acc, _ = normalized(acc, mean_ptr, var_ptr, k, K, EPS)
-        acc = affine(acc, gamma_ptr, beta_ptr, 0, k, K)
-    o_y = ((tl.cast(row, tl.int64) * Q + q) * K)[:, None]
-    m_y = (q < Q)[:, None] & tail_mask(k, K, BN)
-    if residual_ptr is not None:
-        acc += tl.load(residual_ptr + o_y + k[None, :], mask=m_y, other=0.0).to(ACC)  # [BM, BN]
-    acc = activate(acc, ACTIVATION, slope_ptr, k[None, :], tail_mask(k, K, BN))
-    tl.store(y_ptr + o_y + k[None, :], acc.to(y_ptr.dtype.element_ty), mask=m_y)
+        mean, rstd = statistics(mean_ptr, var_ptr, k, K, EPS, ACC)
+    o_y = ((tl.cast(row, tl.int64) * Q + q) * K)[:, None] + k[None, :]
+    finish_window(
+        acc, bias_ptr, y_ptr, mean, rstd, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
+        o_y, (q < Q)[:, None], tail_mask(k, K, BN), k, K, ACTIVATION,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -110,11 +110,17 @@ def norm_finalize(partial_ptr, mean_ptr, var_ptr, M, tiles, C: tl.constexpr, BN:
 
 
 @triton.jit
+def statistics(mean_ptr, var_ptr, c, C: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr):
+    """mean and 1 / √(var + EPS) in channels c [BN]."""
+    mean = tl.load(mean_ptr + c, mask=c < C, other=0.0).to(ACC)  # [BN]
+    var = tl.load(var_ptr + c, mask=c < C, other=1.0).to(ACC)  # [BN]
+    return mean, 1 / tl.sqrt(var + EPS)
+
+
+@triton.jit
 def normalized(x, mean_ptr, var_ptr, c, C: tl.constexpr, EPS: tl.constexpr):
     """(x − mean) / √(var + EPS), and 1 / √(var + EPS), of x [BM, BN] in channels c [BN]."""
-    mean = tl.load(mean_ptr + c, mask=c < C, other=0.0).to(x.dtype)  # [BN]
-    var = tl.load(var_ptr + c, mask=c < C, other=1.0).to(x.dtype)  # [BN]
-    rstd = 1 / tl.sqrt(var + EPS)
+    mean, rstd = statistics(mean_ptr, var_ptr, c, C, EPS, x.dtype)
     return (x - mean[None, :]) * rstd[None, :], rstd
 
 

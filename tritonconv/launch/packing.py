@@ -106,3 +106,19 @@ def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tenso
     panels = panels.unflatten(-1, (-1, BN)).permute(0, 4, 1, 2, 3, 5)
     # The one copy; made even where the weight lies so already, since a pack must not be a view of it.
     return lasting(panels.shape, panels.dtype, panels.device).copy_(panels).flatten(2, 4)
+
+
+def in_tiles(panels: Tensor, BN: int) -> Tensor | None:
+    """Panels that are kept of a weight in tiles of BN columns, which are kept, too; None where they are no weight's."""
+    for _, packs in _kept.values():
+        for key, pack in list(packs.items()):
+            if pack is panels:
+                layout, _, groups, K = key
+                return packs.setdefault((layout, BN, groups, K), _retiled(panels, K // groups, BN))
+    return None
+
+
+def _retiled(panels: Tensor, columns: int, BN: int) -> Tensor:
+    rows = panels.transpose(1, 2).flatten(2)[..., :columns]  # [groups, reduced, columns]
+    rows = pad(rows, (0, -columns % BN)).unflatten(-1, (-1, BN)).transpose(1, 2)
+    return lasting(rows.shape, rows.dtype, rows.device).copy_(rows)

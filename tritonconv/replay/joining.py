@@ -23,6 +23,7 @@ _aten = torch.ops.aten
 _PIXELS = {
     "conv_fprop": {"x_ptr": "PIXEL", "y_ptr": "PIXEL_Y"},
     "conv_winograd": {"y_ptr": "PIXEL_Y"},
+    "expand_depthwise": {"x_ptr": "PIXEL"},
     "norm_apply": {"x_ptr": "PIXEL"},
 }
 
@@ -156,8 +157,7 @@ def _is_all(view: View) -> bool:
 def _constexpr(launched: Launched, at: int) -> str | None:
     """The name of what tells a kernel how far apart the pixels of an operand are, if it is their channels now."""
     launch, operand = launched.launch, launched.operands[at]
-    given = [name for name, dtype in zip(launch.kernel.arg_names, launched.dtypes, strict=False) if dtype is not None]
-    name = _PIXELS.get(launch.kernel.__name__, {}).get(given[at])
+    name = _PIXELS.get(launch.kernel.__name__, {}).get(list(launched.named)[at])
     if launch.constexprs.get("SPLIT", 1) > 1 or launch.constexprs.get("PLANAR"):
         return None
     return name if launch.constexprs.get(name) == operand.shape[1] else None

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..cpu import runtime
 from ..launch.room import lasting
+from .fusing import fuse
 from .joining import join
 from .tape import Launched, Room, Storage, Tape, View, constant_of, launched
 
@@ -56,6 +57,7 @@ class Program:
         self.segments: list[Segment] = []
         self.arguments, self.inner = bytearray(), []
         self.kernels: list[runtime.Kernel] = []
+        fuse(tape)
         join(tape.graph)
         nodes = list(tape.graph.nodes)
         places, self._top = _arena(nodes)

@@ -109,6 +109,13 @@ class Launched:
     dtypes: tuple[torch.dtype | None, ...]
     operands: tuple[View | Tensor | Room, ...]
 
+    @property
+    def named(self) -> dict[str, View | Tensor | Room]:
+        """The operands by the names of the kernel's parameters."""
+        names = zip(self.launch.kernel.arg_names, self.dtypes, strict=False)
+        given = [name for name, dtype in names if dtype is not None]
+        return dict(zip(given, self.operands, strict=True))
+
 
 def launched(*tensors: Tensor) -> None:
     """What the nodes of launches call, in the recorded graph. `meta["launch"]` says more."""
