@@ -119,6 +119,22 @@ def test_an_empty_batch():
         assert [row.intensity for row in shown] == [0, 0] and str(shown) and shown.to_json()
 
 
+def test_a_module_that_is_called_twice_is_a_part_of_two_sites():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(2, 2, 1), nn.ReLU()
+
+        def forward(self, x):
+            x = self.act(self.conv(x))
+            return self.act(self.conv(x) + x)
+
+    model, x = nn.Sequential(*[Twice()] * 2), torch.randn(1, 2, 8, 8)
+    sites = ["conv2d+relu", "conv2d+add+relu"] * 2
+    assert [step.site.pattern for step in tritonconv.plan(model, x)] == sites
+    assert [layer.site.pattern for layer in tritonconv.summary(model, x) if layer.kind == "Conv2d"] == sites
+
+
 def test_a_dtype_without_kernels():
     x = torch.randn(1, 2, 8, 8, dtype=torch.complex64)
     (step,) = tritonconv.plan(nn.Conv2d(2, 2, 3, dtype=torch.complex64), x)

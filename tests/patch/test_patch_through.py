@@ -238,6 +238,19 @@ def test_other_ways_to_check_the_type_of_an_input(form):
     assert_as_before(model)
 
 
+def test_a_forward_that_can_be_traced_in_one_mode_alone():
+    def exits_early(m, x):
+        y = F.relu(m.conv(x))
+        return y if not m.training and y.sum() > 1e9 else F.max_pool2d(y, 2)
+
+    model = tritonconv.patch(Calls(exits_early))
+    (site,) = tritonconv.report(model)
+    assert (site.status, site.pattern) == ("fused", "conv2d+relu+max_pool2d")
+    assert site.reason == "not in evaluation: Calls.forward cannot be traced then"
+    for training in (True, False):
+        assert_as_before(model.train(training))
+
+
 class Optional(nn.Module):
     """Its forward branches on what may be left out."""
 

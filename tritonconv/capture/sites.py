@@ -5,7 +5,7 @@ not the model. Nothing is changed here: `patch` swaps the leaves and rewrites th
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Set
+from collections.abc import Callable, Container, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 
@@ -74,11 +74,15 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
             if module in seen_through:  # whoever looks through it lists what is in it
                 continue
             seen_through.update(through)
+            lacking = _untraced_mode(trace for trace, _ in blocks)
             for trace, matched in blocks:
-                modes = _BOTH if trace.training is None else {trace.training}
+                modes = _BOTH if trace.training is None or lacking else {trace.training}
                 for match in matched:
-                    below = _depth_first_place(module, match.nodes[0])
-                    found.add(block_site(names, module, match), place[fqn] + below, modes)
+                    site = block_site(names, module, match)
+                    if lacking and match.in_caller:
+                        other = f"not in {lacking}: {type(module).__name__}.forward cannot be traced then"
+                        site = replace(site, reason=_both(site.reason, other))
+                    found.add(site, place[fqn] + _depth_first_place(module, match.nodes[0]), modes)
     for fqn, module in alone:
         if not found.covers(fqn):  # else a forward that calls it has listed it
             found.add(_leaf_site(fqn, module, refusals[module], note(fqn)), place[fqn])
@@ -155,6 +159,12 @@ def _blocks(
         paths |= more
     enough = all(paths.issuperset(trace.through) for trace, _ in everything)
     return everything if enough else found(paths.__contains__), {module.get_submodule(path) for path in paths}
+
+
+def _untraced_mode(traces: Iterable[Trace]) -> str:
+    """The mode, if any, in which there is no trace."""
+    modes = {trace.training for trace in traces}
+    return {frozenset({True}): "evaluation", frozenset({False}): "training"}.get(frozenset(modes), "")
 
 
 def _refusal(module: nn.Module) -> str:

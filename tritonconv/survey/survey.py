@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,11 +100,15 @@ def survey(model: nn.Module, sample: object, function: str) -> tuple[list[Layer]
         recorder = _Recorder(names, tensors_of(sample))
         call(model, sample, recorder)  # which gives lazy modules their weights
         found = capture(model, lambda fqn, module: True)
-        site_of = _site_of(found, names)
+        sites_of = _sites_of(found, names)
         tuned = _tuned(model, found, sample)
-    sites = [site_of.get(layer.name) for layer in recorder.layers]
-    layers = zip(recorder.layers, sites, strict=True)
-    return [replace(layer, site=site, tuned=site and tuned.get(site.fqn)) for layer, site in layers], found.sites
+    seen, layers = Counter(), []
+    for layer in recorder.layers:
+        sites = sites_of.get(layer.name, (None,))
+        site = sites[seen[layer.name] % len(sites)]
+        seen[layer.name] += 1
+        layers.append(replace(layer, site=site, tuned=site and tuned.get(site.fqn)))
+    return layers, found.sites
 
 
 def _tuned(model: nn.Module, found: Capture, sample: object) -> dict[str, bool | None]:
@@ -120,31 +124,34 @@ def _tuned(model: nn.Module, found: Capture, sample: object) -> dict[str, bool |
     return {fqn: verdict(piece) for fqn, piece in trial.pieces_of(model, found, sample).items()}
 
 
-def _site_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Site]:
-    """Per name of a layer the site that it is a part of."""
+def _sites_of(found: Capture, names: Mapping[nn.Module, str]) -> dict[str, Sequence[Site | None]]:
+    """Per name of a layer the sites, if any, that it is a part of, call by call of those that its caller makes."""
     listed = {(site.fqn, site.pattern): site for site in found.sites}
-    site_of = {}
+    sites_of = {}
     for root, forwards in found.forwards.items():  # the outermost first, which may look through others
         for trace, matches in forwards:
             if trace.training:
                 continue
-            covers = {}
+            covers, members, called = {}, {}, defaultdict(list)
             for match in matches:
                 own = block_site(names, root, match)
                 site = listed.get((own.fqn, own.pattern), own)
-                site_of = dict.fromkeys(own.members, site) | site_of
+                members = dict.fromkeys(own.members, (site,)) | members
                 covers |= dict.fromkeys(match.nodes, site)
             counts = defaultdict(Counter)
             for node in trace.graph.nodes:
+                if node.op == "call_module":
+                    called[names[root.get_submodule(node.target)]].append(covers.get(node))
                 if node.op in ("call_function", "call_method"):
                     name = _plain(getattr(node.target, "__name__", node.target))
                     owner = root.get_submodule(owner_of(node))
                     if node in covers:
-                        site_of.setdefault(_join(names[owner], name, counts[owner][name]), covers[node])
+                        sites_of.setdefault(_join(names[owner], name, counts[owner][name]), (covers[node],))
                         if not owner._modules:  # which is a layer itself, and not its calls
-                            site_of.setdefault(names[owner], covers[node])
+                            sites_of.setdefault(names[owner], (covers[node],))
                     counts[owner][name] += 1
-    return {member: site for site in found.sites for member in site.members} | site_of
+            sites_of = members | {name: sites for name, sites in called.items() if any(sites)} | sites_of
+    return {member: (site,) for site in found.sites for member in site.members} | sites_of
 
 
 def _plain(name: str) -> str:
