@@ -186,7 +186,7 @@ def test_an_attribute_that_steered_the_trace_may_change(kernel_calls):
         assert kernel_calls == called
 
 
-def test_optional_and_unusual_inputs_get_the_original_forward(kernel_calls):
+def test_unusual_inputs_get_the_original_forward(kernel_calls):
     class Skip(Calls):
         def forward(self, x, skip=None):
             y = F.relu(self.conv(x[0] if isinstance(x, list) else x))
@@ -199,8 +199,11 @@ def test_optional_and_unusual_inputs_get_the_original_forward(kernel_calls):
     for args, kwargs, called in (
         ((x, x), {}, "conv2d+relu"),
         ((x,), {"skip": x}, "conv2d+relu"),
-        ((x,), {}, "conv2d"),
-        (([x],), {}, "conv2d"),
+        ((x,), {}, "conv2d+relu"),
+        ((x, None), {}, "conv2d"),
+        ((x, 1.0), {}, "conv2d"),
+        (([x],), {}, "conv2d+relu"),
+        (([x], x), {}, "conv2d"),
     ):
         kernel_calls.clear()
         torch.testing.assert_close(model(*args, **kwargs), plain(*args, **kwargs))

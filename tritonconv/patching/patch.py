@@ -8,8 +8,9 @@ what and where they are, so optimizers, checkpoints and averaged copies do not n
 2. A forward in which a fusable pattern was found (`capture`) is rewritten, for the module that has it.
 
 Where the second does not hold for a call (a child was replaced, an attribute changed that the forward branches on, an
-optional input was given), the module's own forward runs, on the swapped children of the first. Where a hook wants a
-value inside a pattern, the modules of the pattern run one by one. So what could be fused never changes the result.
+optional input was given that is no tensor), the module's own forward runs, on the swapped children of the first. Where
+a hook wants a value inside a pattern, the modules of the pattern run one by one. So what could be fused never changes
+the result.
 """
 
 import warnings
