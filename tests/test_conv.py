@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from cases import CONV_CASES, FLOATS, ConvCase, integers, normal
 from tolerance import assert_as_good_as, assert_bounded
 
+from tritonconv import launch
 from tritonconv.functional import conv2d
+from tritonconv.geometry import ConvGeometry
 
 DENSE = ConvCase((2, 5, 6, 7), (6, 3, 2), stride=(1, 2), padding=(1, 0))
 
@@ -230,3 +232,12 @@ def test_no_grad_and_inference_mode(device):
     with torch.inference_mode():
         tensors = [t.clone() for t in tensors]  # have no version counter
         assert torch.equal(conv2d(*tensors, **DENSE.options), want)
+
+
+@pytest.mark.parametrize("padding", (((1, 2), (3, 0)), ((0, 0), (0, 1)), ((-1, 1), (2, -2))), ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_padding_in_memory_is_torchs(padding, dtype, device):
+    x = normal((2, 3, 4, 700), dtype, device).contiguous(memory_format=torch.channels_last)
+    geometry = ConvGeometry(2, 3, 4, 700, 1, 1, 1, padding=padding)
+    (top, bottom), (left, right) = padding
+    assert torch.equal(launch.padding.padded(x, geometry), F.pad(x, (left, right, top, bottom)))

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from triton import cdiv
 
 from .. import engines
@@ -29,6 +28,7 @@ from .common import (
     window,
 )
 from .norm import ABSENT, Norm, empty_moments, moments
+from .padding import padded
 
 
 def conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) -> dict:
@@ -88,14 +88,6 @@ def overlapping(geometry: ConvGeometry) -> ConvGeometry:
     # The last S − 1 pixels of a row begin no window.
     padding = (0, 0), (0, 1 - geometry.S)
     return replace(geometry, C=geometry.S * geometry.C, S=1, H=H, W=W, padding=padding)
-
-
-def padded(x: Tensor, geometry: ConvGeometry) -> Tensor:
-    """x with its padding in memory."""
-    (top, bottom), (left, right) = geometry.padding
-    if geometry.padding == ((0, 0), (0, 0)):
-        return nhwc(x)
-    return nhwc(pad(nhwc(x), (left, right, top, bottom)))
 
 
 def spreads(geometry: ConvGeometry) -> bool:

@@ -16,9 +16,10 @@ from ..geometry import ConvGeometry, Pair, PoolGeometry
 from ..kernels import conv_pool
 from . import depthwise, winograd
 from .common import config_of, empty_nhwc, nhwc, precision_of, prepare, sizes
-from .conv import by_winograd, conv_constexprs, overlapping, overlaps, padded
+from .conv import by_winograd, conv_constexprs, overlapping, overlaps
 from .norm import ABSENT, Norm
 from .packing import panels
+from .padding import padded
 
 
 def takes(x: Tensor, geometry: ConvGeometry, window: Pair) -> bool:
