@@ -116,6 +116,33 @@ def test_inside_a_parallel_region():
     assert not errors and len(set(ran)) == 4
 
 
+@triton.jit
+def turned(x, out, n, BLOCK: tl.constexpr):
+    """out[i] = x[n − 1 − i] + 1: what another thread has written, mostly."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + n - 1 - i, mask=i < n) + 1, mask=i < n)
+
+
+@pytest.mark.parametrize("count", (1, 2, 3, 16))
+def test_jobs_in_a_row_wait_for_each_other(count, threads):
+    """Of one program, of less than there are threads, and of many; more threads than this machine has cores."""
+    torch.set_num_threads(count)
+    n, blocks = 1000, [1024, 512, 32, 2, 512, 8, 1024, 1] * 8
+    launches = [Launch(turned, (-(-n // block), 1, 1), (n,), {"BLOCK": block}, 1, 1) for block in blocks]
+    kernels = engine.load_launches([(launch, (torch.int64, torch.int64)) for launch in launches])
+    rows = torch.zeros(1 + len(blocks), n, dtype=torch.int64)
+    rows[0] = torch.arange(n)
+    jobs = [
+        ctypes.create_string_buffer(kernel.job(launch.grid, [x.data_ptr(), y.data_ptr(), n], lambda size: 0))
+        for kernel, launch, x, y in zip(kernels, launches, rows, rows[1:], strict=False)
+    ]
+    addresses = (ctypes.c_void_p * len(jobs))(*map(ctypes.addressof, jobs))
+    for _ in range(20):
+        rows[1:] = 0
+        runtime.pool().run(ctypes.addressof(addresses), len(jobs), None, 0, None)
+        assert torch.equal(rows[-1], torch.arange(n) + len(jobs))
+
+
 def finish(process) -> int:
     process.start()
     process.join(60)
