@@ -33,6 +33,9 @@ def broken():
 def asserts():
     assert not built
 
+def linear():
+    return nn.Linear(2, 2)
+
 def wide(width):
     return small()
 
@@ -60,6 +63,12 @@ def test_commands_print_a_table_and_json(command, name, networks, capsys, monkey
     assert "conv2d+relu" in capsys.readouterr().out
     assert cli.main([command, f"some_networks:{name}", *SMALL, "--json", "--dtype", "float64"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == "Sequential"
+
+
+def test_a_warning_is_one_sentence(networks, capsys):
+    assert cli.main(["report", f"{networks}:linear", "--input", "1x2"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tritonconv report: patch: none of the 0 sites of Linear is patched")
 
 
 def test_bench_prints_both_times(networks, capsys, monkeypatch):

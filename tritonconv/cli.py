@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,14 +149,21 @@ OPTIONS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0, or 1 if it failed; bad use exits with 2."""
     chosen = _parser().parse_args(arguments)
+    command = f"tritonconv {chosen.run.__name__}"
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"{command}: {message}", file=sys.stderr)
+        return _run(chosen, command)
+
+
+def _run(chosen: argparse.Namespace, command: str) -> int:
     given = {name.lstrip("-"): getattr(chosen, name.lstrip("-")) for name in OPTIONS.get(chosen.run, ())}
     try:
         result = chosen.run(*(_model_and_sample(chosen) if chosen.run in ON_MODEL else ()), **given)
     except KeyboardInterrupt:
-        print(f"tritonconv {chosen.run.__name__}: interrupted; what was measured until now is stored", file=sys.stderr)
+        print(f"{command}: interrupted; what was measured until now is stored", file=sys.stderr)
         return 130
     except Exception as error:  # a user's model may raise anything
-        print(f"tritonconv {chosen.run.__name__}: {_sentence(error)}", file=sys.stderr)
+        print(f"{command}: {_sentence(error)}", file=sys.stderr)
         return 1
     if chosen.json:
         print(result.to_json())
