@@ -40,7 +40,7 @@ FEW = 2  # for those of the libraries
 TOLERANCE = 1e-7  # of the largest element: what torch.testing allows in float64
 FRACTION = 0.25  # of the width of our own networks
 IMAGE = (3, 64, 64)
-LARGER = {"inception_v3": (3, 299, 299)}  # which take no smaller ones
+LARGER = {"inception_v3": (3, 299, 299), "visformer_tiny": (3, 224, 224), "PAN": (3, 128, 128)}  # take no smaller ones
 
 # One or two of each family: the small ones say as much.
 TORCHVISION = """
@@ -100,11 +100,11 @@ def candidates() -> Iterator[Candidate]:
             yield f"torchvision {name}", partial(Detector, name, **options), IMAGE
     if library := optional("timm"):
         for name in TIMM:
-            yield f"timm {name}", partial(library.create_model, name), IMAGE
+            yield f"timm {name}", partial(library.create_model, name), LARGER.get(name, IMAGE)
     if library := optional("segmentation_models_pytorch"):
         for name in SEGMENTATION:
             make = partial(getattr(library, name), "resnet18", encoder_weights=None)
-            yield f"segmentation_models_pytorch {name}", make, IMAGE
+            yield f"segmentation_models_pytorch {name}", make, LARGER.get(name, IMAGE)
 
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
