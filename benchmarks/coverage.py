@@ -198,8 +198,12 @@ def table_of(rows: Sequence[dict]) -> Table:
     return table
 
 
-def stored(path: Path) -> dict[str, dict]:
-    return {row["name"]: row["facts"] for row in load(path)["rows"]} if path.exists() else {}
+def stored(path: Path) -> tuple[dict[str, dict], int]:
+    """The rows of earlier runs, and the seconds that these took."""
+    if not path.exists():
+        return {}, 0
+    found = load(path)
+    return {row["name"]: row["facts"] for row in found["rows"]}, found["seconds"]
 
 
 def keep(path: Path, rows: dict[str, dict], **more: object) -> None:
@@ -235,12 +239,14 @@ def main(arguments: Sequence[str] = ()) -> None:
     chosen = [each for each in candidates() if any(fnmatchcase(each[0], glob) for glob in options.only)]
     versions = {name: module.__version__ for name in LIBRARIES if (module := optional(name))}
     path = options.out or RESULTS / "coverage.json"
-    console, rows = Console(width=WIDTH), stored(path)
+    console, (rows, before) = Console(width=WIDTH), stored(path) if options.only != ["*"] else ({}, 0)
+    begin = time.monotonic()
     warnings.simplefilter("ignore")  # the networks' own
     for name, *candidate in chosen:
         row = rows[name] = measure(name, *candidate)
         console.print(name, row.get("failed") or row.get("skipped") or "equal", markup=False)
-        keep(path, rows, libraries=versions)  # at once: all of them take long
+        seconds = round(before + time.monotonic() - begin)
+        keep(path, rows, libraries=versions, seconds=seconds)  # at once: all of them take long
     measured = [rows[name] for name, *_ in chosen]
     failed = [row["network"] for row in measured if row.get("failed")]
     console.print(table_of(measured))
