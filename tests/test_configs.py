@@ -194,3 +194,15 @@ def test_idle_threads_cost(host, monkeypatch):
         monkeypatch.setitem(cpu.MACHINES, "cpu", replace(cpu.MACHINES["cpu"], programs=threads))
         costs.append(cycles(tile, geometry, "wgrad"))
     assert costs[0] == 5 * costs[1]
+
+
+def test_threads_get_equal_shares_of_the_rows(monkeypatch):
+    """196 rows are a tile of 128 and one of 68: each thread takes both, of half the channels."""
+    monkeypatch.setitem(cpu.MACHINES, "cpu", replace(cpu.MACHINES["cpu"], programs=2))
+    geometry = ConvGeometry(1, 384, 14, 14, 64, 1, 1)
+    tile = TileConfig(128, 32, 64)
+    beside = replace(tile, GROUP_M=2)
+    assert cycles(beside, geometry) < 0.8 * cycles(tile, geometry)
+    assert beside in configs.space("fprop", geometry, torch.float32, "cpu")
+    even = ConvGeometry(1, 384, 16, 16, 64, 1, 1)
+    assert all(tile.GROUP_M == 1 for tile in configs.space("fprop", even, torch.float32, "cpu") if tile.BM == 128)

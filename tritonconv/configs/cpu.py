@@ -10,7 +10,7 @@ reduction, reading both operands where they lie. A step of the reduction takes t
 A tile of BM rows is cut into register tiles; the last of them has fewer rows and may be bound by latency, and those
 beyond the last row of the problem are skipped: both are tail loss that depends on BM. wgrad of small images and
 larger windows, and half types, first copy both operands' tiles into scratch memory. Programs are shared out among the
-threads, so that the last turn may leave some idle. Bytes from beyond the caches are the same for every tile, near
+threads, of which one may have more of the whole tiles. Bytes from beyond the caches are the same for every tile, near
 enough: weights and pixels are read about once. They are counted in wgrad, where every program reads its pixels again,
 and where a tile's part of a row of a gradient too large for the caches ends before the row does: the processor then
 fetches lines of memory that no one is about to write.
@@ -21,6 +21,7 @@ The constants were measured on two Zen 4 cores; `python -m benchmarks predictor`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from triton import cdiv
 
@@ -29,6 +30,7 @@ from ..geometry import ConvGeometry
 from .tile import MACHINES, STRETCH, TileConfig, in_stretches
 
 _LATENCY = 4
+_MANY = 32  # programs a thread, which take as long for all threads
 # Of a program; of a register tile; of a turn of the loop over taps and channel blocks, with its row pointers.
 _PROGRAM_STARTS, TILE_STARTS, TURN_STARTS = 1500, 60, 20
 _DISSOLVED = 1.4  # a loop of one turn is none, and its product is not the kind that stays in registers
@@ -41,16 +43,34 @@ _NEAR_RATE, _FAR_RATE = 8, 4  # bytes a cycle that come in time, from a split's 
 
 
 def cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> float:
-    """Cycles of all programs, those that run beside each other counted once."""
+    """Cycles of the thread that has most to do."""
     size = max(itemsize, 4)  # half types are multiplied in float32
-    in_place = itemsize >= 4 and (op != "wgrad" or in_stretches(geometry))
-    program = (_copied if not in_place else _stretched if op == "wgrad" else _streamed)(tile, op, geometry, size)
+    threads, in_place = MACHINES["cpu"].programs, itemsize >= 4 and (op != "wgrad" or in_stretches(geometry))
+    if op == "wgrad":
+        M, N, _ = geometry.gemm(op)
+        programs = cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * geometry.taps * tile.SPLIT
+        program = (_stretched if in_place else _copied)(tile, op, geometry, size)
+        return cdiv(programs, threads) * (_PROGRAM_STARTS + program) + _written(tile, geometry, itemsize) / threads
+    program, last = _streamed(tile, op, geometry, size) if in_place else (_copied(tile, op, geometry, size),) * 2
+    return _longest(tile, op, geometry, threads, _PROGRAM_STARTS + program, _PROGRAM_STARTS + last)
+
+
+def _longest(tile: TileConfig, op: str, geometry: ConvGeometry, threads: int, program: float, last: float) -> float:
+    """Cycles of a thread's programs, those with the last rows taking `last`, of the thread that has most. Threads have
+    equal shares of programs that follow each other; where there are many, all have about as much to do."""
     M, N, _ = geometry.gemm(op)
-    copies = geometry.taps * tile.SPLIT if op == "wgrad" else residue_classes(op, geometry)
-    programs = cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
-    threads = MACHINES["cpu"].programs
-    written = _written(tile, geometry, itemsize) / threads if op == "wgrad" else 0
-    return cdiv(programs, threads) * (_PROGRAM_STARTS + program) + written
+    m_tiles, beside = cdiv(M, tile.BM), cdiv(N, tile.BN) * residue_classes(op, geometry)
+    programs = m_tiles * beside * geometry.groups
+    if programs > _MANY * threads:
+        return cdiv(programs, threads) * (program + (last - program) / m_tiles)
+    grouped = m_tiles <= tile.GROUP_M
+
+    def cost(number: int) -> float:
+        at = number // residue_classes(op, geometry) % m_tiles if grouped else number % (m_tiles * beside) // beside
+        return last if at == m_tiles - 1 else program
+
+    bounds = [programs * thread // threads for thread in range(threads + 1)]
+    return max(sum(map(cost, range(*share))) for share in pairwise(bounds))
 
 
 def _written(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float:
@@ -81,8 +101,8 @@ def step(rows: int, vectors: int, machine: Target) -> float:
     return max(rows * vectors * halves / 2, (vectors * halves + rows) / 2, _LATENCY)
 
 
-def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> float:
-    """A program's mean cycles where operands are read in place."""
+def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> tuple[float, float]:
+    """A program's cycles where operands are read in place, and those of one with the last rows."""
     machine = host()
     M, _, K = geometry.gemm(op)
     rows, vectors, across = register_tile(tile, size, machine)
@@ -91,14 +111,14 @@ def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> f
     # A turn starts with its tap's row pointers; a pointwise convolution has them all along.
     starts = TILE_STARTS + (turns * TURN_STARTS if geometry.taps > 1 else 0)
     full, rest = divmod(tile.BM, rows)
-    last = M % tile.BM or tile.BM  # rows of the last tile
-    cost = 0.0
+    beyond = M % tile.BM or tile.BM  # the rows of the last tile
+    program = last = 0.0
     for height, at, count in ((rows, 0, full), (rest, full * rows, 1)):
         if height:
-            live = min(count, max(0, cdiv(last - at, height)))
-            whole = cdiv(M, tile.BM) - 1
-            cost += (whole * count + live) * (starts + taps * K * step(height, vectors, machine))
-    cost *= across / cdiv(M, tile.BM)
+            one = starts + taps * K * step(height, vectors, machine)
+            program += count * one
+            last += min(count, max(0, cdiv(beyond - at, height))) * one
+    cost = across
     if turns == 1 and geometry.taps == 1:
         cost *= _DISSOLVED
     panel = taps * K * tile.BN * size
@@ -106,7 +126,7 @@ def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> f
         cost *= _FAR
     if panel > caches().second:
         cost *= _LARGE
-    return cost
+    return cost * program, cost * last
 
 
 def _stretched(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> float:
