@@ -71,6 +71,7 @@ def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
     dtypes = f32, torch.int64, f32
     yield "max_pool_backward 3×3", launch.pool.max_pool_backward_launch("cpu", g, f32), dtypes
     yield "sum_splits", launch.common.sum_splits_launch("cpu", 4, 36864), (f32, f32)
+    yield "pack", launch.packing.pack_launch("cpu", (1, 9, 64, 64), (0, 64, 1, 576), 64), (f32, f32)
 
 
 def load_each() -> None:

@@ -155,6 +155,7 @@ def test_other_kernels_fit_the_target(dtype, target):
         (launch.pool.avg_pool_backward_launch(target, geometry, dtype, "padded"), (dtype, dtype)),
         (launch.pool.global_avg_pool_launch(target, image, dtype), (dtype, dtype)),
         (launch.common.sum_splits_launch(target, 4, 36864), (f32, dtype)),
+        (launch.packing.pack_launch(target, (1, 9, 64, 256), (0, 64, 1, 576), 128), (dtype, dtype)),
         (
             launch.split.finish_launch(target, NormGeometry(49, 512), dtype, 16, "relu", 1e-5),
             (f32, dtype, dtype, *(f32,) * 4, None, dtype, f32),

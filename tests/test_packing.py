@@ -22,17 +22,26 @@ def pack(weight, layout="fprop", BN=4, keep=True):
     return packing.panels(weight, CASE.geometry, layout, BN, keep)
 
 
-@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
-def test_panels_hold_each_weight_at_its_place(weight, memory_format):
-    weight = weight.contiguous(memory_format=memory_format)
-    fprop, dgrad = pack(weight), pack(weight, "dgrad")
+LAID = {
+    "NCHW": torch.Tensor.contiguous,
+    "NHWC": lambda weight: weight.contiguous(memory_format=torch.channels_last),
+    "turned": lambda weight: weight.transpose(2, 3).contiguous().transpose(2, 3),
+    "of a whole": lambda weight: torch.cat((weight, weight), 1)[:, : weight.shape[1]],
+}
+
+
+@pytest.mark.parametrize("keep", (True, False), ids=("kept", "by a kernel"))
+@pytest.mark.parametrize("laid", LAID)
+def test_panels_hold_each_weight_at_its_place(weight, laid, keep):
+    weight = LAID[laid](weight)
+    fprop, dgrad = pack(weight, keep=keep), pack(weight, "dgrad", keep=keep)
     assert fprop.shape == (2, 2, 6 * 3, 4)
     assert dgrad.shape == (2, 1, 6 * 5, 4)
     g, k, c, r, s = 1, 4, 2, 2, 1
     value = weight[g * 5 + k, c, r, s]
     assert fprop[g, k // 4, (r * 2 + s) * 3 + c, k % 4] == value
     assert dgrad[g, 0, (r * 2 + s) * 5 + k, c] == value
-    spread = pack(weight, "spread")
+    spread = pack(weight, "spread", keep=keep)
     assert spread.shape == (2, 5, 5, 4)  # 18 columns
     column = (r * 2 + s) * 3 + c
     assert spread[g, column // 4, k, column % 4] == value

@@ -43,7 +43,7 @@ class _Asked(Exception):
 
 _calls = _Calls()
 _verdicts: dict[tuple, bool] = {}
-_noted: dict[str, dict] = {}  # what `note` was told, by key
+_noted: dict[str, tuple[dict, dict]] = {}  # what `note` was told, by key
 _MANY = 4096  # calls of different sizes; beyond that they start afresh
 
 
@@ -125,9 +125,10 @@ def forget() -> None:
     _verdicts.clear()
 
 
-def note(key: dict, faster: dict) -> None:
-    """Makes calls of this key, unless they are tuned, go by `faster`: TORCH or KERNELS."""
-    _noted[canonical(key)] = faster
+def note(key: dict, faster: dict, recorded: dict) -> None:
+    """Makes calls of this key, unless they are tuned, go by `faster`, TORCH or KERNELS, and by `recorded` when they
+    are."""
+    _noted[canonical(key)] = faster, recorded
 
 
 def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
@@ -192,7 +193,7 @@ def _key(op: str, args: tuple, options: dict) -> dict[str, object]:
 
 
 def _tuned(key: dict) -> dict | None:
-    found = autotune.lookup(key) or _noted.get(canonical(key))
+    found = autotune.lookup(key) or _noted.get(canonical(key), (None, None))[_calls.recorded]
     if found is None and key["backward"]:  # not tuned for training, but perhaps for inference
         arguments = list(map(_without_gradient, key["arguments"]))
         given = {name: _without_gradient(value) for name, value in key["options"].items()}

@@ -68,6 +68,14 @@ def test_training_goes_by_times_of_training(timed, kernels, runs_kernels):
     torch.testing.assert_close(next(gradients), next(gradients))
 
 
+def test_recorded_calls_are_judged_without_what_python_takes(timed):
+    timed["kernels"] = timed["torch"] + training._PYTHON / 2
+    model = tritonconv.patch(net(), X)
+    assert not launched(model, gradients=True)
+    with choice.recording():
+        assert launched(model, gradients=True)
+
+
 @pytest.mark.parametrize("options", ({"when": "always"}, {}))
 def test_no_training_is_timed_unless_asked_for(timed, options):
     tritonconv.patch(net().train("when" in options), X, **options)

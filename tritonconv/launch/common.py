@@ -130,10 +130,10 @@ def scratch(name: str, like: Tensor, size: int) -> Tensor:
     """Room for at least `size` accumulators, until the thread asks for room of this name again.
 
     On a CPU fresh memory costs a page fault every 4 KiB, which is more than to write it: there it is what the thread
-    had before.
+    had before. Who listens to torch's operators gets to know of memory of its own, though.
     """
     dtype = accumulator_of(like)
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or torch._C._len_torch_dispatch_stack():
         return torch.empty(size, dtype=dtype, device=like.device)
     room = _scratch.held.get((name, dtype))
     if room is None or room.numel() < size:
@@ -150,8 +150,3 @@ def summed(run: Callable[[Tensor], None], splits: int, out: Tensor) -> None:
     partial = scratch("partial", out, size)[:size].view(splits, -1)
     run(partial)
     sum_splits(partial, out)
-
-
-def rooms() -> list[Tensor]:
-    """All that `scratch` keeps for this thread."""
-    return list(_scratch.held.values())

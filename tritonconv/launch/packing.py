@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.weak import WeakIdKeyDictionary
+from triton import cdiv
 
 from .. import engines
+from ..engines import Launch
 from ..geometry import ConvGeometry
+from ..kernels import packing as kernels
+from .common import prepare
 from .room import lasting
 
 # From [groups, Kg, Cg, R, S] to [groups, R, S, reduced channels, columns].
@@ -90,6 +94,8 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: b
     """
     if engines.is_listing():  # nobody reads it
         return weight.detach()
+    if not keep:
+        return _packed(weight, geometry, layout, BN)
     key = layout, BN, geometry.groups, geometry.K
     return kept(weight, key, keep, lambda: _pack(weight, geometry, layout, BN))
 
@@ -122,3 +128,31 @@ def _retiled(panels: Tensor, columns: int, BN: int) -> Tensor:
     rows = panels.transpose(1, 2).flatten(2)[..., :columns]  # [groups, reduced, columns]
     rows = pad(rows, (0, -columns % BN)).unflatten(-1, (-1, BN)).transpose(1, 2)
     return lasting(rows.shape, rows.dtype, rows.device).copy_(rows)
+
+
+def pack_launch(target: str, shape: tuple[int, ...], strides: tuple[int, ...], BN: int) -> Launch:
+    """Tensors: a weight, seen as [groups, taps, rows, columns] with these strides, and its panels."""
+    groups, taps, rows, columns = shape
+    BK = 16
+    grid = taps * cdiv(rows, BK), cdiv(columns, BN), groups
+    constexprs = {"ROWS_BESIDE": strides[2] == 1, "COLUMNS_BESIDE": strides[3] == 1, "BK": BK, "BN": BN}
+    return Launch(kernels.pack, grid, (rows, columns, *strides), constexprs, 4, 1)
+
+
+def _packed(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
+    """The same by a kernel, which has to be there first, but then takes one launch."""
+    g = geometry
+    seen = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S)
+    if layout == "spread" or seen.stride(3) != g.S * seen.stride(4):
+        seen = seen.permute(_SPREAD).contiguous().permute(0, 1, 4, 2, 3)
+    group, k, c, _, tap = seen.stride()
+    shape, strides = {
+        "fprop": ((g.groups, g.taps, g.Cg, g.Kg), (group, tap, c, k)),
+        "dgrad": ((g.groups, g.taps, g.Kg, g.Cg), (group, tap, k, c)),
+        "spread": ((g.groups, 1, g.Kg, g.taps * g.Cg), (group, 0, k, c)),
+    }[layout]
+    launch, run = prepare(weight.device, pack_launch, shape, strides, BN)
+    reduced = shape[1] * shape[2]
+    panels = lasting((g.groups, launch.grid[1], reduced, BN), weight.dtype, weight.device)
+    run(seen, panels)
+    return panels

@@ -1,4 +1,4 @@
-"""Whole-model inference: a call like earlier ones repeats what they launched, and nothing of what led to it.
+"""Calls of whole models: one like earlier ones repeats what they launched, and nothing of what led to it.
 
 A block's own checks and its launch take 30 to 40 µs when caches are cold, more than many a kernel. None of that depends
 on values. So the third call in inference with inputs of some sizes is recorded (`tape`): the forwards of all children
@@ -9,7 +9,8 @@ memory that the program keeps. What a caller gets is always new memory.
 
 Before it runs again a `guard` looks whether everything that led to the recorded launches is as it was. That, some
 look-ups in a row without a loop in Python, is most of what is left: about 0.1 ms for the 160 modules of MobileNetV2. A
-call that is unlike, or is watched by anybody (gradients, hooks, modes, tracers), takes the usual way.
+call that is unlike, or is watched by anybody (hooks, modes, tracers), takes the usual way. Calls of small models with
+gradients are recorded with these, as `steps` says.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .. import engines
 from ..ops.support import unsupported_call
 from .guard import Guard
 from .program import Program
+from .steps import Step, StepTape, is_watched
 from .tape import Forward, Tape
 
 NOT_REPLAYED = object()
@@ -68,7 +70,8 @@ class Replays:
         """What `root` gives for the inputs, or NOT_REPLAYED, if nothing has run."""
         if not _unwatched(inputs):
             return NOT_REPLAYED
-        key = _generation, torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in inputs]
+        common = _generation, torch.get_num_threads(), torch.is_grad_enabled()
+        key = *common, *[(x.shape, x.stride(), x.dtype) for x in inputs]
         found = self._programs.get(key)
         if found is None:
             return self._record(root, inputs, key)
@@ -94,13 +97,14 @@ class Replays:
         if not _recording.acquire(blocking=False):
             return NOT_REPLAYED
         try:
-            tape = Tape(root, self.forwards)
+            gradients = torch.is_grad_enabled()
+            tape = (StepTape if gradients else Tape)(root, self.forwards)
             result = tape.record(forward, inputs)
             guard = None if tape.refusal else Guard.of(root, tape)
             if guard is None:
                 self._disappointed()
             else:
-                self._keep(key, guard, Program(tape))
+                self._keep(key, guard, Step(tape, guard) if gradients else Program(tape))
             return result
         finally:
             _recording.release()
@@ -121,13 +125,15 @@ class Replays:
 
 
 def _unwatched(inputs: tuple) -> bool:
-    """Whether a call now, with these inputs, is a plain one in inference on the CPU's own engine."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not inputs:
+    """Whether a call now, with these inputs, is a plain one on the CPU's own engine."""
+    if torch.compiler.is_compiling() or not inputs:
         return False
     for x in inputs:
         if (type(x) is not Tensor and type(x) is not Parameter) or not x.is_cpu or x.layout is not torch.strided:
             return False
     modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
     if modes or torch.is_autocast_enabled("cpu") or unsupported_call(*inputs) is not None:
+        return False
+    if torch.is_grad_enabled() and is_watched(inputs):
         return False
     return engines.engine_for(inputs[0].device) is engines.ENGINES["native"]

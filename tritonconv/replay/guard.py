@@ -20,14 +20,14 @@ from ..launch.packing import Snapshot, packs
 from .tape import Tape
 
 _PLAN = "_tritonconv"
-_nbytes, _version = Tensor.nbytes.__get__, attrgetter("_version")
+_nbytes, _version, _is_trained = Tensor.nbytes.__get__, attrgetter("_version"), Tensor.requires_grad.__get__
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Guard:
     """own, settings: what gets the attributes that matter, of the root and of the modules in it (with theirs), and
     `values` those attributes. entries: the parameters and buffers in `dictionaries`. tensors: those that launches
-    read, and where. weights: those of which launches read packs.
+    read, whether they are `trained`, and where. weights: those of which launches read packs.
     """
 
     own: Callable[[dict], tuple]
@@ -45,6 +45,7 @@ class Guard:
     counts: list[int]
     entries: list[Tensor | None]
     tensors: list[Tensor]
+    trained: list[bool]
     addresses: list[int]
     sizes: list[int]
     weights: list[Tensor]
@@ -73,7 +74,7 @@ class Guard:
         given = list({id(tensor): tensor for tensor in entries if tensor is not None}.values())
         if any(t.is_inference() for t in given) or not all(map(_is_comparable, held)):
             return None
-        weights = [tensor for tensor in given if packs(tensor)]
+        weights = [tensor for tensor in given if packs(tensor) and not tape.repacks(tensor)]
         packed = {_memory(pack) for weight in weights for pack in packs(weight)}
         read = {_memory(constant) for constant in tape.constants} - packed
         if not read <= set(map(_memory, given)):  # a copy of something, which may grow old
@@ -97,6 +98,7 @@ class Guard:
             counts=list(map(len, dictionaries)),
             entries=entries,
             tensors=tensors,
+            trained=list(map(_is_trained, tensors)),
             addresses=list(map(Tensor.data_ptr, tensors)),
             sizes=list(map(_nbytes, tensors)),
             weights=weights,
@@ -116,6 +118,7 @@ class Guard:
                 and self.children == self.were_children
                 and [*map(len, self.dictionaries)] == self.counts
                 and all(map(is_, chain.from_iterable(map(dict.values, self.dictionaries)), self.entries))
+                and [*map(_is_trained, self.tensors)] == self.trained
                 and [*map(Tensor.data_ptr, self.tensors)] == self.addresses
                 and [*map(_nbytes, self.tensors)] == self.sizes
                 and [*map(_version, self.weights)] == self.versions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from .tape import Launched, Room, Storage, Tape, View, constant_of, launched
 
 _ALIGNMENT = 64
 _PAGE = 4096
-_KEPT = 1 << 26  # bytes of memory that a program keeps between calls
+KEPT = 1 << 26  # bytes of memory that a program keeps between calls
 
 Places = dict[Storage | Room, int]
 
@@ -44,14 +44,15 @@ class Placed:
 
 
 class Program:
-    """Calling it gives what the recorded module gives for inputs of the recorded sizes.
+    """Calling it gives what the recorded module gives for inputs of the recorded sizes. `cut`: a node from which on
+    the graph may run several times, on what was there before.
 
     arguments: of all launches, one after the other, as if the memory of a frame, of `size` bytes, began at 0; `inner`:
     where in them an address within it is. views: the tensors in it that torch is given.
     constants, kernels: what arguments have addresses of.
     """
 
-    def __init__(self, tape: Tape):
+    def __init__(self, tape: Tape, cut: fx.Node | None = None):
         self.constants = tape.constants
         self.views: list[Placed] = []
         self.segments: list[Segment] = []
@@ -60,38 +61,46 @@ class Program:
         fuse(tape)
         join(tape.graph)
         nodes = list(tape.graph.nodes)
-        places, self._top = _arena(nodes)
+        self._places, self._top = _arena(nodes, len(nodes) if cut is None else nodes.index(cut))
         self.size = self._top
-        code = self._graph(nodes, places).python_code("self")
-        namespace = dict(code.globals)
-        exec(compile(code.src, "<tritonconv replay>", "exec"), namespace)
-        self._run = namespace["forward"]
+        self._compile(nodes)
         for node in nodes:
             node.meta.clear()  # a graph refers to itself, and goes late; these tensors are to go with the program
         self._frames: list[_Frame] = []
         self.calls = 0
 
     def __call__(self, root: nn.Module, inputs: tuple[Tensor, ...]) -> object:
-        try:
-            frame = self._frames.pop()  # each call at a time has one of its own
-        except IndexError:
-            frame = _Frame(self)
+        frame = self.lend()
         result = self._run(root, frame, *inputs)
-        if (len(self._frames) + 1) * self.size <= _KEPT:
-            self._frames.append(frame)
+        self.give_back(frame)
         self.calls += 1
         return result
 
-    def _graph(self, nodes: list[fx.Node], places: Places) -> fx.Graph:
-        """The recorded graph without what only launches need, and with calls of `run` in place of launches."""
-        needed, graph = _needed(nodes, places), fx.Graph()
+    def lend(self) -> _Frame:
+        """A frame for one call at a time."""
+        try:
+            return self._frames.pop()
+        except IndexError:
+            return _Frame(self)
+
+    def give_back(self, frame: _Frame) -> None:
+        if (len(self._frames) + 1) * self.size <= KEPT:
+            self._frames.append(frame)
+
+    def _compile(self, nodes: list[fx.Node]) -> None:
+        self._run = function_of(self._graph(nodes, needed_of(nodes, self._places)))
+
+    def _graph(self, nodes: list[fx.Node], needed: Collection[fx.Node], given=(), output=()) -> fx.Graph:
+        """The recorded graph without what only launches need, and with calls of `run` in place of launches. Or of a
+        part of it one that takes what is `given` of the nodes before, and gives the values of the `output`."""
+        graph, places = fx.Graph(), self._places
         frame = graph.placeholder("frame")
-        now: dict[fx.Node, fx.Node] = {}
+        now = {node: graph.placeholder(f"{node.name}_before") for node in given}
         waiting: list[Launched] = []
 
         def run_waiting() -> None:
             if waiting:
-                bases = _bases(waiting, places)
+                bases = bases_of(waiting, places)
                 number = self._add_segment(waiting, bases, places)
                 graph.call_function(run, (frame, number, *(now[storage.base] for storage in bases)))
                 waiting.clear()
@@ -102,7 +111,7 @@ class Program:
             elif node in needed:
                 if node.target is constant_of:
                     now[node] = graph.call_function(constant, (frame, *node.args))
-                elif _is_placed(node, places):
+                elif is_placed(node, places):
                     (view,) = node.meta["views"]
                     self.views.append(Placed(places[view.storage] + view.offset, view.shape, view.stride, view.dtype))
                     now[node] = graph.call_function(placed, (frame, len(self.views) - 1))
@@ -110,6 +119,9 @@ class Program:
                     if node.op not in ("placeholder", "get_attr") and node.target is not torch.empty_strided:
                         run_waiting()
                     now[node] = graph.node_copy(node, now.__getitem__)
+        if output:
+            run_waiting()
+            graph.output(tuple(map(now.__getitem__, output)))
         return graph
 
     def _add_segment(self, launches: list[Launched], bases: list[Storage], places: Places) -> int:
@@ -188,9 +200,17 @@ def constant(frame: _Frame, number: int) -> Tensor:
     return frame.constants[number]
 
 
-def _arena(nodes: list[fx.Node]) -> tuple[Places, int]:
+def function_of(graph: fx.Graph) -> Callable:
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, "<tritonconv replay>", "exec"), namespace)
+    return namespace["forward"]
+
+
+def _arena(nodes: list[fx.Node], cut: int) -> tuple[Places, int]:
     """Where in one piece of memory each room lies, and each storage that may be used again at the next call; and the
-    size of that piece. What is not needed at the same time may lie at the same place."""
+    size of that piece. What is not needed at the same time may lie at the same place; what is made before the `cut` and
+    needed after it is needed to the end."""
     lives: dict[Storage | Room, tuple[int, int]] = {}
     lasting = {storage for node in nodes if node.meta.get("lasting") for storage in _touched(node)}
     for at, node in enumerate(nodes):
@@ -199,6 +219,9 @@ def _arena(nodes: list[fx.Node]) -> tuple[Places, int]:
                 lives[storage] = lives.get(storage, (at,))[0], at
         if (launch := node.meta.get("launch")) is not None:
             lives.update((operand, (at, at)) for operand in launch.operands if isinstance(operand, Room))
+    for each, (first, last) in lives.items():
+        if first < cut <= last:
+            lives[each] = first, len(nodes)
     places: Places = {}
     top = 0
     for each in sorted(lives, key=_size, reverse=True):
@@ -227,7 +250,7 @@ def _size(each: Storage | Room) -> int:
     return -(-each.size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _is_placed(node: fx.Node, places: Places) -> bool:
+def is_placed(node: fx.Node, places: Places) -> bool:
     """Whether its value is a tensor in the arena that nothing is to be computed for."""
     if len(_views(node)) != 1 or _views(node)[0].storage not in places or node.op != "call_function":
         return False
@@ -235,15 +258,15 @@ def _is_placed(node: fx.Node, places: Places) -> bool:
     return function is torch.empty_strided or (isinstance(function, torch._ops.OpOverload) and function.is_view)
 
 
-def _needed(nodes: list[fx.Node], places: Places) -> set[fx.Node]:
+def needed_of(nodes: list[fx.Node], places: Places) -> set[fx.Node]:
     """The nodes that have to be there when the launches are not."""
     needed: set[fx.Node] = set()
     for node in reversed(nodes):
         if node.op == "call_function" and node.target is launched:
-            needed.update(storage.base for storage in _bases([node.meta["launch"]], places))
+            needed.update(storage.base for storage in bases_of([node.meta["launch"]], places))
         elif node in needed or not _is_pure(node):
             needed.add(node)
-            if not _is_placed(node, places):
+            if not is_placed(node, places):
                 needed.update(node.all_input_nodes)
     return needed
 
@@ -254,7 +277,7 @@ def _is_pure(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
 
 
-def _bases(launches: Iterable[Launched], places: Places) -> list[Storage]:
+def bases_of(launches: Iterable[Launched], places: Places) -> list[Storage]:
     """The storages that the launches are given anew at every call."""
     views = (operand for launch in launches for operand in launch.operands if isinstance(operand, View))
     return list(dict.fromkeys(view.storage for view in views if view.storage not in places))

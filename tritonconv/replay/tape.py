@@ -7,6 +7,7 @@ torch's operators.
 
 from __future__ import annotations
 
+import functools
 import operator
 import threading
 from collections.abc import Callable, Mapping
@@ -28,7 +29,6 @@ from ..blocks.block import LEAVES, activated_block, activated_norm, conv_block, 
 from ..cpu import engine
 from ..cpu.runtime import Kernel
 from ..engines import Launch
-from ..launch import common
 
 _BLOCKS = {conv_block, conv_call, activated_block, activated_norm, choice.faster, *LEAVES.values()}
 _aten = torch.ops.aten
@@ -39,6 +39,7 @@ _ALLOCATIONS = {
     _aten.new_empty_strided.default,
     _aten.empty_like.default,
 }
+_ALIASES = {_aten.detach.default, _aten.alias.default}
 # What gives new memory, and what writes the same into memory that it is given.
 _INTO = {
     torch.cat: torch.cat,
@@ -140,19 +141,28 @@ class Tape:
         self.refusal = ""
         self._nodes = WeakIdKeyDictionary()
         self._storages: dict[int, Storage] = {}
+        self._by_view: dict[View, fx.Node] = {}
 
     def record(self, forward: Forward, inputs: tuple[Tensor, ...]) -> object:
         """Runs `forward` on the inputs."""
-        nodes = []
-        for number, x in enumerate(inputs):
-            if self._storage_of(x) is not None:
-                self.refusal = "inputs share memory"
-            nodes.append(self.graph.placeholder(f"input_{number}"))
-            self._note(nodes[-1], x)
-        output, result = self._written_out(self.root, "", forward, nodes, inputs)
+        output, result = self._run(forward, inputs)
         node = self.graph.output(output)
         self._note(node, result, lasting=True)
         return result
+
+    def repacks(self, weight: Tensor) -> bool:
+        """Whether launches read packs of the weight that are made anew at each call, if any."""
+        return False
+
+    def _run(self, forward: Forward, inputs: tuple[Tensor, ...]) -> tuple[object, object]:
+        """What stands for the output of `forward`, and its value."""
+        nodes = []
+        for number, x in enumerate(inputs):
+            if self.storage_of(x) is not None:
+                self.refusal = "inputs share memory"
+            nodes.append(self.graph.placeholder(f"input_{number}"))
+            self._note(nodes[-1], x)
+        return self._written_out(self.root, "", forward, nodes, inputs)
 
     def _written_out(self, module: nn.Module, path: str, forward: Forward, nodes, values) -> tuple[object, object]:
         """The output of `forward` on these: what stands for it in the graph, and its value."""
@@ -182,14 +192,15 @@ class Tape:
         if node.op == "call_function":
             if target in _BLOCKS or (target in _SHAPING and _of_tensors(stand_ins)):
                 return self._block(lambda: target(*args, **kwargs))
-            return self._call(node.op, target, stand_ins, target(*args, **kwargs), not _is_torchs(target))
+            run = functools.partial(target, *args, **kwargs)
+            return self._call(node.op, target, stand_ins, run, not is_torchs(target))
         if node.op == "call_method":
             receiver, *others = args
             function = getattr(receiver, target)
             if isinstance(receiver, Tensor) and target in _SHAPING and _of_tensors(stand_ins):
                 return self._block(lambda: function(*others, **kwargs))
             ours = not isinstance(receiver, Tensor) or target.endswith("_")
-            return self._call(node.op, target, stand_ins, function(*others, **kwargs), ours)
+            return self._call(node.op, target, stand_ins, lambda: function(*others, **kwargs), ours)
         child = module.get_submodule(target)
         if _is_swapped(child) or (type(child) in _SHAPING and "forward" not in vars(child)):
             self.parts.add(child)
@@ -200,8 +211,12 @@ class Tape:
             ordered = _ordered(forward, *stand_ins), _ordered(forward, args, kwargs)
             if _takes(forward, ordered[0]):
                 return self._written_out(child, _join(path, target), forward, *ordered)
+        return self._called(child, _join(path, target), stand_ins, lambda: child(*args, **kwargs))
+
+    def _called(self, child: nn.Module, path: str, stand_ins, run: Callable[[], object]) -> tuple[object, object]:
+        """A child that is not written out."""
         self.called.add(child)
-        return self._call(node.op, _join(path, target), stand_ins, child(*args, **kwargs), not _is_torchs(type(child)))
+        return self._call("call_module", path, stand_ins, run, not is_torchs(type(child)))
 
     def _forwards_of(self, child: nn.Module, path: str) -> tuple[Forward, ...]:
         """The forwards that `child` still runs, or that compute just what its own computes."""
@@ -214,19 +229,25 @@ class Tape:
     def _attribute(self, module: nn.Module, path: str, target: str) -> tuple[fx.Node, object]:
         owner, _, name = target.rpartition(".")
         owner = module.get_submodule(owner)
-        value, node = getattr(owner, name), self.graph.create_node("get_attr", _join(path, target))
+        value, path = getattr(owner, name), _join(path, target)
         if isinstance(value, nn.Module):
             self.parts.add(value)
             if "forward" in vars(value):
                 self.refusal = f"{target} has a forward of its own"
-            return node, value
+            return self.graph.create_node("get_attr", path), value
         if name not in owner._parameters and name not in owner._buffers:  # which are all that is guarded
             self.refusal = f"{target} is neither parameter nor buffer"
         self.inlined.setdefault(owner, {})
-        self._note(node, value)
-        return node, value
+        return self._named(path, value), value
 
-    def _call(self, op: str, target, stand_ins, value: object, lasting: bool = False) -> tuple[object, object]:
+    def _named(self, path: str, value: Tensor) -> fx.Node:
+        """What stands for a parameter or a buffer."""
+        node = self.graph.create_node("get_attr", path)
+        self._note(node, value)
+        return node
+
+    def _call(self, op: str, target, stand_ins, run: Callable[[], object], lasting: bool) -> tuple[object, object]:
+        value = run()
         if target in _INTO and self._is_new(value, stand_ins):
             return self._call_into(_INTO[target], *stand_ins, value), value
         node = self.graph.create_node(op, target, *stand_ins)
@@ -240,7 +261,7 @@ class Tape:
             return False
         first = args[0] if isinstance(args[0], (list, tuple)) else args[:1]
         given = all(isinstance(each, fx.Node) and each.meta.get("views") for each in first)
-        return given and all(self._storage_of(result) is None for result in results)
+        return given and all(self.storage_of(result) is None for result in results)
 
     def _call_into(self, function, args, kwargs, value: object) -> object:
         """Records that `function` writes `value`, and what stands for that."""
@@ -266,14 +287,24 @@ class Tape:
                 value = run()
         finally:
             del engine.watchers[mine]
-        if not all(isinstance(leaf, Tensor) and leaf in self._nodes for leaf in tree_leaves(value)):
+        return self._stands_for(value), value
+
+    def _stands_for(self, value: object) -> object:
+        """What stands for a block's value."""
+        if not all(map(self._is_known, tree_leaves(value))):
             self.refusal = "a block gives what it did not make"
-            return None, value
-        return tree_map_only(Tensor, self._nodes.__getitem__, value), value
+            return None
+        return tree_map_only(Tensor, self._found, value)
+
+    def _is_known(self, leaf: object) -> bool:
+        return isinstance(leaf, Tensor) and self._found(leaf) is not None
 
     def _operator(self, function, args: tuple, kwargs: dict, value: object) -> None:
         if function in _ALLOCATIONS:
             self._allocation(value)
+            return
+        if function in _ALIASES:  # found by the memory that it is
+            self._node_of(args[0])
             return
         args, kwargs = tree_map_only(Tensor, self._node_of, (args, kwargs))
         if function is _aten.clone.default and self._is_new(value, (args, {})):
@@ -291,30 +322,38 @@ class Tape:
             self.refusal = f"a block calls {function}"
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
-        if tensor not in self._nodes:
-            self.constants.append(tensor)
-            constant = self.graph.call_function(constant_of, (len(self.constants) - 1,))
-            self._note(constant, tensor)
-        return self._nodes[tensor]
+        if (node := self._found(tensor)) is not None:
+            return node
+        if self.storage_of(tensor) is not None:
+            self.refusal = "a view was made where nobody saw it"
+        self.constants.append(tensor)
+        constant = self.graph.call_function(constant_of, (len(self.constants) - 1,))
+        self._note(constant, tensor)
+        return constant
+
+    def _found(self, tensor: Tensor) -> fx.Node | None:
+        """What stands for the tensor, or for another that is the same part of memory: autograd hands on such."""
+        node = self._nodes.get(tensor)
+        if node is None and self.storage_of(tensor) is not None:
+            node = self._by_view.get(self._view_of(tensor))
+        return node
 
     def _launched(self, kernel: Kernel | None, launch, tensors) -> None:
         if kernel is None or launch.boxes:
             self.refusal = "a launch is checked"
             return
         given = [tensor for tensor in tensors if tensor is not None]
-        node = self.graph.call_function(launched, tuple(self._nodes[t] for t in given if t in self._nodes))
+        node = self.graph.call_function(launched, tuple(filter(None, map(self._found, given))))
         operands = tuple(map(self._operand, given))
         dtypes = tuple(None if tensor is None else tensor.dtype for tensor in tensors)
         node.meta["launch"] = Launched(kernel, launch, dtypes, operands)
         node.meta["views"] = [operand for operand in operands if isinstance(operand, View)]
 
-    def _operand(self, tensor: Tensor) -> View | Tensor | Room:
-        if (storage := self._storage_of(tensor)) is not None:
+    def _operand(self, tensor: Tensor) -> View | Tensor:
+        if (storage := self.storage_of(tensor)) is not None:
             if storage.base is None:
                 self.refusal = "a launch reads what is only in a tuple"
             return self._view_of(tensor)
-        if any(tensor is room for room in common.rooms()):
-            return Room(tensor.nbytes)
         self.constants.append(tensor)
         return tensor
 
@@ -328,7 +367,7 @@ class Tape:
             self.refusal = f"{node.name} gives a tensor elsewhere than in the CPU's memory"
             return
         for tensor in tensors:
-            if self._storage_of(tensor) is None:
+            if self.storage_of(tensor) is None:
                 storage = tensor.untyped_storage()
                 self._storages[storage._cdata] = Storage(tensor, made)
         node.meta["views"] = list(map(self._view_of, tensors))
@@ -336,15 +375,16 @@ class Tape:
         if isinstance(value, Tensor):
             self._nodes[value] = node
             (view,) = node.meta["views"]
+            self._by_view.setdefault(view, node)
             if view.storage.base is None:
                 view.storage.base, view.storage.start = node, view.offset
 
-    def _storage_of(self, tensor: Tensor) -> Storage | None:
+    def storage_of(self, tensor: Tensor) -> Storage | None:
         return self._storages.get(tensor.untyped_storage()._cdata)
 
     def _view_of(self, tensor: Tensor) -> View:
         offset = tensor.storage_offset() * tensor.itemsize
-        return View(self._storage_of(tensor), offset, tensor.shape, tensor.stride(), tensor.dtype)
+        return View(self.storage_of(tensor), offset, tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def constant_of(number: int) -> Tensor:
@@ -404,7 +444,7 @@ def _takes(forward: Forward, stand_ins: list) -> bool:
     return True
 
 
-def _is_torchs(target) -> bool:
+def is_torchs(target) -> bool:
     """Whether it is a function or a class of torch, or an operator of Python's: they keep nothing of what they see."""
     package = (getattr(target, "__module__", None) or "torch").partition(".")[0]
     return package in ("torch", "_operator", "math", "builtins")

@@ -1,0 +1,31 @@
+"""Weights into the panels that matrix products read."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pack(
+    w_ptr, panels_ptr, rows, columns, stride_group, stride_tap, stride_row, stride_column,
+    ROWS_BESIDE: tl.constexpr, COLUMNS_BESIDE: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """panels [groups, tiles of columns, taps, rows, BN] of a weight with these strides; zero beyond the last column.
+
+    Sizes are no constexprs: one kernel serves all weights whose rows, or columns, lie beside each other, or neither do.
+    Grid: (taps × tiles of rows, tiles of columns, groups).
+    """
+    blocks = tl.cdiv(rows, BK)
+    tap = (tl.program_id(0) // blocks).to(tl.int64)
+    row = tl.program_id(0) % blocks * BK + tl.arange(0, BK)
+    column = tl.program_id(1) * BN + tl.arange(0, BN)
+    group = tl.program_id(2).to(tl.int64)
+    o_row = row if ROWS_BESIDE else row * stride_row
+    o_column = column if COLUMNS_BESIDE else column * stride_column
+    p_w = w_ptr + group * stride_group + tap * stride_tap
+    m_row = (row < rows)[:, None]
+    mask = m_row & (column < columns)[None, :]
+    w = tl.load(p_w + o_row[:, None] + o_column[None, :], mask=mask, other=0.0)  # [BK, BN]
+    taps = tl.num_programs(0) // blocks
+    panel = (group * tl.num_programs(1) + tl.program_id(1)) * taps + tap
+    p_panel = panels_ptr + panel * rows * BN
+    tl.store(p_panel + row[:, None] * BN + tl.arange(0, BN)[None, :], w, mask=m_row)
