@@ -57,6 +57,12 @@ def test_one_kernel_runs(kernel_calls):
     assert kernel_calls == ["conv2d+relu+max_pool2d"] * 2
 
 
+@pytest.mark.parametrize("pattern", ("conv2d+relu6+max_pool2d", "conv2d+hardsigmoid+max_pool2d"))
+def test_a_compiler_takes_ceil_mode(pattern):
+    model, x = tritonconv.patch(network(FORMS[pattern])), torch.randn(SIZE)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+
+
 OTHERS = {
     "windows that overlap": (lambda m, x: F.max_pool2d(m.conv(x), 3, 2), "swapped conv2d"),
     "padding": (lambda m, x: F.max_pool2d(m.conv(x), 2, padding=1), "swapped conv2d"),

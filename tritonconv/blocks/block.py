@@ -296,7 +296,8 @@ def conv_block(
     if (y := repeat.again(conv, given, input, residual)) is not None:
         return y
     window, ceil_mode = (window_of(pool), pool.ceil_mode) if isinstance(pool, nn.Module) else (pool, ceil_mode)
-    if ceil_mode and _leaves_edges(window, conv, padding, input):
+    # In a graph of torch.compile sizes may be open: there it is a kernel of its own.
+    if ceil_mode and (torch.compiler.is_compiling() or _leaves_edges(window, conv, padding, input)):
         last = None if pool_first else activation
         value = conv_block(conv, norm, last, input, residual, padding=padding, inner=inner)
         value = _pooled(pool, ceil_mode, value)
