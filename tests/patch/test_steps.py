@@ -237,10 +237,17 @@ def test_what_is_not_repeated(last, monkeypatch):
     if isinstance(last, nn.Identity):
         monkeypatch.setattr(steps, "KEPT", 1)
     patched, plain = twins(nn.Sequential(nn.Conv2d(2, 2, 3), last), repeated=False)
+    for _ in range(4 * CALLS):
+        patched(sample())
     torch.manual_seed(1)
     want = gradients(plain)
     torch.manual_seed(1)
     torch.testing.assert_close(gradients(patched), want)
+    if not isinstance(last, Odd):  # calls without gradients are, all the same
+        with torch.no_grad():
+            for _ in range(CALLS + 1):
+                torch.testing.assert_close(patched.eval()(sample()), plain.eval()(sample()))
+        assert vars(patched)["_tritonconv"].replays._programs
 
 
 def test_what_is_kept_goes_with_the_model():

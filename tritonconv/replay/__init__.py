@@ -61,7 +61,7 @@ class Replays:
         self.forwards = forwards
         self._programs: dict[tuple, tuple[Guard, Program]] = {}
         self._waiting: dict[tuple, int] = {}
-        self._patience = _FIRST
+        self._patience = dict.fromkeys((False, True), _FIRST)  # by whether there are gradients
 
     def __deepcopy__(self, memo) -> Replays:
         return Replays(self.forwards)
@@ -70,7 +70,7 @@ class Replays:
         """What `root` gives for the inputs, or NOT_REPLAYED, if nothing has run."""
         if not _unwatched(inputs):
             return NOT_REPLAYED
-        common = _generation, torch.get_num_threads(), torch.is_grad_enabled()
+        common = torch.is_grad_enabled(), _generation, torch.get_num_threads()
         key = *common, *[(x.shape, x.stride(), x.dtype) for x in inputs]
         found = self._programs.get(key)
         if found is None:
@@ -80,29 +80,29 @@ class Replays:
             self._drop(key, program)
             return NOT_REPLAYED
         if program.calls == _WORTH:
-            self._patience = _FIRST
+            self._patience[key[0]] = _FIRST
         return program(root, inputs)
 
     def _record(self, root: nn.Module, inputs: tuple, key: tuple) -> object:
         seen = self._waiting.get(key, 0)
-        if seen < self._patience:
+        if seen < self._patience[key[0]]:
             if len(self._waiting) > 16 * _MOST:
                 self._waiting.clear()
             self._waiting[key] = seen + 1
             return NOT_REPLAYED
         forward = next((f for f in self.forwards[""] if f.holds(root, inputs)), None)
         if forward is None or Guard.hooked(root):
-            self._disappointed()
+            self._disappointed(key)
             return NOT_REPLAYED
         if not _recording.acquire(blocking=False):
             return NOT_REPLAYED
         try:
-            gradients = torch.is_grad_enabled()
+            gradients = key[0]
             tape = (StepTape if gradients else Tape)(root, self.forwards)
             result = tape.record(forward, inputs)
             guard = None if tape.refusal else Guard.of(root, tape)
             if guard is None:
-                self._disappointed()
+                self._disappointed(key)
             else:
                 self._keep(key, guard, Step(tape, guard) if gradients else Program(tape))
             return result
@@ -118,10 +118,10 @@ class Replays:
         self._programs.pop(key, None)
         self._waiting.pop(key, None)
         if program.calls < _WORTH:
-            self._disappointed()
+            self._disappointed(key)
 
-    def _disappointed(self) -> None:
-        self._patience = min(2 * self._patience, _LAST)
+    def _disappointed(self, key: tuple) -> None:
+        self._patience[key[0]] = min(2 * self._patience[key[0]], _LAST)
 
 
 def _unwatched(inputs: tuple) -> bool:
