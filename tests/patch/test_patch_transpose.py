@@ -99,7 +99,7 @@ def test_what_stays_on_torch():
     )
     reasons = {site.fqn: site.reason for site in tritonconv.report(tritonconv.patch(model))}
     assert reasons == {
-        "0": "it has no weights before its first call: run the model once, then patch it",
+        "0": "it has no weights before its first call: run the model once, then patch it, or give patch a sample",
         "1": "it is parametrized: a kernel's weight is packed once, not at every call",
         "2": "",
         "3": "no kernel computes it",
