@@ -63,11 +63,9 @@ def _longest(tile: TileConfig, op: str, geometry: ConvGeometry, threads: int, pr
     programs = m_tiles * beside * geometry.groups
     if programs > _MANY * threads:
         return cdiv(programs, threads) * (program + (last - program) / m_tiles)
-    grouped = m_tiles <= tile.GROUP_M
 
     def cost(number: int) -> float:
-        at = number // residue_classes(op, geometry) % m_tiles if grouped else number % (m_tiles * beside) // beside
-        return last if at == m_tiles - 1 else program
+        return last if number % (m_tiles * beside) // beside == m_tiles - 1 else program
 
     bounds = [programs * thread // threads for thread in range(threads + 1)]
     return max(sum(map(cost, range(*share))) for share in pairwise(bounds))

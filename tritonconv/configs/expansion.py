@@ -11,7 +11,7 @@ from ..cpu.target import caches, host
 from ..geometry import ConvGeometry
 
 _ROOM = 4  # the part of the second-level cache that what lies between may take
-_AGAIN = 1.15  # rows that are expanded, over those of the image, from which on it is not worth it
+_AGAIN = 1.15  # rows that a thread expands, over its share of the image's, from which on it is not worth it
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,23 @@ def band(C: int, depthwise: ConvGeometry, dtype: torch.dtype, threads: int) -> B
     BN = min(2 * lanes if g.K % (2 * lanes) == 0 else lanes, next_power_of_2(g.K))
     tiles = g.N * cdiv(g.K, BN)
     best, least = None, _AGAIN * g.H * tiles / threads
-    for bands in range(1, g.P + 1):
-        rows = cdiv(g.P, bands)
-        if room(g, rows, BN, 0) * dtype.itemsize > caches().second // _ROOM:
-            continue
-        expanded = cdiv(tiles * bands, threads) * min(height(g, rows), g.H)
-        if expanded < least:
+    for rows in dict.fromkeys(cdiv(g.P, bands) for bands in range(1, g.P + 1)):  # bands of much the same height
+        bands = cdiv(g.P, rows)
+        expanded = cdiv(tiles * bands, threads) * _expanded(g, rows) / bands
+        fits = room(g, rows, BN, 0) * dtype.itemsize <= caches().second // _ROOM
+        if fits and expanded < least:
             best, least = rows, expanded
     if best is None:
         return None
     BM = min(128, next_power_of_2(min(height(g, best), g.H) * g.W))
     BK = max(1, min(64, next_power_of_2(C)) // 2)  # a loop of one turn would be none
     return BandConfig(best, BM, BN, BK, min(16, next_power_of_2(g.Q)))
+
+
+def _expanded(g: ConvGeometry, rows: int) -> int:
+    """Rows of the image that all bands see, those that two see counted twice."""
+    starts = (first * g.stride[0] - g.padding[0][0] for first in range(0, g.P, rows))
+    return sum(max(0, min(g.H, start + height(g, rows)) - max(0, start)) for start in starts)
 
 
 def height(g: ConvGeometry, rows: int) -> int:

@@ -91,8 +91,6 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
     fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in listed)
     # Tables list large tiles first: of those that became equal in extent, the last has the warps meant for it.
     tiles = {(tile.BM, tile.BN, tile.BK, tile.SPLIT, tile.boxed): tile for tile in fitted}.values()
-    if op != "wgrad" and kind == "cpu":
-        tiles = [_grouped(tile, op, geometry, dtype) for tile in tiles]
     if op != "wgrad" and kind in ("cuda", "hip"):  # CPUs have few enough cores for every output
         tiles = dict.fromkeys(split for tile in tiles for split in (tile, _split(tile, op, geometry, MACHINES[kind])))
     return tuple(sorted(tiles, key=lambda tile: (cost(tile, op, geometry, dtype, target), not tile.boxed)))
@@ -138,13 +136,6 @@ def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) ->
         BK = min(BK, sizes[2] & -sizes[2])
     tile = replace(tile, BM=min(tile.BM, M), BN=min(tile.BN, N), BK=min(BK, K))
     return _split(tile, op, geometry, machine) if op == "wgrad" else tile
-
-
-def _grouped(tile: TileConfig, op: str, geometry: ConvGeometry, dtype: torch.dtype) -> TileConfig:
-    """`tile`, with the tiles along M next to each other for each along N where that shares them out among a CPU's
-    threads more evenly: the last one may be of few rows."""
-    grouped = replace(tile, GROUP_M=m_tiles(tile, op, geometry))
-    return min(tile, grouped, key=lambda tile: cpu_cycles(tile, op, geometry, dtype.itemsize))
 
 
 def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> float:

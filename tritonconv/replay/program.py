@@ -210,15 +210,17 @@ def function_of(graph: fx.Graph) -> Callable:
 def _arena(nodes: list[fx.Node], cut: int) -> tuple[Places, int]:
     """Where in one piece of memory each room lies, and each storage that may be used again at the next call; and the
     size of that piece. What is not needed at the same time may lie at the same place; what is made before the `cut` and
-    needed after it is needed to the end."""
-    lives: dict[Storage | Room, tuple[int, int]] = {}
+    needed after it is needed to the end. Rooms lie apart: a thread finds its part of one in its own cache, where it was
+    at the launch before, and not in another thread's."""
+    lives: dict[Storage, tuple[int, int]] = {}
+    rooms: list[Room] = []
     lasting = {storage for node in nodes if node.meta.get("lasting") for storage in _touched(node)}
     for at, node in enumerate(nodes):
         for storage in _touched(node):
             if storage.made and storage not in lasting:
                 lives[storage] = lives.get(storage, (at,))[0], at
         if (launch := node.meta.get("launch")) is not None:
-            lives.update((operand, (at, at)) for operand in launch.operands if isinstance(operand, Room))
+            rooms += [operand for operand in launch.operands if isinstance(operand, Room)]
     for each, (first, last) in lives.items():
         if first < cut <= last:
             lives[each] = first, len(nodes)
@@ -234,7 +236,8 @@ def _arena(nodes: list[fx.Node], cut: int) -> tuple[Places, int]:
             place = max(place, places[other] + _size(other))
         places[each] = place
         top = max(top, place + _size(each))
-    return places, top
+    places.update(dict.fromkeys(rooms, top))
+    return places, top + max(map(_size, rooms), default=0)
 
 
 def _views(node: fx.Node) -> list[View]:
