@@ -182,3 +182,17 @@ with engines.use("interpreter"):
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_compiler_that_starts_after_the_interpreter_sees_the_language_as_it_is():
+    """Triton's front end is imported when something is compiled first, and notes then what `tl.static_assert` is."""
+    code = """
+import torch, triton.language as tl
+from tritonconv import engines, functional
+with engines.use("interpreter"):
+    functional.max_pool2d(torch.ones(1, 1, 4, 4), 2)
+from triton.compiler.code_generator import CodeGenerator
+assert {tl.static_assert, tl.static_print} <= set(CodeGenerator.statically_implemented_functions)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
