@@ -58,6 +58,19 @@ def test_it_becomes_a_part_of_a_call_of_the_function_too(what):
     assert_as_before(model)
 
 
+@pytest.mark.parametrize("convolve", (lambda m, x: m.conv(x), lambda m, x: F.conv2d(x, m.conv.weight, m.conv.bias * 2)))
+def test_the_input_may_be_overwritten_between_padding_and_convolution(convolve):
+    def forward(m, x):
+        x = x * 1
+        padded = F.pad(x, (1, 1, 1, 1))
+        x.mul_(0)
+        return convolve(m, padded)
+
+    model, x = tritonconv.patch(network(forward)), torch.randn(SIZE)
+    with torch.no_grad():  # autograd would refuse the overwriting
+        torch.testing.assert_close(model(x), tritonconv.unpatch(copy.deepcopy(model))(x))
+
+
 def test_a_subclass_that_pads_by_a_module_of_its_own():
     """As EfficientNets ported from TensorFlow have them."""
 

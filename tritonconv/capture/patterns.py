@@ -172,6 +172,10 @@ def _after_padding(module: nn.Module, match: Match) -> Match:
     padding = padding_of(pad, function)
     if padding is None:
         return match
+    # A call stays where its arguments are: nothing on the way there may overwrite what is padded.
+    between = takewhile(lambda node: node is not conv, _after(pad))
+    if called and not all(map(changes_nothing, between)):
+        return match
     status = match.status if called else "fused"
     return replace(match, block=replace(match.block, padding=padding), nodes=(pad, conv), status=status)
 
