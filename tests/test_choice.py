@@ -13,6 +13,7 @@ import autotune
 import tritonconv
 from autotune import store
 from tritonconv import choice, engines, measuring, tuning
+from tritonconv.ops import activations
 
 SIZE = (2, 4, 7, 6)
 
@@ -203,3 +204,29 @@ def _asked(arguments):
     with autotune.asked() as keys:
         choice.torch_is_faster("max_pool2d", *arguments)
     return keys
+
+
+# Channels and dtype of what is added.
+RESIDUALS = {"none": None, "alike": (4, torch.float32), "stretched": (1, torch.float32), "wider": (4, torch.float64)}
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("activation", [*activations._PLAIN, "leaky_relu(0.2)", "elu(0.5)"])
+@pytest.mark.parametrize("op", ("conv2d", "conv2d_batch_norm"))
+def test_what_torch_runs_writes_only_over_what_is_its_own(op, activation, residual):
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 4, 5, 5), torch.randn(4, 4, 3, 3, requires_grad=True)
+    channels, dtype = RESIDUALS[residual] or (4, torch.float32)
+    added = None if residual == "none" else torch.randn(2, channels, 3, 3, dtype=dtype, requires_grad=True)
+    norm = (None, None, torch.ones(4), torch.zeros(4), True, 0.1, 1e-5) if op.endswith("norm") else ()
+    y = F.conv2d(x, w)
+    y = F.batch_norm(y, *norm) if norm else y
+    want = activations.activation(activation).apply(y if added is None else y + added)
+    before = None if added is None else added.detach().clone()
+    got = choice.torchs(op)(x, w, None, *norm, residual=added, activation=activation)
+    leaves = [w] if added is None else [w, added]
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    gradients = (torch.autograd.grad(value.square().sum(), leaves) for value in (got, want))
+    torch.testing.assert_close(next(gradients), next(gradients), rtol=0, atol=0)
+    if added is not None:
+        assert torch.equal(added, before)

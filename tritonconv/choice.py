@@ -22,7 +22,7 @@ from autotune.store import canonical
 from . import engines, functional
 from .geometry import Pair
 from .ops import activations, conv, conv1d
-from .ops.epilogue import finish
+from .ops.epilogue import overwrite
 from .ops.support import is_channels_last, unsupported_call
 
 TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
@@ -95,7 +95,7 @@ def torchs(op: str) -> Callable:
     function = partial(_with_batch_norm, function) if norm else function
 
     def run(*args, residual: Tensor | None = None, activation: activations.Text = None, max_pool=None, **options):
-        y = finish(function(*args, **options), residual, activations.canonical(activation))
+        y = overwrite(function(*args, **options), residual, activations.canonical(activation))
         return y if max_pool is None else F.max_pool2d(y, max_pool)
 
     return run
@@ -103,7 +103,7 @@ def torchs(op: str) -> Callable:
 
 def _inner_activated(conv: Callable) -> Callable:
     def run(*args, inner: str | None = None, **options) -> Tensor:
-        return finish(conv(*args, **options), None, activations.canonical(inner))
+        return overwrite(conv(*args, **options), None, activations.canonical(inner))
 
     return run
 

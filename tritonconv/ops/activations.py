@@ -22,14 +22,20 @@ Text = str | Tensor | None  # of what has an activation or none
 
 @dataclass(frozen=True)
 class Activation:
-    """`apply(x)` gives y; `backward(dy, y)` gives dx, and is None where y does not tell it."""
+    """`apply(x)` gives y; `backward(dy, y)` gives dx, and is None where y does not tell it. `overwrite(x)` gives y in
+    the memory of x, and is None where torch's derivative would then be another or need a copy of x."""
 
     apply: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor] | None = None
+    overwrite: Callable[[Tensor], Tensor] | None = None
 
 
 def _leaky_relu(slope: float) -> Activation:
-    return Activation(lambda x: F.leaky_relu(x, slope), lambda dy, y: aten.leaky_relu_backward(dy, y, slope, True))
+    return Activation(
+        lambda x: F.leaky_relu(x, slope),
+        lambda dy, y: aten.leaky_relu_backward(dy, y, slope, True),
+        lambda x: F.leaky_relu_(x, slope),
+    )
 
 
 def _elu(alpha: float) -> Activation:
@@ -38,10 +44,10 @@ def _elu(alpha: float) -> Activation:
 
 # The derivative as torch has it at the kinks and for NaN.
 _PLAIN = {
-    "relu": Activation(torch.relu, lambda dy, y: aten.threshold_backward(dy, y, 0)),
-    "relu6": Activation(F.relu6, lambda dy, y: aten.hardtanh_backward(dy, y, 0, 6)),
-    "sigmoid": Activation(torch.sigmoid, lambda dy, y: aten.sigmoid_backward(dy, y)),
-    "tanh": Activation(torch.tanh, lambda dy, y: aten.tanh_backward(dy, y)),
+    "relu": Activation(torch.relu, lambda dy, y: aten.threshold_backward(dy, y, 0), torch.relu_),
+    "relu6": Activation(F.relu6, lambda dy, y: aten.hardtanh_backward(dy, y, 0, 6), lambda x: F.relu6(x, inplace=True)),
+    "sigmoid": Activation(torch.sigmoid, lambda dy, y: aten.sigmoid_backward(dy, y), torch.sigmoid_),
+    "tanh": Activation(torch.tanh, lambda dy, y: aten.tanh_backward(dy, y), torch.tanh_),
     "hardsigmoid": Activation(F.hardsigmoid, lambda dy, y: torch.where((y > 0) & (y < 1), dy / 6, 0)),
     "silu": Activation(F.silu),
     "hardswish": Activation(F.hardswish),

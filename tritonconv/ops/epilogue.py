@@ -41,6 +41,18 @@ def finish(y: Tensor, residual: Tensor | None, activation: Text) -> Tensor:
     return y if activation is None else activations.activation(activation).apply(y)
 
 
+def overwrite(y: Tensor, residual: Tensor | None, activation: Text) -> Tensor:
+    """`finish` of y that nobody else has, and whose own derivative does not need it: as models write it for torch, in
+    its memory, where that comes to the same."""
+    if residual is not None:
+        alike = residual.shape == y.shape and residual.dtype == y.dtype
+        y = y.add_(residual) if alike else y + residual
+    if activation is None:
+        return y
+    known = activations.activation(activation)
+    return (known.overwrite or known.apply)(y)
+
+
 def is_separate(activation: Text, *tensors: Tensor | None) -> bool:
     """Whether the activation cannot be in the kernel of what these tensors go into, for want of its derivative."""
     if activation is None or activations.activation(activation).backward is not None:
