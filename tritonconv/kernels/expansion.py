@@ -85,17 +85,16 @@ def expand_depthwise(
         if mean_ptr is not None:
             mean, rstd = statistics(mean_ptr, var_ptr, k, K, EPS, ACC)
         p_w = w_ptr + tile * (R * S * BN) + tl.arange(0, BN)
-        for p in range(0, rows):
-            for q0 in range(0, Q, BQ):
-                q = q0 + tl.arange(0, BQ)
-                p_z = z_ptr + (p * STRIDE_H * width + q * STRIDE_W)[:, None] * BN + tl.arange(0, BN)[None, :]
-                acc = tap_sum(
-                    p_z, 0, 0, q < Q, tail_mask(k, K, BN), H, width, BN, p_w, S, 1,
-                    R, S, R, S, DIL_H, DIL_W, 1, BQ, BN, ACC, True,
-                )  # fmt: skip
-                o_y = (((n * P + p0 + p).to(tl.int64) * Q + q) * K)[:, None] + k[None, :]
-                finish_window(
-                    acc, bias_ptr, y_ptr, mean, rstd, gamma_ptr, beta_ptr, slope_ptr, None,
-                    o_y, (q < Q)[:, None], tail_mask(k, K, BN), k, K, ACTIVATION,
-                )  # fmt: skip
+        o_band = ((n * P + p0) * Q).to(tl.int64) * K + k[None, :]
+        for m0 in range(0, rows * Q, BQ):
+            m = m0 + tl.arange(0, BQ)
+            p_z = z_ptr + (m // Q * (STRIDE_H * width) + m % Q * STRIDE_W)[:, None] * BN + tl.arange(0, BN)[None, :]
+            acc = tap_sum(
+                p_z, 0, 0, m < rows * Q, tail_mask(k, K, BN), H, width, BN, p_w, S, 1,
+                R, S, R, S, DIL_H, DIL_W, 1, BQ, BN, ACC, True,
+            )  # fmt: skip
+            finish_window(
+                acc, bias_ptr, y_ptr, mean, rstd, gamma_ptr, beta_ptr, slope_ptr, None,
+                o_band + m[:, None] * K, (m < rows * Q)[:, None], tail_mask(k, K, BN), k, K, ACTIVATION,
+            )  # fmt: skip
         tl.debug_barrier()
