@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from benchmarks import programs
-from tritonconv.cpu import cache, driver, engine, jit, runtime
+from tritonconv.cpu import cache, crew, driver, engine, jit, runtime
 from tritonconv.engines import Launch
 
 FORK = multiprocessing.get_context("fork")
@@ -96,7 +96,7 @@ def who(out, BLOCK: tl.constexpr):
 
 def test_inside_a_parallel_region():
     """A kernel launched by each of the threads of an OpenMP region runs on that thread alone."""
-    parallel = runtime._openmp()[0]
+    parallel = crew.openmp()[0]
     if not parallel:
         pytest.skip("this torch has no OpenMP library")
     one = Gram(0)
@@ -139,7 +139,7 @@ def test_jobs_in_a_row_wait_for_each_other(count, threads):
     addresses = (ctypes.c_void_p * len(jobs))(*map(ctypes.addressof, jobs))
     for _ in range(20):
         rows[1:] = 0
-        runtime.pool().run(ctypes.addressof(addresses), len(jobs), None, 0, None)
+        crew.pool().run(ctypes.addressof(addresses), len(jobs), None, 0, None)
         assert torch.equal(rows[-1], torch.arange(n) + len(jobs))
 
 

@@ -9,7 +9,8 @@ import torch
 
 from .build import Binary
 from .checks import Check
-from .runtime import HEADER_SIZE, Kernel, address_of
+from .crew import HEADER_SIZE
+from .runtime import Kernel, address_of
 
 _RECORD = struct.Struct("=qqq")  # number of the check that failed, byte or lane, program
 

@@ -1,286 +1,24 @@
-"""Runs loaded kernels over their grids on torch's own OpenMP threads.
+"""Runs loaded kernels over their grids (`crew`).
 
-A launch packs one block of memory, the *job*: a header that the threads share and the kernel's arguments after it. Each
-thread has a share of the grid, a contiguous one: neighbouring programs write neighbouring memory, and where that is
-new, two threads that touch the same stretch of it wait for each other's page faults. A thread takes its share in
-chunks, by a counter, and then what is left of the others', so an uneven or disturbed machine stays busy.
-
-Jobs that follow each other are one parallel region: between two of them the threads wait for each other by a counter,
-which takes a fraction of a microsecond, where a region of its own would take two. And a thread has the same share of
-all of them, whose data are in its caches.
+A launch packs one block of memory, the *job*: a header that the threads share and the kernel's arguments after it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 import threading
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 
 import torch
 
 from .build import Binary
-from .jit import emit_object, loader
-from .target import host
+from .crew import HEADER, pool
+from .jit import loader
 
-# kernel, programs, chunk, threads, scratch, scratch bytes per thread
-_HEADER = "PqqqPq"
-HEADER_SIZE = struct.calcsize(_HEADER)
-SCRATCH = 32  # where in the header the address of scratch is
 _SLOT = {"ptr": "P", "i1": "?7x", "i8": "b7x", "i16": "h6x", "i32": "i4x", "i64": "q", "f32": "f4x", "f64": "d",
          "f16": "e6x"}  # fmt: skip
 _PAGE = 4096
-
-
-def _openmp() -> tuple[int, int, int]:
-    """Addresses of GOMP_parallel, omp_in_parallel and omp_get_num_threads in the OpenMP library that torch uses (zeros
-    without one)."""
-    candidates = sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*.so*"))
-    candidates += sorted((Path(torch.__file__).parent.parent / "torch.libs").glob("lib*omp*.so*"))
-    for name in [*map(str, candidates), None]:
-        try:
-            library = ctypes.CDLL(name)
-            functions = library.GOMP_parallel, library.omp_in_parallel, library.omp_get_num_threads
-            return tuple(ctypes.cast(f, ctypes.c_void_p).value for f in functions)
-        except (OSError, AttributeError):
-            continue
-    return 0, 0, 0
-
-
-# A crew is (its jobs, how many, counters of the shares of one job and of the next, bytes of each, how many threads have
-# started) and, in a cache line of its own, how often one of them has been through with a job.
-_RUNTIME = """
-target triple = "{triple}"
-declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
-declare void @llvm.x86.sse2.pause()
-declare void @llvm.aarch64.hint(i32)
-define void @work(ptr %job, i64 %slot, ptr %counters) {{
-  %p1 = getelementptr i8, ptr %job, i64 8
-  %p2 = getelementptr i8, ptr %job, i64 16
-  %p3 = getelementptr i8, ptr %job, i64 24
-  %p4 = getelementptr i8, ptr %job, i64 32
-  %p5 = getelementptr i8, ptr %job, i64 40
-  %arguments = getelementptr i8, ptr %job, i64 {header}
-  %kernel = load ptr, ptr %job
-  %programs = load i64, ptr %p1
-  %chunk = load i64, ptr %p2
-  %threads = load i64, ptr %p3
-  %base = load ptr, ptr %p4
-  %stride = load i64, ptr %p5
-  %offset = mul i64 %slot, %stride
-  %scratch = getelementptr i8, ptr %base, i64 %offset
-  br label %share
-share:
-  %turn = phi i64 [ 0, %0 ], [ %later, %empty ]
-  %sum = add i64 %slot, %turn
-  %mine = urem i64 %sum, %threads
-  %low = mul i64 %mine, %programs
-  %start = udiv i64 %low, %threads
-  %high = add i64 %low, %programs
-  %stop = udiv i64 %high, %threads
-  %line = mul i64 %mine, 64
-  %counter = getelementptr i8, ptr %counters, i64 %line
-  br label %next
-next:
-  %taken = atomicrmw add ptr %counter, i64 %chunk monotonic
-  %first = add i64 %start, %taken
-  %some = icmp slt i64 %first, %stop
-  br i1 %some, label %run, label %empty
-run:
-  %end = add i64 %first, %chunk
-  %over = icmp slt i64 %stop, %end
-  %last = select i1 %over, i64 %stop, i64 %end
-  call void %kernel(ptr %arguments, ptr %scratch, i64 %first, i64 %last)
-  br label %next
-empty:
-  %later = add i64 %turn, 1
-  %more = icmp ult i64 %later, %threads
-  br i1 %more, label %share, label %done
-done:
-  ret void
-}}
-define void @join(ptr %crew) {{
-  %p1 = getelementptr i8, ptr %crew, i64 8
-  %p2 = getelementptr i8, ptr %crew, i64 16
-  %p3 = getelementptr i8, ptr %crew, i64 24
-  %p4 = getelementptr i8, ptr %crew, i64 32
-  %through = getelementptr i8, ptr %crew, i64 64
-  %jobs = load ptr, ptr %crew
-  %count = load i64, ptr %p1
-  %counters = load ptr, ptr %p2
-  %bytes = load i64, ptr %p3
-  %slot = atomicrmw add ptr %p4, i64 1 monotonic
-  %size = call i32 inttoptr (i64 {size} to ptr)()
-  %crew_size = zext i32 %size to i64
-  %leads = icmp eq i64 %slot, 0
-  br label %next
-next:
-  %at = phi i64 [ 0, %0 ], [ %after, %wait ]
-  %place = getelementptr ptr, ptr %jobs, i64 %at
-  %job = load ptr, ptr %place
-  %p_threads = getelementptr i8, ptr %job, i64 24
-  %threads = load i64, ptr %p_threads
-  %odd = and i64 %at, 1
-  %these = mul i64 %odd, %bytes
-  %now = getelementptr i8, ptr %counters, i64 %these
-  %others = sub i64 %bytes, %these
-  %following = getelementptr i8, ptr %counters, i64 %others
-  br i1 %leads, label %clear, label %ask
-clear:  ; nobody counts there: all are through with the job before
-  call void @llvm.memset.p0.i64(ptr %following, i8 0, i64 %bytes, i1 false)
-  br label %ask
-ask:
-  %needed = icmp ult i64 %slot, %threads
-  br i1 %needed, label %take, label %report
-take:
-  call void @work(ptr %job, i64 %slot, ptr %now)
-  br label %report
-report:
-  %after = add i64 %at, 1
-  %last = icmp eq i64 %after, %count
-  br i1 %last, label %done, label %count_me
-count_me:
-  %before = atomicrmw add ptr %through, i64 1 acq_rel
-  %goal = mul i64 %after, %crew_size
-  br label %wait
-wait:
-  %spins = phi i64 [ 0, %count_me ], [ %more, %spin ], [ %more, %yield ]
-  %have = load atomic i64, ptr %through acquire, align 8
-  %all = icmp uge i64 %have, %goal
-  br i1 %all, label %next, label %look
-look:
-  %more = add i64 %spins, 1
-  %long = icmp ugt i64 %more, {patience}
-  br i1 %long, label %yield, label %spin
-spin:
-  call void @{pause}
-  br label %wait
-yield:
-  %ignored = call i32 inttoptr (i64 {give_way} to ptr)()
-  br label %wait
-done:
-  ret void
-}}
-define void @run(ptr %jobs, i64 %count, ptr %moves, i64 %moved, ptr %bases) {{
-  br label %more
-more:
-  %move = phi i64 [ 0, %0 ], [ %following, %rebase ]
-  %left = icmp ult i64 %move, %moved
-  br i1 %left, label %rebase, label %measure
-rebase:
-  %line = getelementptr [3 x i64], ptr %moves, i64 %move
-  %line1 = getelementptr i64, ptr %line, i64 1
-  %line2 = getelementptr i64, ptr %line, i64 2
-  %word = load ptr, ptr %line
-  %which = load i64, ptr %line1
-  %offset = load i64, ptr %line2
-  %origin = getelementptr i64, ptr %bases, i64 %which
-  %base = load i64, ptr %origin
-  %address = add i64 %base, %offset
-  store i64 %address, ptr %word
-  %following = add i64 %move, 1
-  br label %more
-measure:
-  %at = phi i64 [ 0, %more ], [ %after, %look ]
-  %most = phi i64 [ 1, %more ], [ %larger, %look ]
-  %some = icmp ult i64 %at, %count
-  br i1 %some, label %look, label %begin
-look:
-  %place = getelementptr ptr, ptr %jobs, i64 %at
-  %job = load ptr, ptr %place
-  %p_threads = getelementptr i8, ptr %job, i64 24
-  %threads = load i64, ptr %p_threads
-  %wider = icmp ugt i64 %threads, %most
-  %larger = select i1 %wider, i64 %threads, i64 %most
-  %after = add i64 %at, 1
-  br label %measure
-begin:
-  %bytes = mul i64 %most, 64
-  %both = mul i64 %bytes, 2
-  %counters = alloca i8, i64 %both, align 64
-  %single = icmp ult i64 %most, 2
-  br i1 %single, label %alone, label %ask
-ask:
-  %nested = call i32 inttoptr (i64 {in_parallel} to ptr)()
-  %inside = icmp ne i32 %nested, 0
-  br i1 %inside, label %alone, label %together
-alone:
-  %turn = phi i64 [ 0, %begin ], [ 0, %ask ], [ %later, %one ]
-  %another = icmp ult i64 %turn, %count
-  br i1 %another, label %one, label %done
-one:
-  %spot = getelementptr ptr, ptr %jobs, i64 %turn
-  %mine = load ptr, ptr %spot
-  call void @llvm.memset.p0.i64(ptr %counters, i8 0, i64 %bytes, i1 false)
-  call void @work(ptr %mine, i64 0, ptr %counters)
-  %later = add i64 %turn, 1
-  br label %alone
-together:
-  %crew = alloca [72 x i8], align 64
-  %p1 = getelementptr i8, ptr %crew, i64 8
-  %p2 = getelementptr i8, ptr %crew, i64 16
-  %p3 = getelementptr i8, ptr %crew, i64 24
-  %p4 = getelementptr i8, ptr %crew, i64 32
-  %through = getelementptr i8, ptr %crew, i64 64
-  store ptr %jobs, ptr %crew
-  store i64 %count, ptr %p1
-  store ptr %counters, ptr %p2
-  store i64 %bytes, ptr %p3
-  store i64 0, ptr %p4
-  store i64 0, ptr %through
-  call void @llvm.memset.p0.i64(ptr %counters, i8 0, i64 %bytes, i1 false)
-  %size = trunc i64 %most to i32
-  call void inttoptr (i64 {parallel} to ptr)(ptr @join, ptr %crew, i32 %size, i32 0)
-  ret void
-done:
-  ret void
-}}
-define void @launch(ptr %job) {{
-  %jobs = alloca ptr
-  store ptr %job, ptr %jobs
-  call void @run(ptr %jobs, i64 1, ptr null, i64 0, ptr null)
-  ret void
-}}
-"""
-_PATIENCE = 1 << 12  # looks at the counter before a thread gives way to others that the machine may be busy with
-_PAUSE = {"x86_64": "llvm.x86.sse2.pause()"}
-_YIELD = "llvm.aarch64.hint(i32 1)"
-
-
-class _Pool:
-    """The launch functions of this process, and whether they use threads.
-
-    `launch(job)`; and `run(jobs, count, moves, moved, bases)`, which puts addresses into jobs and launches them in
-    order. `jobs` are their addresses; a move is (address of a word, which of the bases, offset from it).
-    """
-
-    def __init__(self):
-        parallel, in_parallel, size = _openmp()
-        self.parallel = bool(parallel)
-        text = _RUNTIME.format(
-            triple=host().triple,
-            header=HEADER_SIZE,
-            parallel=parallel,
-            in_parallel=in_parallel,
-            size=size,
-            give_way=ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value,
-            patience=_PATIENCE,
-            pause=_PAUSE.get(host().triple.partition("-")[0], _YIELD),
-        )
-        self._image = emit_object(text)
-        launch, self._launch = loader.load(self._image, "launch")
-        run, self._run = loader.load(self._image, "run")
-        self.launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(launch)
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self.run = ctypes.CFUNCTYPE(None, pointer, number, pointer, number, ctypes.c_char_p)(run)
-
-
-pool = cache(_Pool)
-
-
 _forked = False
 
 
@@ -320,7 +58,7 @@ class Kernel:
         unknown = [a for a in binary.arguments if a not in _SLOT]
         if unknown:
             raise TypeError(f"kernel {binary.name}: the CPU target cannot pass an argument of type {unknown[0]}")
-        layout = _HEADER + "".join(_SLOT[a] for a in binary.arguments) + "i4xi4xi4x"
+        layout = HEADER + "".join(_SLOT[a] for a in binary.arguments) + "i4xi4xi4x"
         self.pack = struct.Struct("=" + layout.replace("P", "Q")).pack
         self._pool = pool()  # kept: threads that race for the first launch may make one each
         self._launch, self._threaded = self._pool.launch, self._pool.parallel

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..cpu import runtime
+from ..cpu import crew, runtime
 from ..launch.room import lasting
 from .fusing import fuse
 from .joining import join
@@ -133,7 +133,7 @@ class Program:
             self.kernels.append(launch.kernel)
             start, values = len(self.arguments), []
             for number, operand in enumerate(launch.operands):
-                place = start + runtime.HEADER_SIZE + 8 * number
+                place = start + crew.HEADER_SIZE + 8 * number
                 if isinstance(operand, Tensor):
                     values.append(operand.data_ptr())
                 elif isinstance(operand, View) and operand.storage not in places:
@@ -145,7 +145,7 @@ class Program:
                     self.inner.append(place)
             job = launch.kernel.job(launch.launch.grid, [*values, *launch.launch.sizes], self._scratch)
             if launch.kernel.binary.scratch:
-                self.inner.append(start + runtime.SCRATCH)
+                self.inner.append(start + crew.SCRATCH)
             jobs.append(start)
             self.arguments += job
         self.segments.append(Segment(tuple(jobs), tuple(moves)))
@@ -167,7 +167,7 @@ class _Frame:
         self.constants = program.constants
         self._arguments = np.frombuffer(bytearray(program.arguments), np.int64)
         self._arguments[np.array(program.inner, np.int64) // 8] += self._memory.data_ptr() + first
-        self._pool = runtime.pool()
+        self._pool = crew.pool()
         self._arrays, self.segments, start = [], [], self._arguments.ctypes.data
         for segment in program.segments:
             jobs = np.array(segment.jobs, np.int64) + start
