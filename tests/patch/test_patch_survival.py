@@ -181,6 +181,18 @@ def test_a_changed_model_computes_what_it_says_now(change):
     assert_as_before(tritonconv.patch(model))
 
 
+def test_a_new_head_after_patching_is_said_to_cost_what_was_fused_beside_it(kernel_calls):
+    model = tritonconv.patch(nn.Sequential(block(), *block(), nn.Conv2d(2, 3, 1)))
+    model[3] = nn.Conv2d(2, 5, 1)
+    assert statuses(model) == {"0.0": "fused conv2d+relu", "1": "swapped conv2d+relu", "3": "swapped conv2d"}
+    (_, site, _) = tritonconv.report(model)
+    assert site.reason.endswith("a module of the same forward was replaced; patch again")
+    kernel_calls.clear()
+    model(torch.randn(SIZE))
+    assert kernel_calls == ["conv2d+relu", "conv2d"]
+    assert statuses(tritonconv.patch(model))["1"] == "fused conv2d+relu"
+
+
 def test_loading_and_training_after_patching(kernel_calls):
     torch.manual_seed(0)
     model = tritonconv.patch(vgg_like()).double()

@@ -194,13 +194,32 @@ def report(model: nn.Module) -> Report:
     if plan is None or plan.report is None:
         raise ValueError(f"report: this {type(model).__name__} was not given to tritonconv.patch, so there is none")
     modules = dict(model.named_modules(remove_duplicate=False))
-    return replace(plan.report, sites=tuple(_as_of_now(site, modules) for site in plan.report))
+    blocks = _in_blocks(modules)
+    return replace(plan.report, sites=tuple(_as_of_now(site, modules, blocks) for site in plan.report))
 
 
-def _as_of_now(site: Site, modules: dict[str, nn.Module]) -> Site:
-    if site.status == "fused" and any(name not in modules or intercepted(modules[name]) for name in site.members):
+def _as_of_now(site: Site, modules: dict[str, nn.Module], blocks: set[nn.Module]) -> Site:
+    if site.status != "fused":
+        return site
+    if any(name not in modules or intercepted(modules[name]) for name in site.members):
         return replace(site, status="swapped", reason="runs unfused: since patching, a member was hooked or removed")
+    if site.fqn in modules and modules[site.fqn] not in blocks:
+        reason = "runs unfused: since patching, a module of the same forward was replaced; patch again"
+        return replace(site, status="swapped", reason=reason)
     return site
+
+
+def _in_blocks(modules: dict[str, nn.Module]) -> set[nn.Module]:
+    """The modules in the blocks of the rewritten forwards that still stand."""
+    found = set()
+    for path, module in modules.items():
+        plan = swap.plan_of(module)
+        for forward in plan.forwards if plan else ():
+            if forward.stands(module):
+                targets = (node.target for node in forward.graph.find_nodes(op="get_attr"))
+                names = (f"{path}.{target}".strip(".") for target in targets)
+                found.update(modules[name] for name in names if name in modules)
+    return found
 
 
 def _report_of(model: nn.Module, found: Capture) -> Report:

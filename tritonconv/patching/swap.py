@@ -72,6 +72,10 @@ class Forward:
     def __deepcopy__(self, memo) -> Forward:
         return self  # nothing of it changes, and it holds no module
 
+    def stands(self, module: nn.Module) -> bool:
+        """Whether the modules are such as it was rewritten for."""
+        return all(children(module.get_submodule(path)) == part.children for path, part in self.parts.items())
+
     def holds(self, module: nn.Module, inputs: tuple) -> bool:
         return (
             len(inputs) == self.arity
