@@ -5,8 +5,8 @@ is new, two threads that touch the same stretch of it wait for each other's page
 by a counter, and then what is left of the others', so an uneven or disturbed machine stays busy.
 
 Jobs that follow each other are one parallel region: between two of them the threads wait for each other by a counter,
-which takes a fraction of a microsecond, where a region of its own would take two. And a thread has the same share of
-all of them, whose data are in its caches.
+which takes a fraction of a microsecond, where a region of its own would take two. One that has long to wait sleeps,
+since the one it waits for may need its core. And a thread has the same share of all jobs, whose data are in its caches.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def openmp() -> tuple[int, int, int]:
 
 
 # A crew is (its jobs, how many, counters of the shares of one job and of the next, bytes of each, how many threads have
-# started) and, in a cache line of its own, how often one of them has been through with a job.
+# started) and, in a cache line of its own, how often one of them has been through with a job, and how many sleep.
 _RUNTIME = """
 target triple = "{triple}"
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
@@ -100,6 +100,7 @@ define void @join(ptr %crew) {{
   %p3 = getelementptr i8, ptr %crew, i64 24
   %p4 = getelementptr i8, ptr %crew, i64 32
   %through = getelementptr i8, ptr %crew, i64 64
+  %sleepers = getelementptr i8, ptr %crew, i64 72
   %jobs = load ptr, ptr %crew
   %count = load i64, ptr %p1
   %counters = load ptr, ptr %p2
@@ -110,7 +111,7 @@ define void @join(ptr %crew) {{
   %leads = icmp eq i64 %slot, 0
   br label %next
 next:
-  %at = phi i64 [ 0, %0 ], [ %after, %wait ]
+  %at = phi i64 [ 0, %0 ], [ %after, %rouse ], [ %after, %wake ], [ %after, %wait ]
   %place = getelementptr ptr, ptr %jobs, i64 %at
   %job = load ptr, ptr %place
   %p_threads = getelementptr i8, ptr %job, i64 24
@@ -135,23 +136,41 @@ report:
   %last = icmp eq i64 %after, %count
   br i1 %last, label %done, label %count_me
 count_me:
-  %before = atomicrmw add ptr %through, i64 1 acq_rel
+  %before = atomicrmw add ptr %through, i64 1 seq_cst
+  %have = add i64 %before, 1
   %goal = mul i64 %after, %crew_size
-  br label %wait
+  %all = icmp eq i64 %have, %goal
+  br i1 %all, label %rouse, label %wait
+rouse:
+  %asleep = load atomic i64, ptr %sleepers seq_cst, align 8
+  %none = icmp eq i64 %asleep, 0
+  br i1 %none, label %next, label %wake
+wake:
+  %woken = call i64 (i64, ...) inttoptr (i64 {syscall} to ptr)(i64 {futex}, ptr %through, i32 129, i32 2147483647)
+  br label %next
 wait:
-  %spins = phi i64 [ 0, %count_me ], [ %more, %spin ], [ %more, %yield ]
-  %have = load atomic i64, ptr %through acquire, align 8
-  %all = icmp uge i64 %have, %goal
-  br i1 %all, label %next, label %look
+  %spins = phi i64 [ 0, %count_me ], [ %more, %spin ], [ %more, %up ]
+  %there = load atomic i64, ptr %through acquire, align 8
+  %complete = icmp uge i64 %there, %goal
+  br i1 %complete, label %next, label %look
 look:
   %more = add i64 %spins, 1
   %long = icmp ugt i64 %more, {patience}
-  br i1 %long, label %yield, label %spin
+  br i1 %long, label %lie_down, label %spin
 spin:
   call void @{pause}
   br label %wait
-yield:
-  %ignored = call i32 inttoptr (i64 {give_way} to ptr)()
+lie_down:  ; whoever completes the count after this line sees a sleeper
+  %others_asleep = atomicrmw add ptr %sleepers, i64 1 seq_cst
+  %seen = load atomic i64, ptr %through seq_cst, align 8
+  %late = icmp uge i64 %seen, %goal
+  br i1 %late, label %up, label %sleep
+sleep:  ; unless another number is there by now
+  %number = trunc i64 %seen to i32
+  %nap = call i64 (i64, ...) inttoptr (i64 {syscall} to ptr)(i64 {futex}, ptr %through, i32 128, i32 %number, ptr null)
+  br label %up
+up:
+  %still_asleep = atomicrmw sub ptr %sleepers, i64 1 seq_cst
   br label %wait
 done:
   ret void
@@ -211,18 +230,20 @@ one:
   %later = add i64 %turn, 1
   br label %alone
 together:
-  %crew = alloca [72 x i8], align 64
+  %crew = alloca [80 x i8], align 64
   %p1 = getelementptr i8, ptr %crew, i64 8
   %p2 = getelementptr i8, ptr %crew, i64 16
   %p3 = getelementptr i8, ptr %crew, i64 24
   %p4 = getelementptr i8, ptr %crew, i64 32
   %through = getelementptr i8, ptr %crew, i64 64
+  %sleepers = getelementptr i8, ptr %crew, i64 72
   store ptr %jobs, ptr %crew
   store i64 %count, ptr %p1
   store ptr %counters, ptr %p2
   store i64 %bytes, ptr %p3
   store i64 0, ptr %p4
   store i64 0, ptr %through
+  store i64 0, ptr %sleepers
   call void @llvm.memset.p0.i64(ptr %counters, i8 0, i64 %bytes, i1 false)
   %size = trunc i64 %most to i32
   call void inttoptr (i64 {parallel} to ptr)(ptr @join, ptr %crew, i32 %size, i32 0)
@@ -237,9 +258,9 @@ define void @launch(ptr %job) {{
   ret void
 }}
 """
-_PATIENCE = 1 << 12  # looks at the counter before a thread gives way to others that the machine may be busy with
-_PAUSE = {"x86_64": "llvm.x86.sse2.pause()"}
-_YIELD = "llvm.aarch64.hint(i32 1)"
+_PATIENCE = 1 << 12  # looks at the counter before a thread sleeps: the one it waits for may have no core
+# A breath while looking, and Linux's number of the call to sleep.
+_MACHINES = {"x86_64": ("llvm.x86.sse2.pause()", 202), "aarch64": ("llvm.aarch64.hint(i32 1)", 98)}
 
 
 class _Pool:
@@ -252,15 +273,17 @@ class _Pool:
     def __init__(self):
         parallel, in_parallel, size = openmp()
         self.parallel = bool(parallel)
+        pause, futex = _MACHINES[host().triple.partition("-")[0]]
         text = _RUNTIME.format(
             triple=host().triple,
             header=HEADER_SIZE,
             parallel=parallel,
             in_parallel=in_parallel,
             size=size,
-            give_way=ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value,
+            syscall=ctypes.cast(ctypes.CDLL(None).syscall, ctypes.c_void_p).value,
+            futex=futex,
             patience=_PATIENCE,
-            pause=_PAUSE.get(host().triple.partition("-")[0], _YIELD),
+            pause=pause,
         )
         self._image = emit_object(text)
         launch, self._launch = loader.load(self._image, "launch")
