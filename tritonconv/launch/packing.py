@@ -92,10 +92,10 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: b
     `layout` "fprop" reduces over taps and input channels and has output channels as columns; "dgrad" exchanges the
     channels; "spread" reduces over output channels and has taps and input channels as columns.
     """
-    if engines.is_listing():  # nobody reads it
-        return weight.detach()
     if not keep:
         return _packed(weight, geometry, layout, BN)
+    if engines.is_listing():  # nobody reads it
+        return weight.detach()
     key = layout, BN, geometry.groups, geometry.K
     return kept(weight, key, keep, lambda: _pack(weight, geometry, layout, BN))
 
