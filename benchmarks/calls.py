@@ -46,7 +46,9 @@ def _by_winograd() -> None:
 
 
 POOLED, NORMED, ROWS = (BATCH, 64, 112, 112), (BATCH, 256, 56, 56), (BATCH, 512, 1020)
+IMAGES = (BATCH, 3, 224, 224)
 CALLS = {
+    "7×7 / 2, 3 → 64, 224²": (_trained(lambda x, w: functional.conv2d(x, w, None, 2, 3), IMAGES, (64, 3, 7, 7)),),
     "64, 112², 3×3 / 2": (
         _trained(lambda x: functional.max_pool2d(x, 3, 2, 1), POOLED),
         _trained(lambda x: functional.avg_pool2d(x, 3, 2, 1), POOLED),
