@@ -24,6 +24,7 @@ OURS = "ours"
 WIDTH = 130  # of what is printed, wherever that is
 SETTLE = 0.5  # seconds at most until a peer's threads sleep
 LEAST = 0.02  # seconds of a peer's turn, once to warm up and once to be timed
+WARM = 4  # calls of each peer before; what is recorded and compiled with the first ones says nothing of the later ones
 
 Figure = tuple[float, float, float]  # lower quartile, median, upper quartile
 
@@ -110,7 +111,7 @@ def compare(
     gc.collect()
     gc.disable()  # what a collection takes would fall to whoever's turn it is
     try:
-        times = turns(tuple(runs.values()), seconds, rounds, warm=1, settle=SETTLE, least=least, device=DEVICE)
+        times = turns(tuple(runs.values()), seconds, rounds, warm=WARM, settle=SETTLE, least=least, device=DEVICE)
     finally:
         gc.enable()
     figures = {peer: figure([1e3 * s for s in mine]) for peer, mine in zip(runs, times, strict=True)}
