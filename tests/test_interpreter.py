@@ -166,6 +166,13 @@ def test_threads_take_turns():
         assert torch.equal(out, 2 * torch.arange(24, dtype=torch.int32))
 
 
+def run_alone(code: str, **variables: str) -> None:
+    """In a process of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_process_with_triton_interpret():
     """There `triton.jit` makes InterpretedFunctions, which run here too."""
     code = """
@@ -179,9 +186,7 @@ with engines.use("interpreter"):
         got, want = (torch.autograd.grad(f(x, w, stride=2).sum(), x)[0] for f in (conv2d, F.conv2d))
         assert torch.equal(got, want)
 """
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_alone(code, TRITON_INTERPRET="1")
 
 
 def test_a_compiler_that_starts_after_the_interpreter_sees_the_language_as_it_is():
@@ -194,5 +199,4 @@ with engines.use("interpreter"):
 from triton.compiler.code_generator import CodeGenerator
 assert {tl.static_assert, tl.static_print} <= set(CodeGenerator.statically_implemented_functions)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_alone(code)

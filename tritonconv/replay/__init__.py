@@ -8,9 +8,9 @@ launches that follow each other are one native call on prepared arguments, and w
 memory that the program keeps. What a caller gets is always new memory.
 
 Before it runs again a `guard` looks whether everything that led to the recorded launches is as it was. That, some
-look-ups in a row without a loop in Python, is most of what is left: about 0.1 ms for the 160 modules of MobileNetV2. A
-call that is unlike, or is watched by anybody (hooks, modes, tracers), takes the usual way. Calls of small models with
-gradients are recorded with these, as `steps` says.
+look-ups in a row without a loop in Python, is most of what is left. A call that is unlike, or is watched by anybody
+(hooks, modes, tracers), takes the usual way. Calls of small models with gradients are recorded with these, as `steps`
+says.
 """
 
 from __future__ import annotations

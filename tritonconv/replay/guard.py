@@ -27,7 +27,8 @@ _nbytes, _version, _is_trained = Tensor.nbytes.__get__, attrgetter("_version"), 
 class Guard:
     """own, settings: what gets the attributes that matter, of the root and of the modules in it (with theirs), and
     `values` those attributes. entries: the parameters and buffers in `dictionaries`. tensors: those that launches
-    read, whether they are `trained`, and where. weights: those of which launches read packs.
+    read, and where. trainable: those of them that may be `trained` or not, which only calls with gradients ask.
+    weights: those of which launches read packs.
     """
 
     own: Callable[[dict], tuple]
@@ -45,6 +46,7 @@ class Guard:
     counts: list[int]
     entries: list[Tensor | None]
     tensors: list[Tensor]
+    trainable: list[Tensor]
     trained: list[bool]
     addresses: list[int]
     sizes: list[int]
@@ -74,12 +76,13 @@ class Guard:
         given = list({id(tensor): tensor for tensor in entries if tensor is not None}.values())
         if any(t.is_inference() for t in given) or not all(map(_is_comparable, held)):
             return None
-        weights = [tensor for tensor in given if packs(tensor) and not tape.repacks(tensor)]
+        weights = [tensor for tensor in given if packs(tensor) and not (tape.gradients and tensor.requires_grad)]
         packed = {_memory(pack) for weight in weights for pack in packs(weight)}
         read = {_memory(constant) for constant in tape.constants} - packed
         if not read <= set(map(_memory, given)):  # a copy of something, which may grow old
             return None
         tensors = [t for t in given if _memory(t) in read or packs(t)]
+        trainable = tensors if tape.gradients else []
         children = [module._modules for module in tape.inlined]
         getters = [(_getter(names), state) for state, names in settings if names]
         return Guard(
@@ -98,7 +101,8 @@ class Guard:
             counts=list(map(len, dictionaries)),
             entries=entries,
             tensors=tensors,
-            trained=list(map(_is_trained, tensors)),
+            trainable=trainable,
+            trained=list(map(_is_trained, trainable)),
             addresses=list(map(Tensor.data_ptr, tensors)),
             sizes=list(map(_nbytes, tensors)),
             weights=weights,
@@ -118,7 +122,7 @@ class Guard:
                 and self.children == self.were_children
                 and [*map(len, self.dictionaries)] == self.counts
                 and all(map(is_, chain.from_iterable(map(dict.values, self.dictionaries)), self.entries))
-                and [*map(_is_trained, self.tensors)] == self.trained
+                and [*map(_is_trained, self.trainable)] == self.trained
                 and [*map(Tensor.data_ptr, self.tensors)] == self.addresses
                 and [*map(_nbytes, self.tensors)] == self.sizes
                 and [*map(_version, self.weights)] == self.versions

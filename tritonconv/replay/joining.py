@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from ..cpu import engine
-from .tape import Launched, Storage, View
+from .tape import Launched, Storage, View, views_of
 
 _aten = torch.ops.aten
 # Which constexpr says how far apart the pixels of which tensor are.
@@ -33,7 +33,7 @@ def join(graph: fx.Graph) -> None:
     touching: dict[Storage, dict[fx.Node, None]] = defaultdict(dict)
     lasting: set[Storage] = set()
     for node in graph.nodes:
-        for view in (view for each in (node, *node.all_input_nodes) for view in _views(each)):
+        for view in (view for each in (node, *node.all_input_nodes) for view in views_of(each)):
             touching[view.storage][node] = None
             if node.meta.get("lasting"):
                 lasting.add(view.storage)
@@ -46,7 +46,7 @@ def join(graph: fx.Graph) -> None:
     for node in reversed(
         list(graph.nodes)
     ):  # so a whole that is part of another is in its place before its own parts are
-        if _concatenates(node) and _views(node)[0].storage not in lasting:
+        if _concatenates(node) and views_of(node)[0].storage not in lasting:
             moved |= _joined(graph, node, movable)
     launches = [node for node in moved if "launch" in node.meta]
     made = [node.meta["launch"] for node in launches]
@@ -58,7 +58,7 @@ def join(graph: fx.Graph) -> None:
 def _joined(graph: fx.Graph, node: fx.Node, movable: dict[Storage, list[fx.Node]]) -> set[fx.Node]:
     """Moves the parts of a concatenation into the whole, or the whole to where they lie side by side already, and takes
     the node out of the graph. Returns the nodes that find something elsewhere."""
-    (whole,), parts = _views(node), [_views(part)[0] for part in node.args[0]]
+    (whole,), parts = views_of(node), [views_of(part)[0] for part in node.args[0]]
     node.replace_all_uses_with(node.kwargs["out"])
     if _side_by_side(parts) and whole.storage in movable and _is_all(whole):
         graph.erase_node(node)
@@ -72,7 +72,7 @@ def _joined(graph: fx.Graph, node: fx.Node, movable: dict[Storage, list[fx.Node]
     moved: set[fx.Node] = set()
     with graph.inserting_before(node):
         for part, place in zip(node.args[0], places, strict=True):
-            (view,) = _views(part)
+            (view,) = views_of(part)
             if view.storage in fit:
                 fit.remove(view.storage)  # one that comes twice is copied to its second place
                 moved |= _move(movable.pop(view.storage), view, place)
@@ -86,7 +86,7 @@ def _joined(graph: fx.Graph, node: fx.Node, movable: dict[Storage, list[fx.Node]
 
 def _move(nodes: list[fx.Node], old: View, new: View) -> set[fx.Node]:
     for node in nodes:
-        node.meta["views"] = [new if view == old else view for view in _views(node)]
+        node.meta["views"] = [new if view == old else view for view in views_of(node)]
         launched: Launched | None = node.meta.get("launch")
         if launched is None:
             continue
@@ -95,10 +95,6 @@ def _move(nodes: list[fx.Node], old: View, new: View) -> set[fx.Node]:
         operands = tuple(new if each == old else each for each in launched.operands)
         node.meta["launch"] = replace(launched, launch=launch, operands=operands)
     return set(nodes)
-
-
-def _views(node: fx.Node) -> list[View]:
-    return node.meta.get("views", [])
 
 
 def _writes_a_whole(node: fx.Node) -> bool:
@@ -112,7 +108,7 @@ def _concatenates(node: fx.Node) -> bool:
         return False
     parts, *rest = node.args
     dim = rest[0] if rest else node.kwargs.get("dim", 0)
-    (whole,), views = _views(node), [_views(part)[0] for part in parts]
+    (whole,), views = views_of(node), [views_of(part)[0] for part in parts]
     alike = all(view.dtype == whole.dtype and view.shape[2:] == whole.shape[2:] for view in views)
     return whole.storage.made and len(whole.shape) == 4 and dim in (1, -3) and alike and _pixel(whole) is not None
 
@@ -136,7 +132,7 @@ def _pixel(view: View) -> int | None:
 
 def _finds(node: fx.Node, storage: Storage) -> bool:
     """Whether the node could find this memory, one image, as channels of another."""
-    if not all(_is_all(view) for view in _views(node) if view.storage is storage):
+    if not all(_is_all(view) for view in views_of(node) if view.storage is storage):
         return False
     launched: Launched | None = node.meta.get("launch")
     if launched is None:

@@ -15,7 +15,7 @@ from ..cpu import crew, runtime
 from ..launch.room import lasting
 from .fusing import fuse
 from .joining import join
-from .tape import Launched, Room, Storage, Tape, View, constant_of, launched
+from .tape import Launched, Room, Storage, Tape, View, constant_of, launched, views_of
 
 _ALIGNMENT = 64
 _PAGE = 4096
@@ -240,13 +240,9 @@ def _arena(nodes: list[fx.Node], cut: int) -> tuple[Places, int]:
     return places, top + max(map(_size, rooms), default=0)
 
 
-def _views(node: fx.Node) -> list[View]:
-    return node.meta.get("views", [])
-
-
 def _touched(node: fx.Node) -> dict[Storage, None]:
     """The memory of what goes into the node and comes out, in an order that is always the same."""
-    return dict.fromkeys(view.storage for each in (node, *node.all_input_nodes) for view in _views(each))
+    return dict.fromkeys(view.storage for each in (node, *node.all_input_nodes) for view in views_of(each))
 
 
 def _size(each: Storage | Room) -> int:
@@ -255,7 +251,7 @@ def _size(each: Storage | Room) -> int:
 
 def is_placed(node: fx.Node, places: Places) -> bool:
     """Whether its value is a tensor in the arena that nothing is to be computed for."""
-    if len(_views(node)) != 1 or _views(node)[0].storage not in places or node.op != "call_function":
+    if len(views_of(node)) != 1 or views_of(node)[0].storage not in places or node.op != "call_function":
         return False
     function = node.target
     return function is torch.empty_strided or (isinstance(function, torch._ops.OpOverload) and function.is_view)

@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from .guard import Guard
 from .program import KEPT, Program, bases_of, function_of, is_placed, needed_of
-from .tape import Forward, Tape, View, constant_of, is_torchs, launched
+from .tape import Forward, Tape, constant_of, is_torchs, launched, views_of
 
 
 def is_watched(inputs: tuple[Tensor, ...]) -> bool:
@@ -29,6 +29,8 @@ class StepTape(Tape):
     depends on their arguments and on the modules' attributes. leaves: the parameters with a gradient. result, cut: the
     nodes of the call's result and of its gradient, where backward begins.
     """
+
+    gradients = True
 
     def record(self, forward: Forward, inputs: tuple[Tensor, ...]) -> object:
         self.forward = forward
@@ -56,9 +58,6 @@ class StepTape(Tape):
         self.leaves = [leaf for leaf, gradient in zip(self.leaves, gradients, strict=True) if gradient is not None]
         output = self.graph.output((self.result, *filter(None, nodes)))
         self._note(output, [value for value in (y, *gradients) if value is not None], lasting=True)
-
-    def repacks(self, weight: Tensor) -> bool:
-        return weight.requires_grad
 
     def _named(self, path: str, value: Tensor) -> fx.Node:
         return self._node_of(value)
@@ -94,7 +93,7 @@ class Step(Program):
 
     def __init__(self, tape: StepTape, guard: Guard):
         self.leaves, self.usual, self.guard = tuple(tape.leaves), tape.forward.run, guard
-        self.strides = _views(tape.cut)[0].stride
+        self.strides = views_of(tape.cut)[0].stride
         self._tape = tape
         super().__init__(tape, tape.cut)
         del self._tape
@@ -109,8 +108,8 @@ class Step(Program):
         used = self._used(after, needed) | set(gradients)
         again = [node for node in before if node in used and self._is_at_hand(node)]
         crossing = [node for node in before if node in used and not self._is_at_hand(node)]
-        own = _views(result)[0].storage
-        self.copies = any(view.storage is own for node in crossing if node is not result for view in _views(node))
+        own = views_of(result)[0].storage
+        self.copies = any(view.storage is own for node in crossing if node is not result for view in views_of(node))
         self.copies |= result is not own.base
         # Inputs and the result are kept by autograd, which notices when they change.
         saved = [node for node in crossing if node.op == "placeholder" or (node is result and not self.copies)]
@@ -136,13 +135,9 @@ class Step(Program):
     def _read(self, nodes: list[fx.Node]) -> tuple[Tensor, ...]:
         launches = [node.meta["launch"] for node in nodes if node.target is launched]
         operands = [operand for launch in launches for operand in launch.operands if isinstance(operand, Tensor)]
-        storages = {view.storage for node in nodes for each in (node, *node.all_input_nodes) for view in _views(each)}
+        storages = {view.storage for node in nodes for each in (node, *node.all_input_nodes) for view in views_of(each)}
         read = [tensor for tensor in self.constants if self._tape.storage_of(tensor) in storages]
         return tuple({id(tensor): tensor for tensor in operands + read}.values())
-
-
-def _views(node: fx.Node) -> list[View]:
-    return node.meta.get("views", [])
 
 
 class _Lent:

@@ -128,8 +128,10 @@ class Tape:
 
     inlined: modules whose forwards were written out, with what they read. parts: those that blocks are made of. called:
     those that are called. constants: tensors that are the same at every call. refusal: why the graph cannot stand for
-    such a call.
+    such a call. gradients: whether it is one with gradients.
     """
+
+    gradients = False
 
     def __init__(self, root: nn.Module, forwards: Mapping[str, tuple[Forward, ...]]):
         self.root, self.forwards = root, forwards
@@ -149,10 +151,6 @@ class Tape:
         node = self.graph.output(output)
         self._note(node, result, lasting=True)
         return result
-
-    def repacks(self, weight: Tensor) -> bool:
-        """Whether launches read packs of the weight that are made anew at each call, if any."""
-        return False
 
     def _run(self, forward: Forward, inputs: tuple[Tensor, ...]) -> tuple[object, object]:
         """What stands for the output of `forward`, and its value."""
@@ -385,6 +383,11 @@ class Tape:
     def _view_of(self, tensor: Tensor) -> View:
         offset = tensor.storage_offset() * tensor.itemsize
         return View(self.storage_of(tensor), offset, tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def views_of(node: fx.Node) -> list[View]:
+    """The tensors in its value, as the tape knows them."""
+    return node.meta.get("views", [])
 
 
 def constant_of(number: int) -> Tensor:
