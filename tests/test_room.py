@@ -1,5 +1,7 @@
-"""Memory of results: as torch's own, but in huge pages where it is large."""
+"""Memory of results: as torch's own, but in huge pages where it is large, and used again."""
 
+import copy
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 import tritonconv.functional as TF
 from tritonconv.launch import packing, room
 
+MIB = 1 << 20
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -24,6 +27,18 @@ def in_huge_pages(address: int) -> bool:
     raise AssertionError(f"no mapping around {address:#x}")
 
 
+def of(size: int) -> torch.Tensor:
+    """A result of so many bytes."""
+    return room.empty(torch.empty((), dtype=torch.uint8), (size,))
+
+
+@pytest.fixture
+def pool(monkeypatch) -> room.Pool:
+    """One of its own, in which nothing is."""
+    monkeypatch.setattr(room, "pool", room.Pool())
+    return room.pool
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_like_torch_empty(dtype, memory_format):
@@ -37,6 +52,78 @@ def test_large_results_lie_in_huge_pages():
     x, w = torch.randn(1, 8, 256, 512).to(memory_format=torch.channels_last), torch.randn(64, 8, 1, 1)
     y = TF.conv2d(x, w)
     assert in_huge_pages(y.data_ptr() + y.nbytes // 2)
+
+
+def test_what_is_freed_is_used_again(pool):
+    first = of(8 * MIB)
+    address = first.data_ptr()
+    assert pool.used() == 8 * MIB
+    view = first[:7]
+    del first
+    assert pool.used() == 8 * MIB  # a view has it yet
+    del view
+    assert pool.used() == 0
+    again = of(7 * MIB)  # nearly as large
+    assert (again.data_ptr(), again.untyped_storage().nbytes()) == (address, 7 * MIB)
+    assert of(7 * MIB).data_ptr() != address  # in use
+
+
+def test_a_block_goes_to_what_fits_it(pool):
+    results = [of(size * MIB) for size in (10, 8, 9)]
+    addresses = [result.data_ptr() for result in results]
+    results.clear()
+    assert of(9 * MIB).data_ptr() == addresses[2]
+    assert of(4 * MIB).data_ptr() not in addresses
+
+
+def test_never_more_than_was_once_in_use(pool):
+    results = [of(8 * MIB) for _ in range(4)]
+    results.clear()
+    for size in (3, 5, 16, 21):  # no block fits
+        results.append(of(size * MIB))
+        assert pool.used() + pool.free() <= 32 * MIB or pool.free() == 0
+    assert pool.used() == 45 * MIB
+
+
+def test_free_memory_can_be_given_back(pool):
+    kept = of(4 * MIB).fill_(1)
+    of(8 * MIB)
+    assert (pool.used(), pool.free()) == (4 * MIB, 8 * MIB)
+    pool.release()
+    assert (pool.used(), pool.free()) == (4 * MIB, 0)
+    assert kept.sum() == 4 * MIB
+
+
+def test_results_are_torchs_in_all_they_can_do(pool):
+    y = room.empty(torch.empty(()), (4, 64, 64, 65), memory_format=torch.channels_last).fill_(2)
+    assert not y._is_view()
+    assert torch.equal(copy.deepcopy(y), y)
+    y.requires_grad_().sum().backward()
+    assert y.grad.stride() == y.stride()
+    shared = y.detach().share_memory_()
+    assert shared.is_shared()
+    assert torch.equal(shared, torch.full_like(y, 2))
+
+
+def test_threads_share_the_pool(pool):
+    def work(value: int):
+        for _ in range(50):
+            results = [of(2 * MIB + 4096 * n).fill_(value) for n in range(3)]
+            found.extend((value, int(result.min()), int(result.max())) for result in results)
+
+    found: list[tuple[int, int, int]] = []
+    threads = [threading.Thread(target=work, args=(value,)) for value in (7, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {(7, 7, 7), (9, 9, 9)}
+    assert pool.used() == 0
+
+
+def test_too_large_is_refused_as_torch_does():
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        of(1 << 50)
 
 
 @pytest.mark.parametrize("shape", ((3, 5), (1, 700, 1000)))
