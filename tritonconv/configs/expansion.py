@@ -47,7 +47,8 @@ def band(C: int, depthwise: ConvGeometry, dtype: torch.dtype, threads: int) -> B
     if best is None:
         return None
     BM = min(128, next_power_of_2(min(height(g, best), g.H) * g.W))
-    BK = max(1, min(64, next_power_of_2(C)) // 2)  # a loop of one turn would be none
+    whole = C & -C  # channels in a turn that need no mask
+    BK = max(1, min(64, whole if 8 <= whole < C else next_power_of_2(C) // 2))  # a loop of one turn would be none
     return BandConfig(best, BM, BN, BK, min(16, next_power_of_2(g.Q)))
 
 

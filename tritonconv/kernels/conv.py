@@ -20,13 +20,14 @@ def implicit_gemm(
     b_ptr, b_tap, B_STEP_H: tl.constexpr, B_STEP_W: tl.constexpr,
     taps_h, taps_w, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    split=0, SPLIT: tl.constexpr = 1, BOXED: tl.constexpr = False,
+    split=0, SPLIT: tl.constexpr = 1, BOXED: tl.constexpr = False, POINTWISE: tl.constexpr = False,
 ):  # fmt: skip
     """[BM, BN] sums over taps (r, s) and channels c of image[h + r·STEP_H, w + s·STEP_W, c] × panel[tap, c, n].
 
     `a_ptr` [BM] points at channel 0 of pixel (h, w) of each row's H × W image, PIXEL elements a pixel; pixels outside
     the image and rows not `in_range` count as zero. `b_ptr` is the panel [·, C, BN] of one output tile, whose tap for
     (r, s) is b_tap + r·B_STEP_H + s·B_STEP_W. Of SPLIT equal parts of the reduction it is the sum over the one `split`.
+    If POINTWISE there is one tap, which sees the pixel itself.
     If BOXED, `b_ptr` describes all panels as rows of BN elements, in boxes of BK, and b_tap counts from the first one.
     """
     C_BLOCKS: tl.constexpr = (C + BK - 1) // BK
@@ -40,11 +41,14 @@ def implicit_gemm(
     share = tl.cdiv(turns, SPLIT)
     first = split * share if SPLIT > 1 else 0
     for i in range(first, tl.minimum(first + share, turns) if SPLIT > 1 else turns):
-        tap = i // C_BLOCKS
-        c = (i % C_BLOCKS) * BK
-        r = tap // taps_w
-        s = tap % taps_w
-        m_row = in_range & inside(h + r * STEP_H, w + s * STEP_W, H, W)
+        if POINTWISE:
+            r, s, c, m_row = 0, 0, i * BK, in_range
+        else:
+            tap = i // C_BLOCKS
+            c = (i % C_BLOCKS) * BK
+            r = tap // taps_w
+            s = tap % taps_w
+            m_row = in_range & inside(h + r * STEP_H, w + s * STEP_W, H, W)
         o_a = (r * STEP_H * W + s * STEP_W).to(tl.int64) * PIXEL + c
         b_row = (b_tap + r * B_STEP_H + s * B_STEP_W) * C + c
         o_b = b_row * BN
@@ -100,7 +104,8 @@ def conv_fprop(
         m = tile_m * BM + tl.arange(0, BM)
         in_range = m < M
         # A plain matrix product: output pixel m is input pixel m, unless pixels overlap.
-        if PIXEL >= GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
+        PLAIN: tl.constexpr = PIXEL >= GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W)
+        if PLAIN:
             pixel, h, w = m, 0, 0
         else:
             n, p, q = unravel(m, P, Q)
@@ -115,7 +120,7 @@ def conv_fprop(
             x_ptr + group * C + pixel.to(tl.int64) * PIXEL, h, w, in_range, H, W, PIXEL,
             panels, tap, S, 1,
             R, S, DIL_H, DIL_W,
-            C, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED,
+            C, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED, PLAIN,
         )  # fmt: skip
 
     k = tile_n * BN + tl.arange(0, BN)
@@ -179,7 +184,8 @@ def conv_dgrad(
         in_range = m < N * class_h * class_w
         r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
         s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)
-        if pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
+        PLAIN: tl.constexpr = pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W)
+        if PLAIN:
             dy_pixel, dx_pixel, p, q = m, m, 0, 0
         else:
             n, i, j = unravel(m, class_h, class_w)
@@ -196,7 +202,7 @@ def conv_dgrad(
             dy_ptr + group * K + dy_pixel.to(tl.int64) * (GROUPS * K), p, q, in_range, P, Q, GROUPS * K,
             panels, tap + r * S + s, TAP_H * S, TAP_W,
             taps_h, taps_w, -(TAP_H * DIL_H // STRIDE_H), -(TAP_W * DIL_W // STRIDE_W),
-            K, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED,
+            K, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED, PLAIN,
         )  # fmt: skip
 
     c = tile_n * BN + tl.arange(0, BN)

@@ -10,7 +10,7 @@ from .activations import activate
 from .common import unravel
 from .conv import implicit_gemm
 from .epilogue import store_rows
-from .norm import affine, normalized
+from .norm import scale_and_shift
 from .windows import tile_of
 
 
@@ -56,8 +56,8 @@ def conv_max_pool(
         if bias_ptr is not None:
             z += tl.load(bias_ptr + group * K + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
         if mean_ptr is not None:
-            z, _ = normalized(z, mean_ptr + group * K, var_ptr + group * K, k, K, EPS)
-            z = affine(z, gamma_ptr, beta_ptr, group * K, k, K)
+            scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, group * K, k, K, EPS, ACC)
+            z = z * scale[None, :] + shift[None, :]
         z = z.to(y_ptr.dtype.element_ty).to(ACC)
         better = (z > best) | (z != z)
         best = tl.where(better, z, best)

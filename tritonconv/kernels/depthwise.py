@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .activations import activate, inner_of
 from .common import inside, tap_step, taps_of
-from .norm import affine, statistics
+from .norm import scale_and_shift
 
 
 @triton.jit
@@ -86,18 +86,18 @@ def window_sum(
 
 @triton.jit
 def finish_window(
-    acc, bias_ptr, y_ptr, mean, rstd, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, o_y, m_q, m_k, k,
-    K: tl.constexpr, ACTIVATION: tl.constexpr,
+    acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, o_y, m_q, m_k, k,
+    K: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """y[o_y] = activation(norm(inner(acc + bias[k])) + residual[o_y]) of acc [BM, BN], in rows m_q [BM, 1] and channels
-    m_k [1, BN]. The norm, left out where `mean` is None, is that of `conv_fprop`; mean, rstd [BN]: its `statistics`."""
+    m_k [1, BN]. The norm is that of `conv_fprop`."""
     ACC: tl.constexpr = acc.dtype
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
     acc = activate(acc, inner_of(ACTIVATION))
-    if mean is not None:
-        acc = (acc - mean[None, :]) * rstd[None, :]
-        acc = affine(acc, gamma_ptr, beta_ptr, 0, k, K)
+    if mean_ptr is not None:
+        scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, 0, k, K, EPS, ACC)
+        acc = acc * scale[None, :] + shift[None, :]
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + o_y, mask=m_q & m_k, other=0.0).to(ACC)  # [BM, BN]
     acc = activate(acc, ACTIVATION, slope_ptr, k[None, :], m_k)
@@ -131,13 +131,10 @@ def depthwise_fprop(
         R, S, R, S, DIL_H, DIL_W, 1, BM, BN, ACC,
     )  # fmt: skip
 
-    mean, rstd = None, None
-    if mean_ptr is not None:
-        mean, rstd = statistics(mean_ptr, var_ptr, k, K, EPS, ACC)
     o_y = ((tl.cast(row, tl.int64) * Q + q) * K)[:, None] + k[None, :]
     finish_window(
-        acc, bias_ptr, y_ptr, mean, rstd, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
-        o_y, (q < Q)[:, None], tail_mask(k, K, BN), k, K, ACTIVATION,
+        acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
+        o_y, (q < Q)[:, None], tail_mask(k, K, BN), k, K, EPS, ACTIVATION,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate, inner_of
-from .norm import affine, normalized, store_moments
+from .norm import scale_and_shift, store_moments
 
 
 @triton.jit
@@ -34,8 +34,8 @@ def finish(
         acc += tl.load(bias_ptr + first + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
     acc = activate(acc, inner_of(ACTIVATION))
     if mean_ptr is not None:
-        acc, _ = normalized(acc, mean_ptr + first, var_ptr + first, k, K, EPS)
-        acc = affine(acc, gamma_ptr, beta_ptr, first, k, K)
+        scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, first, k, K, EPS, ACC)
+        acc = acc * scale[None, :] + shift[None, :]
     if residual_ptr is not None:
         mask = in_range[:, None] & (k < K)[None, :]
         at = m.to(tl.int64)[:, None] * CHANNELS + k[None, :]

@@ -8,7 +8,6 @@ import triton.language as tl
 from .conv import implicit_gemm
 from .depthwise import finish_window, tail_mask, tap_sum
 from .epilogue import finish
-from .norm import statistics
 
 
 @triton.jit
@@ -71,9 +70,10 @@ def expand_depthwise(
             m = m0 + tl.arange(0, BM)
             acc = implicit_gemm(
                 p_x + m.to(tl.int64) * PIXEL, 0, 0, m < pixels, H, W, PIXEL,
-                p_u, 0, 1, 1, 1, 1, 1, 1, C, BM, BN, BK, ACC, PRECISION,
+                p_u, 0, 1, 1, 1, 1, 1, 1, C, BM, BN, BK, ACC, PRECISION, POINTWISE=True,
             )  # fmt: skip
-            place = first * width + PAD_W + m + m // W * (width - W)
+            row = (m.to(tl.uint32) // tl.cast(W, tl.uint32)).to(tl.int32)  # sooner done without signs
+            place = first * width + PAD_W + m + row * (width - W)
             finish(
                 acc, inner_bias_ptr, z_ptr - tile * BN, inner_mean_ptr, inner_var_ptr, inner_gamma_ptr, inner_beta_ptr,
                 inner_slope_ptr, None, None,
@@ -81,20 +81,18 @@ def expand_depthwise(
             )  # fmt: skip
         tl.debug_barrier()
 
-        mean, rstd = None, None
-        if mean_ptr is not None:
-            mean, rstd = statistics(mean_ptr, var_ptr, k, K, EPS, ACC)
         p_w = w_ptr + tile * (R * S * BN) + tl.arange(0, BN)
-        o_band = ((n * P + p0) * Q).to(tl.int64) * K + k[None, :]
-        for m0 in range(0, rows * Q, BQ):
-            m = m0 + tl.arange(0, BQ)
-            p_z = z_ptr + (m // Q * (STRIDE_H * width) + m % Q * STRIDE_W)[:, None] * BN + tl.arange(0, BN)[None, :]
-            acc = tap_sum(
-                p_z, 0, 0, m < rows * Q, tail_mask(k, K, BN), H, width, BN, p_w, S, 1,
-                R, S, R, S, DIL_H, DIL_W, 1, BQ, BN, ACC, True,
-            )  # fmt: skip
-            finish_window(
-                acc, bias_ptr, y_ptr, mean, rstd, gamma_ptr, beta_ptr, slope_ptr, None,
-                o_band + m[:, None] * K, (m < rows * Q)[:, None], tail_mask(k, K, BN), k, K, ACTIVATION,
-            )  # fmt: skip
+        for p in range(0, rows):
+            o_row = ((n * P + p0 + p) * Q).to(tl.int64) * K + k[None, :]
+            p_row = z_ptr + p * (STRIDE_H * width) * BN + tl.arange(0, BN)[None, :]
+            for q0 in range(0, Q, BQ):
+                q = q0 + tl.arange(0, BQ)
+                acc = tap_sum(
+                    p_row + (q * (STRIDE_W * BN))[:, None], 0, 0, q < Q, tail_mask(k, K, BN), H, width, BN, p_w, S, 1,
+                    R, S, R, S, DIL_H, DIL_W, 1, BQ, BN, ACC, True,
+                )  # fmt: skip
+                finish_window(
+                    acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, None,
+                    o_row + q[:, None] * K, (q < Q)[:, None], tail_mask(k, K, BN), k, K, EPS, ACTIVATION,
+                )  # fmt: skip
         tl.debug_barrier()

@@ -125,6 +125,20 @@ def normalized(x, mean_ptr, var_ptr, c, C: tl.constexpr, EPS: tl.constexpr):
 
 
 @triton.jit
+def scale_and_shift(
+    mean_ptr, var_ptr, weight_ptr, bias_ptr, first, c, C: tl.constexpr, EPS: tl.constexpr, ACC: tl.constexpr
+):
+    """scale, shift [BN]: x · scale + shift = (x − mean) / √(var + EPS) · weight + bias in channels first + c, c < C."""
+    mean, scale = statistics(mean_ptr + first, var_ptr + first, c, C, EPS, ACC)
+    if weight_ptr is not None:
+        scale *= tl.load(weight_ptr + first + c, mask=c < C, other=0.0).to(ACC)  # [BN]
+    shift = -mean * scale
+    if bias_ptr is not None:
+        shift += tl.load(bias_ptr + first + c, mask=c < C, other=0.0).to(ACC)  # [BN]
+    return scale, shift
+
+
+@triton.jit
 def affine(x, weight_ptr, bias_ptr, first, c, C: tl.constexpr):
     """x · weight + bias in channels first + c [BN], c < C; None stands for 1 and 0."""
     if weight_ptr is not None:

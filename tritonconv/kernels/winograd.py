@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .activations import activate, inner_of
 from .common import inside, unravel
-from .norm import affine, normalized, store_partial
+from .norm import scale_and_shift, store_partial
 
 A = tl.constexpr(0.5**0.5)  # the points of F(4, 3) are 0, ±A, ±1/A, ∞
 B = tl.constexpr(2**0.5)
@@ -336,8 +336,8 @@ def conv_winograd(
                         z += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
                     z = activate(z, inner_of(ACTIVATION))
                     if mean_ptr is not None:
-                        z, _ = normalized(z, mean_ptr, var_ptr, k, K, EPS)
-                        z = affine(z, gamma_ptr, beta_ptr, 0, k, K)
+                        scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, 0, k, K, EPS, ACC)
+                        z = z * scale[None, :] + shift[None, :]
                     if residual_ptr is not None:
                         at, mask = output_at(o_residual, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
                         z += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
