@@ -41,7 +41,7 @@ def lower_jump(low, op: ir.Op):
     for successor in op.successors:
         for door in low.doors[successor]:
             value = next(values)
-            low.fill(door, lambda idx, value=value: e.at(value, idx))
+            low.fill(door, value)
     condition = f"i1 {e.scalar(e.at(op.operands[0]))[0]}, " if conditional else ""
     low.code.do(f"br {condition}{', '.join(f'label {low.labels[s]}' for s in op.successors)}")
 
@@ -59,7 +59,7 @@ def lower_while(low, op: ir.Op):
         """Fills the tensors' buffers; the scalars' registers."""
         for value, dest in zip(values, dests, strict=True):
             if dest:
-                low.fill(dest, lambda idx, value=value: e.at(value, idx))
+                low.fill(dest, value)
         return [e.scalar(e.at(v))[0] for v, dest in zip(values, dests, strict=True) if not dest]
 
     def receive(values: list[ir.Value], sources: list[Buffer | None], registers: list[str], depth: int):
@@ -121,7 +121,7 @@ def lower_if(low, op):
                 values = blocks[0].ops[-1].operands
                 for value, dest in zip(values, dests, strict=True):
                     if dest:
-                        low.fill(dest, lambda idx, value=value: e.at(value, idx))
+                        low.fill(dest, value)
                 scalars.append([e.scalar(e.at(v))[0] for v in values if not v.type.rank])
                 e.region, low.used = outer, used
         arms.append(arm)

@@ -145,5 +145,5 @@ def into(e: Elements, dest: Buffer):
 def _panels(low, value: ir.Value, columns: int) -> Panels:
     plain = low.allocate(value.type.elem, value.type.shape)
     dest = Panels(plain.base, plain.elem, plain.shape, plain.strides, columns)
-    low.fill(dest, lambda idx: low.elements.at(value, idx))
+    low.fill(dest, value)
     return dest

@@ -23,7 +23,7 @@ def lower_histogram(low, op):
     """Counts per bin; what falls into none is left out."""
     e, code, (bins,) = low.elements, low.code, op.result.type.shape
     dest = low.allocate("i32", (bins,))
-    low.fill(dest, lambda idx: const("i32", 0))
+    low.nest(dest.shape, lambda idx: e.store(dest.pointer(e, idx), const("i32", 0), TRUE), "i32")
     source = op.operands[0]
     with elementwise(low, source.type.shape) as idx:
         bin = e.at(source, idx)

@@ -79,7 +79,7 @@ class ForLoop:
         low, e, out = self.low, self.low.elements, []
         for c in self.carried:
             if c.buffers:
-                low.fill(c.buffers[0], lambda idx, c=c: e.at(c.first, idx))
+                low.fill(c.buffers[0], c.first)
                 out += [("ptr", e.address(b.base)[0]) for b in c.buffers if len(c.buffers) == 2]
             elif c.step:
                 out.append(("i64" if c.value.type.elem == "ptr" else REG[c.value.type.elem], "0"))
@@ -123,7 +123,7 @@ class ForLoop:
             if c.buffers:
                 held = e.bound.get(c.last)
                 if not (isinstance(held, Buffer) and held.base == c.spare.base):
-                    low.fill(c.spare, lambda idx, c=c: e.at(c.last, idx))
+                    low.fill(c.spare, c.last)
                 if len(c.buffers) == 2:
                     current, other = next(at), next(at)
                     out += [other, current]

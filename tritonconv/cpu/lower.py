@@ -14,14 +14,14 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from . import ahead, control, dot, floats, integers, ir, lanewise, memory, reduce, shapes, turning  # noqa: F401  their rules fill the table PURE
+from . import ahead, control, dot, floats, integers, ir, lanewise, memory, reduce, shapes, sliding, turning  # noqa: F401  their rules fill the table PURE
 from .checks import Check, Checks
 from .code import Code
 from .elements import PURE, Buffer, Elements, Fixed, Index, Recorded
 from .errors import UnsupportedOp
 from .plan import Plan
 from .target import Target
-from .values import MEM, SIZE, TRUE, Ptr, Val, const, index, lanes
+from .values import MEM, SIZE, TRUE, Ptr, const, index, lanes, shift
 
 # operation → what writes its code, given the Lowering and the operation
 STATEMENTS: dict[str, Callable] = {
@@ -189,12 +189,12 @@ class Lowering:
 
     def keep(self, value: ir.Value, dest: Buffer | None = None) -> Buffer:
         """Computes a tensor into a buffer, now; later uses read the buffer."""
-        body = lambda idx: self.elements.at(value, idx)  # noqa: E731
         if dest is None:
             dest = self.destinations.get(value)
         if dest is None:
-            dest = self.allocate(value.type.elem, value.type.shape, self.order(value.type, body))
-        self.fill(dest, body)
+            order = self.order(value.type, lambda idx: self.elements.at(value, idx))
+            dest = self.allocate(value.type.elem, value.type.shape, order)
+        self.fill(dest, value)
         self.elements.bound[value] = dest
         return dest
 
@@ -204,15 +204,18 @@ class Lowering:
         self.elements.bound[value] = Recorded(value, dest)
         self.recording.setdefault(self.plan.recorded[value], []).append((value, dest))
 
-    def fill(self, dest: Buffer, body: Callable[[Index], Val]):
-        def write(idx):
-            v = body(idx)
-            self.elements.store(dest.pointer(self.elements, idx), v._replace(elem=dest.stored), TRUE)
+    def fill(self, dest: Buffer, value: ir.Value):
+        e = self.elements
+        body = lambda idx: e.at(value, idx)  # noqa: E731
+
+        def write(*places):
+            for idx, v in zip(places, list(map(body, places)), strict=True):
+                e.store(dest.pointer(e, idx), v._replace(elem=dest.stored), TRUE)
 
         lane = max(range(len(dest.shape)), key=lambda d: (dest.shape[d] > 1, -dest.strides[d])) if dest.shape else None
         along = None if lane is None else turning.source(self, dest, body, lane)
         if along is None:
-            self.nest(dest.shape, write, dest.elem, lane)
+            self.nest(dest.shape, write, dest.elem, lane, value=value)
         else:
             turning.fill(self, dest, body, lane, along)
 
@@ -224,21 +227,29 @@ class Lowering:
     # ---- loop nests -----------------------------------------------------------------------------------------------
 
     def nest(
-        self, shape: tuple[int, ...], body: Callable[[Index], None], elem: str, lane: int | None = None, vectors=2
-    ):
-        """Runs `body` over all indices of `shape`, one dimension in lanes of `vectors` registers."""
+        self, shape: tuple[int, ...], body: Callable[..., None], elem: str, lane: int | None = None, vectors=2,
+        value: ir.Value | None = None,
+    ):  # fmt: skip
+        """Runs `body` over all indices of `shape`, one dimension in lanes of `vectors` registers. Where rows of `value`
+        read what the next ones read (`sliding`), `body` takes several indices at once, each of one register."""
         e, outer = self.elements, self.elements.width
         if lane is None:
             lane = self.order_of(shape, body, elem)[-1] if shape else None
-        width = min(shape[lane], vectors * self.target.lanes(max(4, SIZE[elem]))) if shape else 1
+        lanes_of = self.target.lanes(max(4, SIZE[elem]))
+        e.width = width = min(shape[lane], lanes_of) if shape else 1
+        along = None if value is None or width == 1 else sliding.dimension(self, value, lane)
+        if along is None and shape:
+            width = min(shape[lane], vectors * lanes_of)
         with ExitStack() as loops:
             idx = []
             for d, n in enumerate(shape):
-                step = width if d == lane else 1
+                step = width if d == lane else sliding.ROWS if d == along else 1
                 at = const("index", 0) if n == step else index(loops.enter_context(self.code.loop(n, step)).iv)
                 idx.append(lanes(at) if d == lane and width > 1 else at)
+            rows = range(1 if along is None else sliding.ROWS)
+            places = [tuple(shift(i, row) if d == along else i for d, i in enumerate(idx)) for row in rows]
             e.width = width
-            self.speculate(lambda: body(tuple(idx)), hoist=True)
+            self.speculate(lambda: body(*places), hoist=True)
         e.width = outer
 
     def speculate(self, body: Callable[[], Registers | None], hoist: bool = False) -> Registers | None:

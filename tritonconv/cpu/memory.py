@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial, reduce
 
 from . import ahead, ir, streaming
 from .elements import Buffer, Elements, Fixed, Index, pure
@@ -52,6 +54,20 @@ def write_store(e: Elements, op: ir.Op, idx: Index, within: Val | None = None):
     e.floor = floor
 
 
+def write_rows(e: Elements, op: ir.Op, rows: Sequence[Index]):
+    """Writes a vector of each row; all are computed before, where one of them is wanted."""
+    masks = [mask_at(e, op.operands[2], idx) if len(op.operands) > 2 else TRUE for idx in rows]
+    wanted = reduce(partial(e.binary, "or {}"), masks) if all(map(is_uniform, masks)) and TRUE not in masks else TRUE
+    floor = e.floor
+    with e.code.when(e.scalar(wanted)[0]):
+        e.floor = e.code.depth
+        values = [e.at(op.operands[1], idx) for idx in rows]
+        for idx, value, mask in zip(rows, values, masks, strict=True):
+            p = e.pointer(e.at(op.operands[0], idx))
+            e.store(p, value, e.checked(op, p, mask, e.code.depth), streams(op))
+    e.floor = floor
+
+
 def _write(e: Elements, op: ir.Op, idx: Index, mask: Val):
     p = e.pointer(e.at(op.operands[0], idx))
     e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask, e.code.depth), streams(op))
@@ -81,12 +97,16 @@ def lower_store(low, op):
     if len(stores) == 1 and streaming.aligned(low, op):
         return
 
-    def write(idx):
+    def write(idx, *more):
+        if more:
+            return write_rows(low.elements, op, (idx, *more))
         for store in stores:
             write_store(low.elements, store, idx)
         ahead.ask(low, op, idx)
 
-    low.nest(type.shape or (), write, type.elem, vectors=2 if len(stores) == 1 else 1)
+    alone = len(stores) == 1
+    value = op.operands[1] if alone and op not in low.ahead else None
+    low.nest(type.shape or (), write, type.elem, vectors=2 if alone else 1, value=value)
 
 
 _RMW = {1: "and", 2: "or", 3: "xor", 4: "add", 5: "fadd", 6: "max", 7: "min", 8: "umax", 9: "umin", 10: "xchg"}

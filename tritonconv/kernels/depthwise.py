@@ -41,7 +41,7 @@ def tap_sum(
             m_tap = (r < taps_h) & (s < taps_w)
             if not INSIDE:
                 mask = (in_range & m_tap & inside(h + r * STEP_H, w + s * STEP_W, H, W))[:, None] & m_n
-            o_x = tl.cast(r * STEP_H * W + s * STEP_W, tl.int64) * PIXEL
+            o_x = tl.cast(r * STEP_H * W, tl.int64) * PIXEL + s * STEP_W * PIXEL
             o_w = (r * W_STEP_H + s * W_STEP_W) * (DEPTH * BN)
             for i in tl.static_range(DEPTH):
                 x = tl.load(p_x + o_x + i, mask=mask, other=0.0).to(ACC)  # [BM, BN]
@@ -65,7 +65,7 @@ def window_sum(
     """
     REACH: tl.constexpr = (BM - 1) * COLUMN
     w = w0 + tl.arange(0, BM) * COLUMN
-    p_x = x_ptr + (h.to(tl.int64) * W + w)[:, None] * PIXEL
+    p_x = x_ptr + (h.to(tl.int64) * W + w0) * PIXEL + (tl.arange(0, BM) * (COLUMN * PIXEL))[:, None]
     h_end = h + (TAPS_H - 1) * STEP_H
     w_end = w0 + (TAPS_W - 1) * STEP_W
     fits_h = (tl.minimum(h, h_end) >= 0) & (tl.maximum(h, h_end) < H)
