@@ -141,3 +141,23 @@ def test_masked_factor_times_infinity():
     a, b = torch.ones(16, 32), torch.ones(32, 16)
     b[31, 3], b[30, 4], a[2, 1], b[5, 5] = torch.inf, torch.nan, torch.inf, -torch.inf
     check(not_finite, (1,), a, b, torch.zeros(16, 16), 32, 16, 16, 16)
+
+
+@triton.jit
+def leading(a, b, out, K, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, BK: tl.constexpr):
+    """Of a product's N columns the first ones."""
+    m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, BK)
+    acc = tl.zeros((M, N), out.dtype.element_ty)
+    for start in range(0, K, BK):
+        left = tl.load(a + m * K + (start + k)[None, :])
+        right = tl.load(b + (start + k)[:, None] * N + n)
+        acc = tl.dot(left, right, acc, out_dtype=acc.dtype)
+    tl.store(out + m * N + n, acc + 1, mask=n < COLUMNS)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("N,columns", [(64, c) for c in (1, 8, 12, 24, 40, 48, 63, 64)] + [(32, 24), (4, 3), (2, 2)])
+def test_columns_that_are_not_stored(N, columns, dtype):
+    a, b = (torch.randint(-8, 9, s).to(DTYPES[dtype]) for s in ((23, 48), (48, N)))
+    out = torch.full((32, N), -1, dtype=DTYPES[dtype])
+    check(leading, (1,), torch.cat([a, a[:9]]), b, out, 48, columns, 32, N, 16)

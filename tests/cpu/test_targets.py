@@ -79,8 +79,8 @@ def product_loop(lines: list[str], multiply: str) -> list[str]:
     return loop[places(loop)[0] : places(loop)[-1] + 1]
 
 
-def convolution(dtype: torch.dtype, columns: int, residual: torch.dtype | None = None) -> tuple:
-    geometry = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
+def convolution(dtype: torch.dtype, columns: int, residual: torch.dtype | None = None, K: int = 64) -> tuple:
+    geometry = ConvGeometry(1, 64, 56, 56, K, 3, 3, (1, 1), ((1, 1), (1, 1)))
     config = TileConfig(BM=128, BN=columns, BK=64)
     start = launch.conv.fprop_launch("cpu", geometry, dtype, "ieee", "relu", config)
     request = engine.request(start, (dtype,) * 4 + (None,) * 5 + (residual, None))
@@ -129,6 +129,23 @@ def test_products_stay_in_registers(processor, vectors, kernel):
     # Of SSE's code for a loop written out four times, LLVM keeps one of the many products on the stack.
     spilled = 2 if (processor, kernel) == ("x86-64-v2", "1-D convolution f32") else 0
     assert len([line for line in loop if re.search(r"\(%[re]sp|\[sp", line)]) <= spilled
+
+
+@pytest.mark.parametrize(
+    ("processor", "K", "multiply"),
+    [
+        *((name, 3 * PROCESSORS[name].lanes, PROCESSORS[name].multiply) for name in ("znver3", "znver4")),
+        ("znver4", 24, r"vfmadd\d+ps .*%ymm"),  # whose vectors of 64 bytes are worked on in halves
+    ],
+)
+def test_columns_that_nobody_stores_are_not_computed(processor, K, multiply):
+    """Three quarters of a tile, in three vectors."""
+    lines = assembly(processor, *convolution(torch.float32, triton.next_power_of_2(K), K=K))
+    loop = product_loop(lines, multiply)
+    rows, columns = PROCESSORS[processor].target(processor).dot_tile(3)
+    assert columns == 3
+    assert len([line for line in loop if re.match(multiply, line)]) in (rows * columns * turns for turns in (1, 2, 4))
+    assert not [line for line in loop if re.search(r"\(%[re]sp", line)]
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 4, 8])
@@ -223,7 +240,7 @@ def test_vectors_follow_from_features(triple, features, bytes):
     assert machine.vector_bytes == bytes
     assert [machine.lanes(size) for size in (1, 4, 8, 128)] == [bytes, bytes // 4, bytes // 8, 1]
     for vectors in (1, 2, 4, 8):
-        assert machine.dot_tile(vectors)[1] <= vectors
+        assert vectors % machine.dot_tile(vectors)[1] == 0
 
 
 ROWS = {"x_ptr": "*fp32", "y_ptr": "*fp32", "N": "i32"}

@@ -68,7 +68,7 @@ def _product(tile: TileConfig, reduction: int, size: int) -> float:
     """Of a product [BM, reduction] × [reduction, BN]."""
     rows, vectors, across = register_tile(tile, size, host())
     full, rest = divmod(tile.BM, rows)
-    each = [full * (TILE_STARTS + reduction * step(rows, vectors, host()))]
+    each = [full * (TILE_STARTS + reduction * step(rows, vectors, host().vector_bytes))]
     if rest:
-        each.append(TILE_STARTS + reduction * step(rest, vectors, host()))
+        each.append(TILE_STARTS + reduction * step(rest, vectors, host().vector_bytes))
     return across * sum(each)

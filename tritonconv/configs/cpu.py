@@ -93,17 +93,19 @@ def register_tile(tile: TileConfig, size: int, machine: Target) -> tuple[int, in
     return rows, vectors, cdiv(across, vectors)
 
 
-def step(rows: int, vectors: int, machine: Target) -> float:
-    """Cycles of one step of the reduction."""
-    halves = machine.vector_bytes / 32
+def step(rows: int, vectors: int, bytes: int) -> float:
+    """Cycles of one step of the reduction, of vectors of so many bytes."""
+    halves = bytes / 32
     return max(rows * vectors * halves / 2, (vectors * halves + rows) / 2, _LATENCY)
 
 
 def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> tuple[float, float]:
     """A program's cycles where operands are read in place, and those of one with the last rows."""
     machine = host()
-    M, _, K = geometry.gemm(op)
-    rows, vectors, across = register_tile(tile, size, machine)
+    M, N, K = geometry.gemm(op)
+    columns = min(tile.BN, N)
+    rows, vectors, width = machine.register_tile(columns, size)
+    across = cdiv(columns, vectors * width)
     taps = geometry.taps / residue_classes(op, geometry)
     turns = taps * cdiv(K, tile.BK)
     # A turn starts with its tap's row pointers; a pointwise convolution has them all along.
@@ -113,7 +115,7 @@ def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> t
     program = last = 0.0
     for height, at, count in ((rows, 0, full), (rest, full * rows, 1)):
         if height:
-            one = starts + taps * K * step(height, vectors, machine)
+            one = starts + taps * K * step(height, vectors, width * size)
             program += count * one
             last += min(count, max(0, cdiv(beyond - at, height))) * one
     cost = across
@@ -135,8 +137,8 @@ def _stretched(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> 
     pixels = cdiv(K, tile.SPLIT)
     full, rest = divmod(min(tile.BM, M), rows)
     starts = cdiv(pixels, STRETCH["cpu"] if geometry.pointwise else geometry.Q) * TILE_STARTS
-    multiply = full * (starts + pixels * step(rows, vectors, machine))
-    multiply += (starts + pixels * step(rest, vectors, machine)) if rest else 0
+    multiply = full * (starts + pixels * step(rows, vectors, machine.vector_bytes))
+    multiply += (starts + pixels * step(rest, vectors, machine.vector_bytes)) if rest else 0
     far = pixels * (M + N) * size > caches().last / 2
     return across * multiply + pixels * (tile.BM + tile.BN) * size / (_FAR_RATE if far else _NEAR_RATE)
 
@@ -164,7 +166,7 @@ def _copied(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> flo
     taps = geometry.taps / residue_classes(op, geometry)
     turns = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
     full, rest = divmod(tile.BM, rows)
-    multiply = full * (copies.tile + tile.BK * step(rows, vectors, machine))
-    multiply += (copies.tile + tile.BK * step(rest, vectors, machine)) if rest else 0
+    multiply = full * (copies.tile + tile.BK * step(rows, vectors, machine.vector_bytes))
+    multiply += (copies.tile + tile.BK * step(rest, vectors, machine.vector_bytes)) if rest else 0
     copied = tile.BK * (copies.left * tile.BM + copies.right * tile.BN) / machine.lanes(size)
     return turns * (across * multiply + copied + copies.pixel * tile.BM)

@@ -118,8 +118,8 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
     rows, vectors, across = register_tile(tile, size, machine)
     full, rest = divmod(tile.BM, rows)
     starts = TILE_STARTS + cdiv(geometry.C, tile.BK) * TURN_STARTS
-    multiply = full * (starts + geometry.C * step(rows, vectors, machine))
-    multiply += (starts + geometry.C * step(rest, vectors, machine)) if rest else 0
+    multiply = full * (starts + geometry.C * step(rows, vectors, machine.vector_bytes))
+    multiply += (starts + geometry.C * step(rest, vectors, machine.vector_bytes)) if rest else 0
     transform = _TRANSFORM * products / 36 * size / 32  # of an element
     inputs = tile.BM * (_PIXELS + transform * geometry.C)
     outputs = tile.BM * (_PIXELS + transform * tile.BN)
@@ -144,7 +144,7 @@ def wgrad_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> flo
     count = cdiv(count, 2 * tile.BK) * 2 * tile.BK  # as the launches take them
     gather = count * (sum(panels) * _PIXELS + channels * _TRANSFORM * products / 36 * size / 32)
     rows, vectors, across = register_tile(tile, size, machine)
-    product = cdiv(tile.BM, rows) * across * (TILE_STARTS + count * step(rows, vectors, machine))
+    product = cdiv(tile.BM, rows) * across * (TILE_STARTS + count * step(rows, vectors, machine.vector_bytes))
     sums = products * geometry.C * geometry.K * size
     memory = 2 * sums / _MEMORY_RATE if sums > caches().second else 0
     return (gather + memory) / programs + cdiv(products * panels[0] * panels[1], programs) * product

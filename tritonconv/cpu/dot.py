@@ -16,16 +16,10 @@ from .values import REG, SIZE, TRUE, Aff, Val, const, index, lanes, shift
 UNROLL = 4  # turns of the innermost loop written out: fewer branches, and the end of a short loop is predicted
 
 
-def _tile(low, elem: str, columns: int) -> tuple[int, int, int]:
-    """(rows, vectors, lanes) of the register tile."""
-    width = min(columns, low.target.lanes(SIZE[elem]))
-    return *low.target.dot_tile(columns // width), width
-
-
 class Product:
-    """One product's code: panels outside, accumulation inside."""
+    """One product's code: panels outside, accumulation inside. `columns`: how many are wanted, from the first on."""
 
-    def __init__(self, low, op: ir.Op):
+    def __init__(self, low, op: ir.Op, columns: int | None = None):
         self.low, self.op, self.prefix = low, op, ()
         self.e: Elements = low.elements
         self.m, self.k = op.operands[0].type.shape[-2:]
@@ -33,7 +27,8 @@ class Product:
         self.elem = op.result.type.elem
         self.reg = REG[self.elem]
         self.held = "f32" if self.elem in ("f16", "bf16") else self.elem  # accumulated as
-        self.rows, self.vectors, self.width = _tile(low, self.held, self.n)
+        self.columns = columns or self.n
+        self.rows, self.vectors, self.width = low.target.register_tile(self.columns, SIZE[self.held])
 
     def run(self, panel):
         """Calls `panel()` for every register tile, with `at_rows` and `at_columns` set to its indices."""
@@ -42,8 +37,8 @@ class Product:
         step = self.vectors * self.width
         with ExitStack() as loops:
             column = const("index", 0)
-            if self.n > step:
-                column = index(loops.enter_context(code.loop(self.n, step)).iv)
+            if self.columns > step:
+                column = index(loops.enter_context(code.loop(self.columns, step)).iv)
             self.low.speculate(lambda: self._rows(column, panel))
         e.width = outer
 

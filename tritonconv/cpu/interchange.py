@@ -15,10 +15,10 @@ from . import ir
 from .dot import UNROLL, Product, into
 from .elements import PURE, Fixed
 from .loops import ForLoop, moving_step
-from .memory import write_store
+from .masks import mask_at
+from .memory import read_by_element, write_store
 from .operands import Alive, Operands, index_through, through
-from .plan import SHAPE
-from .values import SIZE, Aff, const, index, lanes, shift
+from .values import FALSE, SIZE, Aff, const, index, lanes, shift
 
 
 def _match(low, op: ir.Op) -> ir.Op | None:
@@ -61,19 +61,22 @@ def fused_loop(low, op: ir.Op) -> bool:
     accumulator = product_op.operands[2]
     position = op.body.args.index(accumulator) - 1
     result, rest = op.results[position], [r for i, r in enumerate(op.results) if i != position]
-    product, state = Product(low, product_op), ForLoop(low, op, skip=(accumulator,))
+    store = low.plan.epilogue(result)
+    product = Product(low, product_op, None if store is None else _wanted(low, store))
+    state = ForLoop(low, op, skip=(accumulator,))
     if not _streams(product, state):
         return False
     first = op.operands[3 + position]
     if any(r.users for r in rest):
         _replay(low, op, state, rest)
-    store = low.plan.epilogue(result)
     if store is None:
         dest = low.destinations.get(result) or low.allocate(result.type.elem, result.type.shape)
         _interchange(low, product, state, first, into(e, dest))
         e.bound[result] = dest
     else:
-        beside = _read_beside(low, store.operands[1], result)
+        # What is read beside the sums, such as a residual, is mostly in memory, and at the end of a register tile there
+        # is nothing left to do meanwhile: it is asked for a tile before.
+        beside = read_by_element(low, store.operands[1])
 
         def begin():
             for load in beside:
@@ -89,22 +92,17 @@ def fused_loop(low, op: ir.Op) -> bool:
     return True
 
 
-def _read_beside(low, value: ir.Value, sums: ir.Value) -> list[ir.Op]:
-    """The loads of matrices, such as a residual, that make `value` together with the sums.
-
-    What they read is mostly in memory, and at the end of a register tile there is nothing left to do meanwhile: it is
-    asked for a tile before.
-    """
-    found, pending = [], [value]
-    while pending:
-        value = pending.pop()
-        if value is sums or value.op is None or value.type.rank < 2:
-            continue
-        if value.op.name == "tt.load" and value.op in low.plan.fused:
-            found.append(value.op)
-        elif value.op.name in PURE and value.op.name not in SHAPE:
-            pending += value.op.operands
-    return found
+def _wanted(low, store: ir.Op) -> int:
+    """Columns, from the first on, beyond which the mask of `store` never holds; a multiple of a few."""
+    e, (rows, columns), outer = low.elements, store.operands[1].type.shape, low.elements.width
+    few = e.width = max(1, low.target.lanes(SIZE[store.operands[1].type.elem]) // 2)
+    with low.code.probe(rows) as row:
+        while len(store.operands) > 2 and columns > few:
+            if mask_at(e, store.operands[2], (index(row), lanes(const("index", columns - few)))) != FALSE:
+                break
+            columns -= few
+    e.width = outer
+    return columns
 
 
 def _interchange(low, product: Product, state, first_value: ir.Value, finish, begin=lambda: None):

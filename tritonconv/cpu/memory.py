@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from functools import partial, reduce
 
 from . import ahead, ir, streaming
-from .elements import Buffer, Elements, Fixed, Index, pure
+from .elements import PURE, Buffer, Elements, Fixed, Index, pure
 from .errors import UnsupportedOp
 from .masks import mask_at
+from .plan import SHAPE
 from .values import MEM, SIZE, TRUE, Aff, Val, const, index, is_uniform
 
 
@@ -37,6 +38,20 @@ def lower_load(low, op):
         e.bound[op.result] = Fixed(e.at(op.result))
     elif op not in low.plan.fused:
         low.keep(op.result)
+
+
+def read_by_element(low, value: ir.Value) -> list[ir.Op]:
+    """The loads of matrices whose elements make those of `value`, each where that is asked for."""
+    found, pending = [], [value]
+    while pending:
+        value = pending.pop()
+        if value in low.elements.bound or value.op is None or value.type.rank < 2:
+            continue
+        if value.op.name == "tt.load" and value.op in low.plan.fused:
+            found.append(value.op)
+        elif value.op.name in PURE and value.op.name not in SHAPE:
+            pending += value.op.operands
+    return list(dict.fromkeys(found))
 
 
 def write_store(e: Elements, op: ir.Op, idx: Index, within: Val | None = None):

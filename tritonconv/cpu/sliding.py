@@ -9,31 +9,16 @@ from contextlib import ExitStack
 from itertools import combinations
 
 from . import ir
-from .elements import PURE
 from .masks import mask_at
-from .plan import SHAPE
+from .memory import read_by_element
 from .values import TRUE, Aff, index, lanes
 
 ROWS = 4
 
 
-def matrices(low, value: ir.Value) -> list[ir.Op]:
-    """The loads of matrices that make `value` element by element, each in the nest that asks for it."""
-    found, pending = [], [value]
-    while pending:
-        value = pending.pop()
-        if value in low.elements.bound or value.op is None or value.type.rank < 2:
-            continue
-        if value.op.name == "tt.load" and value.op in low.plan.fused:
-            found.append(value.op)
-        elif value.op.name in PURE and value.op.name not in SHAPE:
-            pending += value.op.operands
-    return list(dict.fromkeys(found))
-
-
 def dimension(low, value: ir.Value, lane: int) -> int | None:
     """The dimension along which rows of `value`, with lanes along `lane`, read what the next ones read."""
-    loads, shape = matrices(low, value), value.type.shape
+    loads, shape = read_by_element(low, value), value.type.shape
     rows = [d for d, n in enumerate(shape) if d != lane and n % ROWS == 0]
     if len(loads) < 2 or not rows:
         return None

@@ -32,14 +32,27 @@ class Target:
         """Elements of `size` bytes in one vector register."""
         return max(1, self.vector_bytes // size)
 
+    @property
+    def halves(self) -> bool:
+        """Whether half a vector takes half the time of a whole one, which is worked on in two parts."""
+        return self.cpu == "znver4" and self.vector_bytes == 64
+
     def dot_tile(self, vectors: int) -> tuple[int, int]:
         """Rows × vectors of accumulators that a matrix product with rows of `vectors` vectors holds in registers."""
-        return next(tile for tile in self.dot_tiles if tile[1] <= vectors)
+        fitting = [tile for tile in self.dot_tiles if tile[1] <= vectors and (tile[1] > 1 or vectors == 1)]
+        return min(fitting, key=lambda tile: -vectors % tile[1])
+
+    def register_tile(self, columns: int, size: int) -> tuple[int, int, int]:
+        """Rows, vectors and lanes of the accumulators for so many columns of elements of `size` bytes."""
+        whole = min(1 << (columns - 1).bit_length(), self.lanes(size))
+        widths = (whole, whole // 2) if self.halves and whole > 1 else (whole,)
+        tiles = [(*self.dot_tile(-(-columns // width)), width) for width in widths]
+        return min(tiles, key=lambda tile: -columns % (tile[1] * tile[2]))
 
 
 # Beside the accumulators, a step needs its vectors and a broadcast element in registers, and a pointer for each row.
-_AVX512 = 64, ((6, 4), (10, 2), (10, 1))
-_AVX = 32, ((6, 2), (6, 1))
+_AVX512 = 64, ((6, 4), (8, 3), (10, 2), (10, 1))
+_AVX = 32, ((4, 3), (6, 2), (6, 1))
 _SSE = 16, ((4, 2), (4, 1))  # no fused multiply-add: products need registers too
 _NEON = 16, ((5, 4), (8, 2), (8, 1))
 
