@@ -54,10 +54,10 @@ _CPU_WGRAD_TILES = (
     TileConfig(128, 16, 64),
     TileConfig(128, 16, 32),
 )
-# Where it reads both in place.
+# Where it reads both in place: the wider and higher, the fewer times.
 _CPU_STRETCHED_TILES = tuple(
     TileConfig(*tile, BK=32, SPLIT=split)
-    for tile in ((128, 64), (64, 64), (128, 32), (32, 32), (128, 16))
+    for tile in ((128, 256), (128, 128), (64, 256), (64, 128), (128, 64), (64, 64), (128, 32), (32, 32), (128, 16))
     for split in (1, 2, 4)
 )
 _GPU_TILES = {2: _GPU_TILES_16BIT, 4: _GPU_TILES_32BIT, 8: _GPU_TILES_64BIT}

@@ -54,7 +54,7 @@ class Machine:
 # Pixels that the gradient of a pointwise weight takes at a time, where the parts of a tile read them one after another:
 # few enough to stay in the second-level cache, of which pixels of 2^n channels, 2^n bytes apart, share a part of the
 # sets. Of other weights it is a row of the image, if that is long enough.
-STRETCH = {"cpu": 128, "interpreter": 512}
+STRETCH = {"cpu": 256, "interpreter": 512}
 _LONG = 28
 MACHINES = {
     "cuda": Machine(programs=132, start=100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16),
