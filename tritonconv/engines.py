@@ -136,15 +136,15 @@ def available() -> tuple[str, ...]:
     return tuple(name for name, engine in ENGINES.items() if engine.is_available())
 
 
-@functools.cache
-def _preferred(device_type: str) -> Engine | None:
-    return next((e for e in ENGINES.values() if device_type in e.device_types and e.is_available()), None)
+@functools.cache  # by device: to ask one for its type takes longer than to look it up
+def _preferred(device: torch.device) -> Engine | None:
+    return next((e for e in ENGINES.values() if device.type in e.device_types and e.is_available()), None)
 
 
 def engine_for(device: torch.device) -> Engine | None:
     """The engine that runs kernels on tensors of `device`: the pinned one, else the first of the table, else None."""
     if _pinned is None:
-        return _preferred(device.type)
+        return _preferred(device)
     return _pinned if device.type in _pinned.device_types else None
 
 

@@ -137,9 +137,10 @@ def test_jobs_in_a_row_wait_for_each_other(count, threads):
         for kernel, launch, x, y in zip(kernels, launches, rows, rows[1:], strict=False)
     ]
     addresses = (ctypes.c_void_p * len(jobs))(*map(ctypes.addressof, jobs))
+    segment = (ctypes.c_void_p * 4)(ctypes.addressof(addresses), len(jobs), None, 0)
     for _ in range(20):
         rows[1:] = 0
-        crew.pool().run(ctypes.addressof(addresses), len(jobs), None, 0, None)
+        crew.pool().run(ctypes.addressof(segment), None)
         assert torch.equal(rows[-1], torch.arange(n) + len(jobs))
 
 

@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tritonconv
 from tritonconv import choice, engines, replay
+from tritonconv.blocks.block import LEAVES
+from tritonconv.replay import guard
 
 ON_CPUS = choice._ON_CPUS  # which tests do without, otherwise
 CALLS = replay._FIRST + 3  # alike, of which the last ones are replayed
@@ -482,3 +484,32 @@ def test_a_recording_counts_as_one_call():
                 results.append((*model(sample()), torch.rand(1)))
             torch.testing.assert_close(*results)
     assert patched.middle.calls == CALLS and replayed(patched)
+
+
+def example(kind: type) -> tuple[nn.Module, torch.Tensor]:
+    convolution, rows = (3, 3, 1), (nn.Conv1d, nn.BatchNorm1d)
+    given = {nn.Conv1d: convolution, nn.Conv2d: convolution, nn.BatchNorm1d: (3,), nn.BatchNorm2d: (3,)}
+    module = kind(*given.get(kind, (5, 2) if kind is nn.Linear else ()))
+    return module, torch.randn((2, 3, 5) if kind in rows else (2, 3, 5, 5))
+
+
+@pytest.mark.parametrize("kind", guard.READ)
+def test_a_guard_looks_at_all_settings_that_a_forward_reads(kind):
+    module, x = example(kind)
+    read = set()
+
+    class Spied(kind):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    settings = {name for name in vars(module) if not name.startswith("_")}
+    module.__class__ = Spied
+    for mode in (True, False):
+        module.train(mode)
+        read.clear()
+        module(x)
+        if kind in LEAVES:
+            LEAVES[kind](module, x)
+        assert read & settings <= {*guard.READ[kind]}
+        assert {*guard.READ[kind]} <= settings

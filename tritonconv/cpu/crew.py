@@ -175,7 +175,14 @@ up:
 done:
   ret void
 }}
-define void @run(ptr %jobs, i64 %count, ptr %moves, i64 %moved, ptr %bases) {{
+define void @run(ptr %segment, ptr %bases) {{
+  %s1 = getelementptr i8, ptr %segment, i64 8
+  %s2 = getelementptr i8, ptr %segment, i64 16
+  %s3 = getelementptr i8, ptr %segment, i64 24
+  %jobs = load ptr, ptr %segment
+  %count = load i64, ptr %s1
+  %moves = load ptr, ptr %s2
+  %moved = load i64, ptr %s3
   br label %more
 more:
   %move = phi i64 [ 0, %0 ], [ %following, %rebase ]
@@ -254,7 +261,13 @@ done:
 define void @launch(ptr %job) {{
   %jobs = alloca ptr
   store ptr %job, ptr %jobs
-  call void @run(ptr %jobs, i64 1, ptr null, i64 0, ptr null)
+  %segment = alloca [4 x i64]
+  %s1 = getelementptr i8, ptr %segment, i64 8
+  %s3 = getelementptr i8, ptr %segment, i64 24
+  store ptr %jobs, ptr %segment
+  store i64 1, ptr %s1
+  store i64 0, ptr %s3
+  call void @run(ptr %segment, ptr null)
   ret void
 }}
 """
@@ -266,8 +279,8 @@ _MACHINES = {"x86_64": ("llvm.x86.sse2.pause()", 202), "aarch64": ("llvm.aarch64
 class _Pool:
     """The launch functions of this process, and whether they use threads.
 
-    `launch(job)`; and `run(jobs, count, moves, moved, bases)`, which puts addresses into jobs and launches them in
-    order. `jobs` are their addresses; a move is (address of a word, which of the bases, offset from it).
+    `launch(job)`; and `run(segment, bases)`, which puts addresses into jobs and launches them in order. A segment is
+    (addresses of jobs, how many, moves, how many); a move is (address of a word, which of the bases, offset from it).
     """
 
     def __init__(self):
@@ -289,8 +302,7 @@ class _Pool:
         launch, self._launch = loader.load(self._image, "launch")
         run, self._run = loader.load(self._image, "run")
         self.launch = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(launch)
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self.run = ctypes.CFUNCTYPE(None, pointer, number, pointer, number, ctypes.c_char_p)(run)
+        self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)(run)
 
 
 pool = cache(_Pool)

@@ -54,10 +54,18 @@ def remembered(function: Callable) -> Callable:
     return call
 
 
-def unsupported_call(*tensors: Tensor) -> str | None:
-    """Why kernels cannot run on these tensors at this moment, or None if they can."""
+def unsupported_now() -> str | None:
+    """Why kernels cannot run at this moment, whatever they are given, or None if they can."""
     if torch.jit.is_tracing():
         return "torch.jit is tracing the call"
+    # A kernel sees values only: neither tangents nor the levels of vmap and grad.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "a torch.func transform or forward-mode differentiation is active"
+    return None
+
+
+def unsupported_call(*tensors: Tensor) -> str | None:
+    """Why kernels cannot run on these tensors at this moment, or None if they can."""
     for tensor in tensors:
         if type(tensor) is not Tensor and type(tensor) is not Parameter:
             if not is_stand_in(tensor):
@@ -66,10 +74,7 @@ def unsupported_call(*tensors: Tensor) -> str | None:
                 return "what is exported is to run where this project is absent"
     if engines.engine_for(tensors[0].device) is None:
         return f"no engine runs on {tensors[0].device.type} tensors"
-    # A kernel sees values only: neither tangents nor the levels of vmap and grad.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "a torch.func transform or forward-mode differentiation is active"
-    return None
+    return unsupported_now()
 
 
 # Where a compiler keeps sizes open, each comparison restricts what its graph serves: so none of sizes with each other.

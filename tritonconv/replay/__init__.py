@@ -7,10 +7,9 @@ Some pairs of launches become one (`fusing`), and concatenations none (`joining`
 launches that follow each other are one native call on prepared arguments, and what they hand to each other lies in
 memory that the program keeps. What a caller gets is always new memory.
 
-Before it runs again a `guard` looks whether everything that led to the recorded launches is as it was. That, some
-look-ups in a row without a loop in Python, is most of what is left. A call that is unlike, or is watched by anybody
-(hooks, modes, tracers), takes the usual way. Calls of small models with gradients are recorded with these, as `steps`
-says.
+Before it runs again a `guard` looks whether everything that led to the recorded launches is as it was. That, one
+compiled expression, is most of what is left. A call that is unlike, or is watched by anybody (hooks, modes, tracers),
+takes the usual way. Calls of small models with gradients are recorded with these, as `steps` says.
 """
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from .. import engines
-from ..ops.support import unsupported_call
-from .guard import Guard
+from ..ops.support import unsupported_now
+from .guard import Guard, guard_of, hooked
 from .program import Program
 from .steps import Step, StepTape, is_watched
 from .tape import Forward, Tape
 
 NOT_REPLAYED = object()
+_CPU = torch.device("cpu")
 _MOST = 4  # programs that a module keeps
 _FIRST, _LAST = 2, 1 << 12  # calls that are alike before one is recorded: at first, and where nothing comes of it
 _WORTH = 64  # calls that a recording has to serve, which takes as long as some ten calls
@@ -75,8 +75,8 @@ class Replays:
         found = self._programs.get(key)
         if found is None:
             return self._record(root, inputs, key)
-        guard, program = found
-        if not guard.holds(root):
+        holds, program = found
+        if not holds(root):
             self._drop(key, program)
             return NOT_REPLAYED
         if program.calls == _WORTH:
@@ -91,7 +91,7 @@ class Replays:
             self._waiting[key] = seen + 1
             return NOT_REPLAYED
         forward = next((f for f in self.forwards[""] if f.holds(root, inputs)), None)
-        if forward is None or Guard.hooked(root):
+        if forward is None or hooked(root):
             self._disappointed(key)
             return NOT_REPLAYED
         if not _recording.acquire(blocking=False):
@@ -100,7 +100,7 @@ class Replays:
             gradients = key[0]
             tape = (StepTape if gradients else Tape)(root, self.forwards)
             result = tape.record(forward, inputs)
-            guard = None if tape.refusal else Guard.of(root, tape)
+            guard = None if tape.refusal else guard_of(root, tape)
             if guard is None:
                 self._disappointed(key)
             else:
@@ -132,8 +132,8 @@ def _unwatched(inputs: tuple) -> bool:
         if (type(x) is not Tensor and type(x) is not Parameter) or not x.is_cpu or x.layout is not torch.strided:
             return False
     modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    if modes or torch.is_autocast_enabled("cpu") or unsupported_call(*inputs) is not None:
+    if modes or torch._C._is_any_autocast_enabled() or unsupported_now() is not None:
         return False
     if torch.is_grad_enabled() and is_watched(inputs):
         return False
-    return engines.engine_for(inputs[0].device) is engines.ENGINES["native"]
+    return engines.engine_for(_CPU) is engines.ENGINES["native"]

@@ -167,29 +167,26 @@ class _Frame:
         self.constants = program.constants
         self._arguments = np.frombuffer(bytearray(program.arguments), np.int64)
         self._arguments[np.array(program.inner, np.int64) // 8] += self._memory.data_ptr() + first
-        self._pool = crew.pool()
+        self.run = crew.pool().run
         self._arrays, self.segments, start = [], [], self._arguments.ctypes.data
         for segment in program.segments:
             jobs = np.array(segment.jobs, np.int64) + start
             moves = np.array(segment.moves, np.int64).reshape(-1, 3) + (start, 0, 0)
-            self._arrays += jobs, moves
+            each = np.array((jobs.ctypes.data, len(jobs), moves.ctypes.data, len(moves)), np.int64)
+            self._arrays += jobs, moves, each
             count = 1 + max((which for _, which, _ in segment.moves), default=-1)
-            pack = struct.Struct(f"={count}Q").pack
-            self.segments.append((jobs.ctypes.data, len(jobs), moves.ctypes.data, len(moves), pack))
+            self.segments.append((each.ctypes.data, struct.Struct(f"={count}Q").pack))
 
     def _tensor(self, view: Placed, at: int) -> Tensor:
         size = 1 + sum((n - 1) * step for n, step in zip(view.shape, view.stride, strict=True))
         flat = self._memory[at : at + size * view.dtype.itemsize].view(view.dtype)
         return flat.as_strided(view.shape, view.stride).detach()
 
-    def run(self, number: int, tensors: tuple[Tensor, ...]) -> None:
-        jobs, count, moves, moved, pack = self.segments[number]
-        self._pool.run(jobs, count, moves, moved, pack(*[tensor.data_ptr() for tensor in tensors]))
-
 
 def run(frame: _Frame, number: int, *tensors: Tensor) -> None:
     """The launches of a segment, on these tensors beside those of the frame."""
-    frame.run(number, tensors)
+    segment, pack = frame.segments[number]
+    frame.run(segment, pack(*[tensor.data_ptr() for tensor in tensors]))
 
 
 def placed(frame: _Frame, number: int) -> Tensor:

@@ -92,7 +92,7 @@ class Step(Program):
     """
 
     def __init__(self, tape: StepTape, guard: Guard):
-        self.leaves, self.usual, self.guard = tuple(tape.leaves), tape.forward.run, guard
+        self.leaves, self.usual, self.holds = tuple(tape.leaves), tape.forward.run, guard
         self.strides = views_of(tape.cut)[0].stride
         self._tape = tape
         super().__init__(tape, tape.cut)
@@ -176,7 +176,7 @@ class Repeated(Function):
 
 def _differentiable(step: Step, root: nn.Module, inputs: tuple[Tensor, ...], dy: Tensor) -> tuple[Tensor, ...]:
     """The gradients by another forward, which counts no batch a second time."""
-    if not step.guard.holds(root):
+    if not step.holds(root):
         name = type(root).__name__
         raise RuntimeError(f"{name} has changed since the forward whose gradients are to be differentiated")
     buffers = [(buffer.data, buffer.clone()) for buffer in root.buffers()]
