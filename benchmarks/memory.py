@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import tritonconv
-from tritonconv.launch.room import pool
+from tritonconv.launch.room import results
 
 from .comparison import OURS, Row, figure, parser, publish
 from .measure import DEVICE
@@ -46,7 +46,7 @@ def grown(step) -> tuple[int, int]:
         step()
         torch.cuda.synchronize()
         return before, torch.cuda.max_memory_allocated()
-    pool.release()
+    results.release()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     step()
