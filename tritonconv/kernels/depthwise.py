@@ -29,7 +29,7 @@ def tail_mask(n, N: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def tap_sum(
-    p_x, h, w, in_range, m_n, H, W, PIXEL: tl.constexpr, p_w, W_STEP_H: tl.constexpr, W_STEP_W: tl.constexpr,
+    p_x, h, w, m_n, H, W, PIXEL: tl.constexpr, p_w, W_STEP_H: tl.constexpr, W_STEP_W: tl.constexpr,
     taps_h, taps_w, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     DEPTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
@@ -40,7 +40,7 @@ def tap_sum(
         for s in tl.static_range(TAPS_W):
             m_tap = (r < taps_h) & (s < taps_w)
             if not INSIDE:
-                mask = (in_range & m_tap & inside(h + r * STEP_H, w + s * STEP_W, H, W))[:, None] & m_n
+                mask = (m_tap & inside(h + r * STEP_H, w + s * STEP_W, H, W))[:, None] & m_n
             o_x = tl.cast(r * STEP_H * W, tl.int64) * PIXEL + s * STEP_W * PIXEL
             o_w = (r * W_STEP_H + s * W_STEP_W) * (DEPTH * BN)
             for i in tl.static_range(DEPTH):
@@ -52,7 +52,7 @@ def tap_sum(
 
 @triton.jit
 def window_sum(
-    x_ptr, h, w0, COLUMN: tl.constexpr, in_range, m_n, H, W, PIXEL: tl.constexpr,
+    x_ptr, h, w0, COLUMN: tl.constexpr, m_n, H, W, PIXEL: tl.constexpr,
     p_w, W_STEP_H: tl.constexpr, W_STEP_W: tl.constexpr,
     taps_h, taps_w, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     DEPTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr,
@@ -60,8 +60,8 @@ def window_sum(
     """[BM, BN] sums over taps r < taps_h, s < taps_w and i < DEPTH: image[h + r·STEP_H, w + s·STEP_W, n + i] × weight.
 
     The columns w [BM] are w0, w0 + COLUMN, …; `x_ptr` [1, BN] points at pixel (0, 0) of the H × W image, channels n,
-    PIXEL elements a pixel. Pixels outside the image and columns not `in_range` count as zero. `p_w` [BN] points at tap
-    (0, 0) of the weights [taps, DEPTH, BN], r·W_STEP_H + s·W_STEP_W taps before (r, s). TAPS: the most taps there are.
+    PIXEL elements a pixel. Pixels outside the image count as zero. `p_w` [BN] points at tap (0, 0) of the weights
+    [taps, DEPTH, BN], r·W_STEP_H + s·W_STEP_W taps before (r, s). TAPS: the most taps there are.
     """
     REACH: tl.constexpr = (BM - 1) * COLUMN
     w = w0 + tl.arange(0, BM) * COLUMN
@@ -73,12 +73,12 @@ def window_sum(
     # Most programs need no mask for the image's border.
     if fits_h & fits_w & (taps_h == TAPS_H) & (taps_w == TAPS_W):
         acc = tap_sum(
-            p_x, h, w, in_range, m_n, H, W, PIXEL, p_w, W_STEP_H, W_STEP_W, taps_h, taps_w, TAPS_H, TAPS_W,
+            p_x, h, w, m_n, H, W, PIXEL, p_w, W_STEP_H, W_STEP_W, taps_h, taps_w, TAPS_H, TAPS_W,
             STEP_H, STEP_W, DEPTH, BM, BN, ACC, True,
         )  # fmt: skip
     else:
         acc = tap_sum(
-            p_x, h, w, in_range, m_n, H, W, PIXEL, p_w, W_STEP_H, W_STEP_W, taps_h, taps_w, TAPS_H, TAPS_W,
+            p_x, h, w, m_n, H, W, PIXEL, p_w, W_STEP_H, W_STEP_W, taps_h, taps_w, TAPS_H, TAPS_W,
             STEP_H, STEP_W, DEPTH, BM, BN, ACC, False,
         )  # fmt: skip
     return acc
@@ -126,7 +126,7 @@ def depthwise_fprop(
     k = tile_n * BN + tl.arange(0, BN)
     acc = window_sum(
         x_ptr + (row // P).to(tl.int64) * H * W * C + (k // (K // C))[None, :],
-        row % P * STRIDE_H - PAD_H, q0 * STRIDE_W - PAD_W, STRIDE_W, q < Q, tail_mask(k, K, BN), H, W, C,
+        row % P * STRIDE_H - PAD_H, q0 * STRIDE_W - PAD_W, STRIDE_W, tail_mask(k, K, BN), H, W, C,
         w_ptr + tile_n * (R * S * BN) + tl.arange(0, BN), S, 1,
         R, S, R, S, DIL_H, DIL_W, 1, BM, BN, ACC,
     )  # fmt: skip
@@ -175,7 +175,7 @@ def depthwise_dgrad(
     acc = window_sum(
         dy_ptr + n * P * Q * K + (c * MULTIPLIER)[None, :],
         i + (h0 + PAD_H - r * DIL_H) // STRIDE_H,  # exact: the class's taps are congruent
-        j0 + (w0 + PAD_W - s * DIL_W) // STRIDE_W, 1, in_range, tail_mask(c, C, BN), P, Q, K,
+        j0 + (w0 + PAD_W - s * DIL_W) // STRIDE_W, 1, tail_mask(c, C, BN), P, Q, K,
         w_ptr + (tile_n * (R * S) + r * S + s) * (MULTIPLIER * BN) + tl.arange(0, BN), TAP_H * S, TAP_W,
         taps_h, taps_w, (R + TAP_H - 1) // TAP_H, (S + TAP_W - 1) // TAP_W,
         -(TAP_H * DIL_H // STRIDE_H), -(TAP_W * DIL_W // STRIDE_W), MULTIPLIER, BM, BN, ACC,

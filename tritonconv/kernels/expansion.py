@@ -88,7 +88,7 @@ def expand_depthwise(
             for q0 in range(0, Q, BQ):
                 q = q0 + tl.arange(0, BQ)
                 acc = tap_sum(
-                    p_row + (q * (STRIDE_W * BN))[:, None], 0, 0, q < Q, tail_mask(k, K, BN), H, width, BN, p_w, S, 1,
+                    p_row + (q * (STRIDE_W * BN))[:, None], 0, 0, tail_mask(k, K, BN), H, width, BN, p_w, S, 1,
                     R, S, R, S, DIL_H, DIL_W, 1, BQ, BN, ACC, True,
                 )  # fmt: skip
                 finish_window(
