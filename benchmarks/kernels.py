@@ -90,16 +90,20 @@ def checked(prepare: Callable[[], Run], want: Tensor, tolerance: float) -> Run:
 def algorithm(layer: Layer, direction: str) -> tuple[str | None, int]:
     """How ours computes it, where there is a choice, and the pixels of Winograd's output tiles, along an axis, or 1."""
     step, target = layer.step, engines.engine_for(DEVICE).target(DEVICE)
-    if direction == "forward" or not step.site.pattern.startswith("conv2d") or layer.kind == "depthwise":
+    transposed = step.site.pattern.startswith("conv_transpose2d")
+    known = transposed or step.site.pattern.startswith("conv2d")
+    if direction == "forward" or not known or layer.kind == "depthwise":
         return step.algorithm, step.config.OUT if step.algorithm == "Winograd" else 1
-    if direction == "dgrad" and configs.algorithm("dgrad", step.geometry, torch.float32, target) == "winograd":
-        problem = configs.winograd.as_fprop("dgrad", step.geometry)
+    op = "fprop" if transposed else "dgrad"
+    if direction == "dgrad" and configs.algorithm(op, step.geometry, torch.float32, target) == "winograd":
+        problem = configs.winograd.as_fprop(op, step.geometry)
         return "Winograd", config_of("winograd", problem, torch.float32, target).OUT
     return step.algorithm and "implicit GEMM", 1
 
 
 def saving(OUT: int, window: tuple[int, int]) -> float:
-    """How many times fewer multiplications tiles of OUT outputs along an axis take, for a window of so many taps."""
+    """How many times fewer multiplications tiles of OUT outputs along an axis take, for a window of so many taps, or of
+    a phase of one with a stride."""
     return math.prod(taps * OUT / (taps + OUT - 1) for taps in window if taps > 1)
 
 
@@ -113,8 +117,9 @@ def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | Non
         want = peers["torch NCHW"]()()
     except ValueError:  # batch norm of one value per channel
         return None
-    how, OUT = algorithm(layer, direction)
-    window = (step.geometry.R, step.geometry.S) if how == "Winograd" else ()
+    (how, OUT), window, g = algorithm(layer, direction), (), step.geometry
+    if how == "Winograd":
+        window = g.R // g.stride[0], g.S // g.stride[1]
     peers = {peer: partial(checked, prepare, want, TOLERANCE[direction]) for peer, prepare in peers.items()}
     facts = {
         "kind": layer.kind,

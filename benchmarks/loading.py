@@ -58,7 +58,7 @@ def kernels() -> Iterator[tuple[str, Launch, tuple[torch.dtype, ...]]]:
     g = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)))
     made = launch.winograd.fprop_launch("cpu", g, f32, "ieee", "relu", threads=2)
     yield "winograd 3×3 64→64", made, (f32,) * 4 + (None,) * 8 + (f32,)
-    made = launch.winograd.filter_launch("cpu", "fprop", (64, 64, 3, 3), (576, 9, 3, 1), made.constexprs["OUT"], 32)
+    made = launch.winograd.filter_launch("cpu", "fprop", g, (576, 9, 3, 1), made.constexprs["OUT"], 32)
     yield "winograd_filter", made, (f32, f32)
     norm = NormGeometry(56 * 56, 64)
     yield "norm_moments", launch.norm.moments_launch("cpu", norm, f32), (f32,) * 2

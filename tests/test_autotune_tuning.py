@@ -22,6 +22,7 @@ import tritonconv
 from autotune import store
 from tritonconv import choice, configs, engines, functional, launch, measuring, tuning
 from tritonconv.blocks import repeat
+from tritonconv.configs.winograd import as_fprop
 from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry, RowGeometry
 from tritonconv.targets import compiling
 
@@ -131,6 +132,7 @@ def test_an_unknown_target_is_refused():
 
 CONV = ConvGeometry(2, 3, 7, 8, 5, 3, 2, (1, 2), ((1, 1), (0, 0)))
 SQUARE = ConvGeometry(2, 3, 7, 8, 5, 3, 3, (1, 1), ((1, 1), (0, 0)))
+STRIDED = ConvGeometry(2, 3, 7, 8, 5, 4, 4, (2, 2), ((1, 1), (0, 0)))
 DEPTHWISE = ConvGeometry(2, 4, 7, 8, 8, 3, 3, (2, 1), ((1, 1), (1, 1)), groups=4)
 POOL = PoolGeometry(2, 5, 7, 8, 3, 2, (2, 2), (1, 0))
 ROWS = RowGeometry(2, 6, 1, 40, 5, 1, 3, padding=((0, 0), (2, 0)))
@@ -138,7 +140,8 @@ NORMS = "norm_moments", "norm_apply", "norm_backward_sums", "norm_backward", "pr
 GEOMETRIES = {
     **dict.fromkeys(("fprop", "dgrad", "wgrad"), [CONV]),
     **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad", "conv1d_winograd"), [ROWS]),
-    **dict.fromkeys(("winograd", "winograd_wgrad"), [SQUARE]),
+    "winograd": [SQUARE, STRIDED, as_fprop("dgrad", STRIDED)],
+    "winograd_wgrad": [SQUARE],
     **dict.fromkeys(("depthwise_fprop", "depthwise_dgrad", "depthwise_wgrad"), [DEPTHWISE]),
     **dict.fromkeys(("max_pool", "max_pool_backward", "avg_pool_backward"), [POOL, AdaptiveGeometry(2, 5, 7, 8, 3, 3)]),
     "avg_pool": [POOL, AdaptiveGeometry(2, 5, 7, 8, 3, 3)],
@@ -193,6 +196,7 @@ SITES = {
     "PReLU": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PReLU(8)), (2, 3, 60, 60), {"fprop", "prelu_backward"}),
     "unpooling": (Unpooling, (2, 8, 60, 60), {"max_pool", "max_unpool"}),
     "Winograd": (lambda: nn.Conv2d(64, 64, 3, padding=1), (1, 64, 28, 28), {"winograd", "winograd_wgrad"}),
+    "transposed Winograd": (lambda: nn.ConvTranspose2d(64, 64, 4, 2, 1), (1, 64, 28, 28), {"winograd"}),
     "fully connected": (perceptron, (1, 2, 2, 2), {"linear"}),
 }
 

@@ -238,15 +238,19 @@ def test_depthwise_kernels_fit_the_target_and_read_wide(dtype, target):
 def test_winograds_algorithm_fits_the_target(dtype, target):
     """Where the library does not choose it yet."""
     geometry = GEOMETRIES["first 3x3"]
-    for config in configs.space("winograd", geometry, dtype, target):
-        made = launch.winograd.fprop_launch(target, geometry, dtype, "ieee", "relu", 132, config)
+    strided = replace(geometry, R=4, S=4, stride=(2, 2))
+    transposed = configs.winograd.as_fprop("dgrad", strided)
+    tiles = [(geometry, config) for config in configs.space("winograd", geometry, dtype, target)]
+    tiles += [(problem, configs.space("winograd", problem, dtype, target)[1]) for problem in (strided, transposed)]
+    for problem, config in tiles:
+        made = launch.winograd.fprop_launch(target, problem, dtype, "ieee", "relu", 132, config)
         code = compile_launch(made, (dtype, f32, dtype, dtype, *(None,) * 8, f32), target)
         # ptxas spills a little around the loop to fit another block beside this one.
         assert matching(code.code, SPILL) <= 8
         assert matching(code.loop, SPILL) == 0
         assert code.shared_bytes <= TARGETS[target].shared_program
         assert code.occupancy >= 1
-        made = launch.winograd.filter_launch(target, "dgrad", (64, 64, 3, 3), (576, 9, 3, 1), config.OUT, config.BN)
+        made = launch.winograd.filter_launch(target, "dgrad", problem, (576, 9, 3, 1), config.OUT, config.BN)
         check(compile_launch(made, (dtype, f32), target), target)
     wgrad = launch.winograd_wgrad
     for made, dtypes in (

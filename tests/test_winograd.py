@@ -35,8 +35,16 @@ FIVES = (
     ConvCase((1, 3, 9, 14), (4, 5, 5)),
     ConvCase((1, 2, 11, 8), (3, 5, 5), padding=(4, 1), dilation=(2, 1)),
 )
+# Of four phases: even sizes and odd ones, rows and columns that no window reaches, every padding.
+FOURS = (
+    ConvCase((2, 5, 8, 9), (6, 4, 4), stride=(2, 2), padding=(1, 1)),
+    ConvCase((1, 3, 9, 12), (5, 4, 4), stride=(2, 2)),
+    ConvCase((1, 4, 5, 26), (9, 4, 4), stride=(2, 2), padding=(2, 3)),
+    ConvCase((1, 1, 1, 2), (1, 4, 4), stride=(2, 2), padding=(3, 1)),
+)
 OUTS = 4, 2  # outputs of a tile along an axis
-FILTERS = (4, 3), (2, 3), (2, 5)  # and taps
+FILTERS = (4, 3), (2, 3), (2, 5), (4, 2), (2, 2)  # and taps
+PHASES = {2: 2}  # along an axis, of a window whose phases have so many taps; of other windows one
 
 
 def small(OUT):
@@ -58,22 +66,23 @@ def close(got, want):
 
 
 def conv(x, weight, bias, case):
-    return F.conv2d(x, weight, bias, padding=case.padding, dilation=case.dilation)
+    return F.conv2d(x, weight, bias, **case.options)
 
 
 def fprop(x, *problem, residual=None, **options):
     return launch.winograd.bind_fprop(x, *problem, **options)(x, residual)
 
 
-@pytest.mark.parametrize(("case", "OUT"), [*itertools.product(CASES, OUTS), *((case, 2) for case in FIVES)], ids=str)
+@pytest.mark.parametrize(
+    ("case", "OUT"), [*itertools.product(CASES + FOURS, OUTS), *((case, 2) for case in FIVES)], ids=str
+)
 def test_every_size_padding_and_dilation(case, OUT, device):
     x, weight, bias = operands(case, torch.float64, device)
     y = fprop(x, weight, bias, case.geometry, config=small(OUT))
     assert close(y, conv(x, weight, bias, case))
     dy = normal(y.shape, torch.float64, device, seed=3)
     dx = launch.winograd.dgrad(dy, weight, None, case.geometry, config=small(OUT))
-    options = {"padding": case.padding, "dilation": case.dilation}
-    assert close(dx, torch.nn.grad.conv2d_input(x.shape, weight, dy, **options))
+    assert close(dx, torch.nn.grad.conv2d_input(x.shape, weight, dy, **case.options))
 
 
 @pytest.mark.parametrize("OUT", OUTS)
@@ -91,25 +100,29 @@ def test_gradients_of_weights(case, memory_format, OUT, device, monkeypatch):
 
 
 @pytest.mark.parametrize("threads", (1, 8))
-def test_any_number_of_programs_shares_the_work(threads, device, monkeypatch):
+@pytest.mark.parametrize("case", (CASES[0], FOURS[0]), ids=str)
+def test_any_number_of_programs_shares_the_work(case, threads, device, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    x, weight, bias = operands(CASES[0], torch.float64, device)
-    y = fprop(x, weight, bias, CASES[0].geometry, config=TileConfig(2, 4, 4, OUT=4))  # 4 blocks, 2 tiles of K
-    assert close(y, F.conv2d(x, weight, bias, padding=1))
+    x, weight, bias = operands(case, torch.float64, device)
+    config = TileConfig(2, 4, 4, OUT=4)  # several blocks, 2 tiles of K
+    y = fprop(x, weight, bias, case.geometry, config=config)
+    assert close(y, conv(x, weight, bias, case))
+    dx = launch.winograd.dgrad(y, weight, None, case.geometry, config=config)
+    assert close(dx, torch.nn.grad.conv2d_input(x.shape, weight, y, **case.options))
 
 
-def test_unequal_padding(device):
-    case = CASES[0]
+@pytest.mark.parametrize("case", (CASES[0], FOURS[0]), ids=str)
+def test_unequal_padding(case, device):
     x, weight, _ = operands(case, torch.float64, device)
     geometry = replace(case.geometry, padding=((0, 1), (2, 1)))
-    y = fprop(x, weight, None, geometry)
-    assert close(y, F.conv2d(F.pad(x, (2, 1, 0, 1)), weight))
+    y, (N, C, H, W) = fprop(x, weight, None, geometry), x.shape
+    assert close(y, F.conv2d(F.pad(x, (2, 1, 0, 1)), weight, stride=case.stride))
     dy = normal(y.shape, torch.float64, device)
-    dx = torch.nn.grad.conv2d_input((2, 5, 7, 10), weight, dy)[:, :, :-1, 2:-1]
+    dx = torch.nn.grad.conv2d_input((N, C, H + 1, W + 3), weight, dy, stride=case.stride)[:, :, :-1, 2:-1]
     assert close(launch.winograd.dgrad(dy, weight, None, geometry), dx)
 
 
-@pytest.mark.parametrize(("affine", "case"), ((False, CASES[0]), (True, CASES[5])), ids=str)
+@pytest.mark.parametrize(("affine", "case"), ((False, CASES[0]), (True, CASES[5]), (True, FOURS[0])), ids=str)
 def test_epilogue(affine, case, device):
     x, weight, bias = operands(case, torch.float64, device)
     mean, var, gamma, beta = (normal(bias.shape, torch.float64, device, seed=i) for i in range(4, 8))
@@ -121,14 +134,14 @@ def test_epilogue(affine, case, device):
     assert close(y, F.relu(z + residual))
 
 
-def test_epilogue_of_transposed_convolution(device):
-    case = CASES[0]
+@pytest.mark.parametrize(("case", "slack"), ((CASES[0], (0, 0)), (FOURS[0], (0, 1))), ids=str)
+def test_epilogue_of_transposed_convolution(case, slack, device):
     x, weight, _ = operands(case, torch.float64, device)
-    dy = normal(F.conv2d(x, weight, padding=case.padding).shape, torch.float64, device, seed=3)
+    dy = normal(conv(x, weight, None, case).shape, torch.float64, device, seed=3)
     bias, mean, var, gamma, beta = (normal(x.shape[1:2], torch.float64, device, seed=i) for i in range(4, 9))
     norm = Norm(mean, var.square() + 0.1, gamma, beta, 1e-3)
     got = launch.winograd.dgrad(dy, weight, bias, case.geometry, "relu", norm=norm)
-    z = F.conv_transpose2d(dy, weight, bias, padding=case.padding)
+    z = F.conv_transpose2d(dy, weight, bias, case.stride, case.padding, slack)
     assert close(got, F.relu(F.batch_norm(z, mean, norm.var, gamma, beta, eps=norm.eps)))
 
 
@@ -147,7 +160,8 @@ def test_weights_in_training_share_memory_but_not_values():
 
 # By Toom and Cook: outputs take the points' powers, inputs the polynomials whose roots are the other points, taps the
 # points' powers over the product of their distances to the others; ∞ takes what is of the highest power.
-POINTS = {6: (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)), 4: (0, 1, -1)}
+PAIRS = 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)
+POINTS = {6: (0, *PAIRS), 5: PAIRS, 4: (0, 1, -1), 3: (0, -1)}
 
 
 def transforms(OUT, R):
@@ -173,23 +187,37 @@ def test_transforms():
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 @pytest.mark.parametrize(("OUT", "R"), FILTERS)
 def test_filters(OUT, R, op, memory_format, device):
-    weight = normal((9, 5, R, R), device=device).contiguous(memory_format=memory_format)
+    """[phases of outputs, tiles of 4 columns, points, phases of inputs × reduced channels, 4]"""
+    count = PHASES.get(R, 1)
+    side = count * R
+    weight = normal((9, 5, side, side), device=device).contiguous(memory_format=memory_format)
     _, taps, _ = (m.to(device) for m in transforms(OUT, R))
     w = weight if op == "fprop" else weight.transpose(0, 1).flip(2, 3)
-    want = F.pad(torch.einsum("ir,js,kcrs->ijck", taps, taps, w).flatten(0, 1), (0, -len(w) % 4))
-    want = want.unflatten(2, (-1, 4)).permute(2, 0, 1, 3).flatten()
+    w = w.unflatten(3, (R, count)).unflatten(2, (R, count))  # [k, c, r, phase, s, phase]
+    want = F.pad(torch.einsum("ir,js,kcrasb->abijck", taps, taps, w).flatten(2, 3), (0, -len(w) % 4))
+    want = want.unflatten(4, (-1, 4)).permute(0, 1, 4, 2, 3, 5).flatten(0, 1)  # [phase, tile, point, c, 4]
+    if op == "fprop":
+        want = want.permute(1, 2, 0, 3, 4)
+    geometry = ConvGeometry(1, 5, 8, 8, 9, side, side, (count, count))
+    problem = configs.winograd.as_fprop(op, geometry)
     for keep in (False, True):
-        got = launch.winograd._filters(weight, op, OUT, 4, keep)().flatten()
-        assert close(got[: len(want)], want)
+        got = launch.winograd._filters(weight, op, problem, OUT, 4, keep)().flatten()
+        assert close(got[: want.numel()], want.flatten())
 
 
-def magnitude(x, weight, padding, OUT):
-    """[N, K, P, Q]: the algorithm's sums over absolute values: input and weights transformed, multiplied, and back."""
+def magnitude(x, weight, padding, OUT, count):
+    """[N, K, P, Q]: the algorithm's sums over absolute values: input and weights transformed, multiplied, and back.
+
+    Phases, `count` along an axis, are summed as channels are.
+    """
+    x = F.pad(x.abs(), (padding[1],) * 2 + (padding[0],) * 2)
+    x = x[:, :, : x.shape[2] // count * count, : x.shape[3] // count * count]  # no window reaches the rest
+    x, weight = (F.pixel_unshuffle(t, count) for t in (x, weight.abs()))
     R = weight.shape[-1]
     inputs, taps, outputs = (m.abs() for m in transforms(OUT, R))
-    U = torch.einsum("ar,bs,kcrs->kcab", taps, taps, weight.abs())
-    P, Q = (size + 2 * pad - (R - 1) for size, pad in zip(x.shape[2:], padding, strict=True))
-    x = F.pad(x.abs(), (padding[1], padding[1] + -Q % OUT, padding[0], padding[0] + -P % OUT))
+    U = torch.einsum("ar,bs,kcrs->kcab", taps, taps, weight)
+    P, Q = (size - (R - 1) for size in x.shape[2:])
+    x = F.pad(x, (0, -Q % OUT, 0, -P % OUT))
     d = x.unfold(2, OUT + R - 1, OUT).unfold(3, OUT + R - 1, OUT)  # [N, C, tiles, tiles, inputs, inputs]
     M = torch.einsum("ai,bj,ncpqij,kcab->nkpqab", inputs, inputs, d, U)
     y = torch.einsum("ia,jb,nkpqab->nkpiqj", outputs, outputs, M).flatten(4, 5).flatten(2, 3)
@@ -200,16 +228,19 @@ def magnitude(x, weight, padding, OUT):
 @pytest.mark.parametrize(("OUT", "R"), FILTERS)
 def test_rounding_is_bounded(OUT, R, dtype, device):
     """As `assert_bounded` says, of sums of C products with 24 roundings before and after them."""
-    case = replace(WIDE, kernel=(WIDE.kernel[0], R, R), padding=(R // 2, R // 2))
+    count = PHASES.get(R, 1)
+    side = count * R
+    case = replace(WIDE, kernel=(20, side, side), stride=(count, count), padding=(side // 2, side // 2))
     x, weight, _ = operands(case, dtype, device)
     wide = x.double(), weight.double()
     y = fprop(x, weight, None, case.geometry, config=replace(small(OUT), BN=16, BK=8))
-    exact = F.conv2d(*wide, padding=case.padding)
-    bound = magnitude(*(t.cpu() for t in wide), case.padding, OUT).to(device)
-    assert_bounded(y, exact, bound, case.input[1] + 24)
+    exact = conv(*wide, None, case)
+    bound = magnitude(*(t.cpu() for t in wide), case.padding, OUT, count).to(device)
+    assert_bounded(y, exact, bound, count**2 * case.input[1] + 24)
     direct = launch.conv.fprop(x, weight, None, case.geometry, config=TileConfig(64, 32, 16))
-    # In float32 at most ten times, twice for F(2, 3), that of a direct sum; half types round the result, which is more.
-    factor = (2 if (OUT, R) == (2, 3) else 10) if dtype is torch.float32 else 1.1
+    # In float32 at most ten times, twice for F(2, 3) and F(2, 2), that of a direct sum; half types round the result,
+    # which is more.
+    factor = (2 if OUT == 2 and R <= 3 else 10) if dtype is torch.float32 else 1.1
     error, least = ((t.double() - exact).square().mean().sqrt() for t in (y, direct))
     assert error <= factor * least
 
@@ -239,13 +270,20 @@ def chosen(monkeypatch):
     monkeypatch.setattr(configs, "algorithm", algorithm)
 
 
-@pytest.mark.parametrize(("padding", "dilation"), ((1, 1), (3, 1), (2, 2)))
-def test_derivatives_of_every_order(padding, dilation, chosen):
-    case = ConvCase((1, 1, 3, 4), (2, 3, 3))
+DERIVED = (
+    ConvCase((1, 1, 3, 4), (2, 3, 3), padding=(1, 1)),
+    ConvCase((1, 1, 3, 4), (2, 3, 3), padding=(3, 3)),
+    ConvCase((1, 1, 3, 4), (2, 3, 3), padding=(2, 2), dilation=(2, 2)),
+    ConvCase((1, 1, 5, 4), (2, 4, 4), padding=(1, 1), stride=(2, 2)),
+)
+
+
+@pytest.mark.parametrize("case", DERIVED, ids=str)
+def test_derivatives_of_every_order(case, chosen):
     x, weight, bias = (t.requires_grad_() for t in operands(case, torch.float64, "cpu"))
 
     def conv(x, weight, bias):
-        return functional.conv2d(x, weight, bias, padding=padding, dilation=dilation, activation="relu")
+        return functional.conv2d(x, weight, bias, **case.options, activation="relu")
 
     assert torch.autograd.gradcheck(conv, (x, weight, bias))
     assert torch.autograd.gradgradcheck(conv, (x, weight, bias))
@@ -263,7 +301,7 @@ def test_the_operator_keeps_its_layouts(memory_format, chosen, device):
 
 
 @pytest.mark.parametrize("OUT", OUTS)
-@pytest.mark.parametrize("case", (CASES[0], *CASES[-2:]), ids=str)
+@pytest.mark.parametrize("case", (CASES[0], *CASES[-2:], FOURS[1]), ids=str)
 def test_statistics(case, OUT, device):
     """Blocks have unequal numbers of outputs, some none; the mean is far from zero."""
     x, weight, bias = operands(case, torch.float64, device)
@@ -279,11 +317,17 @@ def test_statistics(case, OUT, device):
 
 LAYER = ConvGeometry(1, 64, 56, 56, 64, 3, 3, padding=((1, 1), (1, 1)))
 FIVE = replace(LAYER, R=5, S=5, padding=((2, 2), (2, 2)))
+FOUR = replace(LAYER, R=4, S=4, stride=(2, 2))
 f32 = torch.float32
 OTHERS = (
     (FIVE, f32, "cpu", "wgrad"),
     (replace(FIVE, S=3), f32, "cpu", "fprop"),
     (replace(LAYER, stride=(2, 2)), f32, "cpu", "fprop"),
+    (FOUR, f32, "cpu", "wgrad"),
+    (replace(FOUR, stride=(1, 1)), f32, "cpu", "fprop"),
+    (replace(FOUR, stride=(2, 1)), f32, "cpu", "dgrad"),
+    (replace(FOUR, dilation=(2, 2)), f32, "cpu", "fprop"),
+    (replace(FOUR, H=4, W=4, C=512, K=512), f32, "cpu", "dgrad"),
     (replace(LAYER, stride=(1, 2)), f32, "cpu", "wgrad"),
     (replace(LAYER, H=1, W=1), f32, "cpu", "wgrad"),
     (replace(LAYER, padding=((40, 40), (40, 40)), dilation=(40, 40)), f32, "cpu", "fprop"),
@@ -303,8 +347,8 @@ def test_a_layer_for_which_it_is_chosen():
         for dtype in (f32, torch.float16, torch.bfloat16):
             for geometry in (LAYER, replace(LAYER, padding=((2, 2), (2, 2)), dilation=(2, 2))):
                 assert configs.algorithm(op, geometry, dtype, "cpu") == "winograd"
-    for op in ("fprop", "dgrad"):
-        assert configs.algorithm(op, FIVE, f32, "cpu") == "winograd"
+    for op, geometry in itertools.product(("fprop", "dgrad"), (FIVE, FOUR)):
+        assert configs.algorithm(op, geometry, f32, "cpu") == "winograd"
 
 
 def test_small_images_of_many_channels_take_the_smaller_filters():

@@ -83,6 +83,8 @@ class ConvGeometry:
     dilation: Pair = (1, 1)
     groups: int = 1
 
+    up = 1, 1  # see `FractionalGeometry`
+
     @functools.cached_property
     def P(self) -> int:
         return output_size(self.H, self.R, self.stride[0], self.padding[0], self.dilation[0])
@@ -169,6 +171,22 @@ class RowGeometry(ConvGeometry):
         if op == "conv1d_dgrad":
             return self.Cg, self.W, self.Kg
         return self.Kg, self.Cg, self.Q
+
+
+@dataclass(frozen=True)
+class FractionalGeometry(ConvGeometry):
+    """A convolution at a stride of 1/up, which is what a transposed one of stride `up` is, its window flipped: of the
+    input with up − 1 zeros between its pixels."""
+
+    up: Pair = (1, 1)
+
+    @functools.cached_property
+    def P(self) -> int:
+        return output_size((self.H - 1) * self.up[0] + 1, self.R, 1, self.padding[0], 1)
+
+    @functools.cached_property
+    def Q(self) -> int:
+        return output_size((self.W - 1) * self.up[1] + 1, self.S, 1, self.padding[1], 1)
 
 
 @dataclass(frozen=True)

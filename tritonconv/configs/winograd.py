@@ -9,7 +9,7 @@ import torch
 from triton import cdiv, next_power_of_2
 
 from ..cpu.target import caches, host
-from ..geometry import ConvGeometry, RowGeometry
+from ..geometry import ConvGeometry, FractionalGeometry, Pair, RowGeometry
 from .cpu import TILE_STARTS, TURN_STARTS, register_tile, step
 from .tile import MACHINES, TileConfig, kind_of
 
@@ -19,17 +19,25 @@ _EXTENTS = {"cuda": (16,), "hip": (16,), "cpu": (8, 16, 32), "interpreter": (64,
 # Of BM, BN and BK, of the gradient of a weight.
 _WGRAD_EXTENTS = dict.fromkeys(("cuda", "hip", "interpreter"), ((64,), (64,), (16,)))
 _WGRAD_EXTENTS["cpu"] = (64, 32), (64, 32), (8, 16)
-_OUTS = {(3, 3): (4, 2), (5, 5): (2,)}  # by window
+_OUTS = {(3, 1): (4, 2), (5, 1): (2,), (4, 2): (4, 2)}  # by the window's side, and how far apart a phase's taps are
 
 
 def takes(op: str, geometry: ConvGeometry) -> bool:
     """Whether the algorithm can compute `op`, "fprop", "dgrad" or "wgrad", of a convolution with such a window."""
-    window = geometry.R, geometry.S
+    window, (stride, across) = (geometry.R, geometry.S), geometry.stride
+    if geometry.groups > 1 or stride != across or (stride > 1 and geometry.dilation != (1, 1)):
+        return False
     if isinstance(geometry, RowGeometry):  # "conv1d_fprop", "conv1d_dgrad"
-        known = not op.endswith("wgrad") and window == (1, 3)
-    else:
-        known = window == (3, 3) if op == "wgrad" else window in _OUTS
-    return known and (*geometry.stride, geometry.groups) == (1, 1, 1)
+        return not op.endswith("wgrad") and window == (1, 3)
+    if op == "wgrad":
+        return (window, stride) == ((3, 3), 1)
+    return geometry.R == geometry.S and (geometry.R, stride) in _OUTS
+
+
+def phases(geometry: ConvGeometry) -> Pair:
+    """(how many phases a window of `as_fprop` has, the taps of each), along an axis."""
+    count = geometry.stride[0] * geometry.up[0]
+    return count, geometry.R // count
 
 
 def points(OUT: int, taps: int) -> int:
@@ -40,30 +48,39 @@ def points(OUT: int, taps: int) -> int:
 def as_fprop(op: str, geometry: ConvGeometry) -> ConvGeometry | None:
     """The fprop by which the algorithm computes "fprop" or "dgrad" of a convolution; None where it cannot.
 
-    At stride 1 dgrad convolves dy with the flipped, transposed weight.
+    dgrad convolves dy, where there is a stride with zeros between its pixels, with the flipped, transposed weight.
     """
     g = geometry
     if not takes(op, g):
         return None
     if op.endswith("fprop"):
         return g
-    reach = [(taps - 1) * d for taps, d in zip((g.R, g.S), g.dilation, strict=True)]
-    padding = tuple((last - before, last - after) for last, (before, after) in zip(reach, g.padding, strict=True))
+    padding = tuple(map(_flipped, (g.H, g.W), (g.R, g.S), g.dilation, g.stride, g.padding))
     if min(map(min, padding)) < 0:
         return None
-    return replace(g, C=g.K, H=g.P, W=g.Q, K=g.C, padding=padding)
+    if g.stride == (1, 1):
+        return replace(g, C=g.K, H=g.P, W=g.Q, K=g.C, padding=padding)
+    return FractionalGeometry(g.N, g.K, g.P, g.Q, g.C, g.R, g.S, padding=padding, up=g.stride)
+
+
+def _flipped(size: int, taps: int, dilation: int, stride: int, padding: Pair) -> Pair:
+    """What dgrad pads, along an axis, where fprop pads an input of this size so."""
+    last, (before, after) = (taps - 1) * dilation, padding
+    beyond = (size + before + after - last - 1) % stride  # pixels that no window reaches
+    return last - before, last - after + beyond
 
 
 def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     """`geometry` is that of `as_fprop`."""
     kind = kind_of(target)
     least = MACHINES[kind].smallest
-    BK = channels(geometry.C) if kind == "cpu" else max(min(next_power_of_2(geometry.C), 32), least)
+    (count, taps), depth = phases(geometry), geometry.C * geometry.stride[0] ** 2
+    BK = channels(depth) if kind == "cpu" else max(min(next_power_of_2(depth), 32), least)
     BN = max(min(next_power_of_2(geometry.K), 32), least)
     configs = []
-    for OUT, extent in itertools.product(_OUTS[geometry.R, geometry.S], _EXTENTS[kind]):
+    for OUT, extent in itertools.product(_OUTS[geometry.R, count], _EXTENTS[kind]):
         BM = max(min(extent, next_power_of_2(tiles(geometry, OUT))), least)
-        warps = 2 * (OUT + geometry.R - 3)  # a GPU holds all points in registers
+        warps = 4 if points(OUT, taps) <= 16 else 8  # a GPU holds all points in registers
         configs.append(TileConfig(BM, BN, BK, OUT=OUT, num_warps=warps))
     return tuple(sorted(dict.fromkeys(configs), key=lambda tile: cost(tile, op, geometry, dtype, target)))
 
@@ -95,8 +112,9 @@ def channels(C: int) -> int:
 
 
 def tiles(geometry: ConvGeometry, OUT: int) -> int:
-    """Of OUT × OUT outputs, the phases of the dilation each by itself."""
-    P, Q = (cdiv(size, OUT * d) * d for size, d in zip(geometry.output[2:], geometry.dilation, strict=True))
+    """Of OUT × OUT outputs, the phases of the dilation each by itself; of one phase of a `FractionalGeometry`."""
+    axes = zip(geometry.output[2:], geometry.up, geometry.dilation, strict=True)
+    P, Q = (cdiv(cdiv(size, up), OUT * d) * d for size, up, d in axes)
     return geometry.N * P * Q
 
 
@@ -112,24 +130,26 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
     """
     machine, programs = host(), MACHINES["cpu"].programs
     size = max(itemsize, 4)  # of an accumulator
-    products = points(tile.OUT, geometry.R)
-    blocks, k_tiles = cdiv(tiles(geometry, tile.OUT), tile.BM), cdiv(geometry.K, tile.BN)
+    products, summed, classes = points(tile.OUT, phases(geometry)[1]), geometry.stride[0] ** 2, geometry.up[0] ** 2
+    depth = geometry.C * summed
+    blocks, k_tiles = classes * cdiv(tiles(geometry, tile.OUT), tile.BM), cdiv(geometry.K, tile.BN)
     split = min(k_tiles, cdiv(programs, blocks))
     rows, vectors, across = register_tile(tile, size, machine)
     full, rest = divmod(tile.BM, rows)
-    starts = TILE_STARTS + cdiv(geometry.C, tile.BK) * TURN_STARTS
-    multiply = full * (starts + geometry.C * step(rows, vectors, machine.vector_bytes))
-    multiply += (starts + geometry.C * step(rest, vectors, machine.vector_bytes)) if rest else 0
+    starts = TILE_STARTS + cdiv(depth, tile.BK) * TURN_STARTS
+    multiply = full * (starts + depth * step(rows, vectors, machine.vector_bytes))
+    multiply += (starts + depth * step(rest, vectors, machine.vector_bytes)) if rest else 0
     transform = _TRANSFORM * products / 36 * size / 32  # of an element
-    inputs = tile.BM * (_PIXELS + transform * geometry.C)
+    inputs = tile.BM * (_PIXELS * summed + transform * depth)
     outputs = tile.BM * (_PIXELS + transform * tile.BN)
     share = cdiv(k_tiles, split) * (products * across * multiply + outputs)
     compute = cdiv(blocks * split, programs) * (inputs + share)
-    # Each block reads all weights, or a part where it is split, from the last cache while it multiplies by others.
-    # The first ones find them in memory, in a network of many layers; the GEMM, too, each core its own.
-    weights = products * geometry.C * geometry.K * size
-    passes = cdiv(blocks, programs) if weights > caches().last else 1
-    memory = (weights / split * passes - geometry.parameters * itemsize / programs) / _MEMORY_RATE
+    # Each block reads all weights of its class, or a part where it is split, from the last cache while it multiplies by
+    # others. The first ones find them in memory, in a network of many layers; the GEMM, too, each core its own.
+    weights = products * depth * geometry.K * size
+    passes = cdiv(blocks, programs) / classes if classes * weights > caches().last else 1 / min(classes, programs)
+    passes = max(passes, 1 / min(classes, programs))
+    memory = (classes * weights / split * passes - geometry.parameters * itemsize / programs) / _MEMORY_RATE
     shared = weights * blocks / _CACHE_RATE if weights > caches().second else 0
     return max(compute, shared / programs) + memory
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .conv1d import finished
-from .winograd import transform_filter, transform_input, transform_output
+from .winograd_transforms import transform_filter, transform_input, transform_output
 
 
 @triton.jit

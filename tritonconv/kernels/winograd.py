@@ -1,12 +1,10 @@
 """Convolution by Winograd's minimal filtering: F(4×4, 3×3) takes 36 products for 16 outputs of a 3 × 3 window, not
 144; F(2×2, 3×3) takes 16 for 4, and less memory for weights; F(2×2, 5×5) takes 36 for 4, not 100.
 
-Along one axis, OUT outputs of a filter of TAPS taps are the product of two polynomials. It is computed at
-OUT + TAPS − 1 points: for F(4, 3) and F(2, 5) at 0, ±1/√2, ±√2 and ∞, where the transforms of F(4, 3) take six fused
-multiply-adds or sums for four outputs, and lose less to rounding than at 0, ±1, ±2, ∞ (Lavin and Gray 2016; Barabasz
-et al. 2020), for F(2, 3) at 0, ±1 and ∞. In two dimensions all is done along each axis.
-
-Pixels as far apart as the dilation are an image of their own, a phase, in which the window is not dilated.
+Pixels as far apart as the dilation are an image of their own, a phase, in which the window is not dilated. At a stride
+of 2 the rows and columns of the image, even or odd, are its four phases, and those of the window theirs: 4 × 4 taps are
+four windows of 2 × 2, at stride 1, whose products are summed before they are transformed back: F(4×4, 2×2) takes 25 of
+a phase for 16 outputs, not 64. Transposed convolution makes four phases of its outputs so, one of each window.
 """
 
 import triton
@@ -15,101 +13,47 @@ import triton.language as tl
 from .activations import activate, inner_of
 from .common import inside, unravel
 from .norm import scale_and_shift, store_partial
-
-A = tl.constexpr(0.5**0.5)  # the points of F(4, 3) are 0, ±A, ±1/A, ∞
-B = tl.constexpr(2**0.5)
-
-
-@triton.jit
-def transform_filter(w, OUT: tl.constexpr):
-    """The taps along one axis → their polynomial's values, each over the product of the point's distances to the
-    others."""
-    if len(w) == 5:
-        s1 = (-2 / 3) * w[0] - (1 / 3) * w[2] - (1 / 6) * w[4]
-        d1 = (-2 / 3 * A) * w[1] - (1 / 3 * A) * w[3]
-        s2 = (1 / 6) * w[0] + (1 / 3) * w[2] + (2 / 3) * w[4]
-        d2 = (1 / 6 * B) * w[1] + (1 / 3 * B) * w[3]
-        return w[0], s1 + d1, s1 - d1, s2 + d2, s2 - d2, w[4]
-    elif OUT == 2:
-        s = 0.5 * (w[0] + w[2])
-        return -w[0], s + 0.5 * w[1], s - 0.5 * w[1], w[2]
-    else:
-        s1 = (-2 / 3) * w[0] - (1 / 3) * w[2]
-        d1 = (-2 / 3 * A) * w[1]
-        s2 = (1 / 6) * w[0] + (1 / 3) * w[2]
-        d2 = (1 / 6 * B) * w[1]
-        return w[0], s1 + d1, s1 - d1, s2 + d2, s2 - d2, w[2]
-
-
-@triton.jit
-def transform_input(x):
-    """The inputs along one axis → their polynomial's remainders, each times one factor of the product."""
-    if len(x) == 4:
-        return x[2] - x[0], x[2] + x[1], x[2] - x[1], x[3] - x[1]
-    else:
-        t1 = x[4] - 2 * x[2]
-        u1 = x[3] - 2 * x[1]
-        t2 = x[4] - 0.5 * x[2]
-        u2 = x[3] - 0.5 * x[1]
-        first = x[4] - 2.5 * x[2] + x[0]
-        last = x[5] - 2.5 * x[3] + x[1]
-        return first, t1 + A * u1, t1 - A * u1, t2 + B * u2, t2 - B * u2, last
-
-
-@triton.jit
-def transform_output(m, OUT: tl.constexpr):
-    """The products along one axis → OUT outputs."""
-    if len(m) == 4:
-        return m[0] + m[1] + m[2], m[1] - m[2] + m[3]
-    else:
-        s1 = m[1] + m[2]
-        d1 = m[1] - m[2]
-        s2 = m[3] + m[4]
-        d2 = m[3] - m[4]
-        # Constants come last: one times a tensor the interpreter takes for a constant.
-        if OUT == 2:
-            return m[0] + s1 + s2, d1 * A + d2 * B + m[5]
-        else:
-            return m[0] + s1 + s2, d1 * A + d2 * B, 0.5 * s1 + 2 * s2, d1 * (0.5 * A) + d2 * (2 * B) + m[5]
-
-
-@triton.jit
-def column_of(rows, j: tl.constexpr):
-    column = ()
-    for i in tl.static_range(len(rows)):
-        column = column + (rows[i][j],)
-    return column
+from .winograd_transforms import column_of, transform_filter, transform_input, transform_output
 
 
 @triton.jit
 def winograd_filter(
     w_ptr, u_ptr, C: tl.constexpr, K: tl.constexpr,
     FIRST: tl.constexpr, STRIDE_C: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_TAP: tl.constexpr,
-    OUT: tl.constexpr, TAPS: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
+    STRIDE: tl.constexpr, UP: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
+    BC: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """u [tiles of K, points, C, BN]: the transformed taps of a weight of these strides, whose first tap is at FIRST.
+    """u [UP², tiles of K, points, STRIDE² · C, BN]: the transformed taps of a weight of these strides, whose first tap
+    is at FIRST, phase by phase. One of STRIDE and UP is 1.
 
-    Grid: (tiles of C, tiles of K).
+    Grid: (tiles of C, tiles of K, phases).
     """
     IN: tl.constexpr = OUT + TAPS - 1
+    APART: tl.constexpr = STRIDE * UP  # the taps of a phase
+    DEPTH: tl.constexpr = STRIDE * STRIDE * C
     ACC: tl.constexpr = u_ptr.dtype.element_ty
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     k = tl.program_id(1) * BN + tl.arange(0, BN)
-    p_w = w_ptr + FIRST + c.to(tl.int64)[:, None] * STRIDE_C + k.to(tl.int64)[None, :] * STRIDE_K
+    phase = tl.program_id(2)
+    tap = phase // APART * (APART * TAPS) + phase % APART
+    p_w = w_ptr + FIRST + tap * STRIDE_TAP + c.to(tl.int64)[:, None] * STRIDE_C + k.to(tl.int64)[None, :] * STRIDE_K
     rows = ()
     for r in tl.static_range(TAPS):
         row = ()
         for s in tl.static_range(TAPS):
             mask = (c < C)[:, None] & (k < K)[None, :]
-            row = row + (tl.load(p_w + (TAPS * r + s) * STRIDE_TAP, mask=mask, other=0.0).to(ACC),)  # [BC, BN]
+            p_tap = p_w + (APART * TAPS * r + s) * (APART * STRIDE_TAP)
+            row = row + (tl.load(p_tap, mask=mask, other=0.0).to(ACC),)  # [BC, BN]
         rows = rows + (transform_filter(row, OUT),)
-    p_u = u_ptr + tl.program_id(1).to(tl.int64) * (IN * IN * C * BN) + c[:, None] * BN + tl.arange(0, BN)[None, :]
+    tile = phase * tl.num_programs(1) + tl.program_id(1) if UP > 1 else tl.program_id(1)
+    depth = phase * C + c if STRIDE > 1 else c
+    p_u = u_ptr + tile.to(tl.int64) * (IN * IN * DEPTH * BN) + depth[:, None] * BN + tl.arange(0, BN)[None, :]
     columns = ()
     for j in tl.static_range(IN):
         columns = columns + (transform_filter(column_of(rows, j), OUT),)
     for i in tl.static_range(IN):
         for j in tl.static_range(IN):
-            tl.store(p_u + (IN * i + j) * (C * BN), columns[j][i], mask=(c < C)[:, None])
+            tl.store(p_u + (IN * i + j) * (DEPTH * BN), columns[j][i], mask=(c < C)[:, None])
 
 
 @triton.jit
@@ -128,9 +72,9 @@ def count_tiles(N, P, Q, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.const
 @triton.jit
 def load_square(
     x_ptr, h, w, H, W, m_row, c,
-    C: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr,
+    C: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The rows of SIDE × SIDE pixels from (h, w) [BM] on, a dilation apart, [BM, BC] each, of channels c [BC].
+    """The rows of SIDE × SIDE pixels from (h, w) [BM] on, a step apart, [BM, BC] each, of channels c [BC].
 
     `x_ptr` [BM] points at channel 0 of (h, w); pixels outside the H × W image and rows not m_row count as zero.
     """
@@ -139,8 +83,8 @@ def load_square(
     for i in tl.static_range(SIDE):
         row = ()
         for j in tl.static_range(SIDE):
-            mask = (m_row & inside(h + i * DIL_H, w + j * DIL_W, H, W))[:, None] & (c < C)[None, :]
-            at = tl.cast(i * DIL_H * W + j * DIL_W, tl.int64) * C
+            mask = (m_row & inside(h + i * STEP_H, w + j * STEP_W, H, W))[:, None] & (c < C)[None, :]
+            at = tl.cast(i * STEP_H * W + j * STEP_W, tl.int64) * C
             row = row + (tl.load(p_x + at, mask=mask, other=0.0).to(ACC),)  # [BM, BC]
         rows = rows + (row,)
     return rows
@@ -149,20 +93,20 @@ def load_square(
 @triton.jit
 def store_input(
     v_ptr, x_ptr, h, w, H, W, m_row, c,
-    C: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
-    BM: tl.constexpr,
+    C: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr, DEPTH: tl.constexpr,
+    OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """v [points, BM, C]: the transforms of the (OUT + TAPS − 1)² pixels from (h, w) [BM] on, of channels c [BC]."""
+    """v [points, BM, DEPTH]: the transforms of the (OUT + TAPS − 1)² pixels from (h, w) [BM] on, of channels c [BC]."""
     IN: tl.constexpr = OUT + TAPS - 1
-    p_v = v_ptr + tl.arange(0, BM)[:, None] * C + c[None, :]
-    pixels = load_square(x_ptr, h, w, H, W, m_row, c, C, DIL_H, DIL_W, IN, v_ptr.dtype.element_ty)
+    p_v = v_ptr + tl.arange(0, BM)[:, None] * DEPTH + c[None, :]
+    pixels = load_square(x_ptr, h, w, H, W, m_row, c, C, STEP_H, STEP_W, IN, v_ptr.dtype.element_ty)
     rows = ()
     for i in tl.static_range(IN):
         rows = rows + (transform_input(pixels[i]),)
     for j in tl.static_range(IN):
         column = transform_input(column_of(rows, j))
         for i in tl.static_range(IN):
-            tl.store(p_v + (IN * i + j) * (BM * C), column[i], mask=(c < C)[None, :])
+            tl.store(p_v + (IN * i + j) * (BM * DEPTH), column[i], mask=(c < C)[None, :])
 
 
 @triton.jit
@@ -209,12 +153,12 @@ def load_output(m_ptr, OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, 
 
 @triton.jit
 def output_at(
-    o_y, p, q, P, Q, m_row, m_k, PIXEL: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    o_y, p, q, P, Q, m_row, m_k, PIXEL: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     i: tl.constexpr, j: tl.constexpr,
 ):  # fmt: skip
     """Offset and mask [BM, BN] of output (i, j) of the tiles m_row [BM], which start at (p, q) [BM], o_y [BM, BN]."""
-    offset = o_y + tl.cast(i * DIL_H * Q + j * DIL_W, tl.int64) * PIXEL
-    return offset, (m_row & (p + i * DIL_H < P) & (q + j * DIL_W < Q))[:, None] & m_k[None, :]
+    offset = o_y + tl.cast(i * STEP_H * Q + j * STEP_W, tl.int64) * PIXEL
+    return offset, (m_row & (p + i * STEP_H < P) & (q + j * STEP_W < Q))[:, None] & m_k[None, :]
 
 
 @triton.jit
@@ -280,49 +224,65 @@ def store_maxima(
 def conv_winograd(
     x_ptr, u_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
     tap_ptr, workspace_ptr, N, H, W, P, Q,
-    C: tl.constexpr, K: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, UP: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     PIXEL_Y: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr,
     OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """What `conv_fprop` computes of a TAPS × TAPS window with stride 1, without groups.
+    """What `conv_fprop` computes of a window of STRIDE · UP · TAPS taps along an axis, without groups; with UP of an
+    image that has UP − 1 zeros between its pixels. One of STRIDE and UP is 1, and the dilation, if the other is not.
 
     Pixels of y are PIXEL_Y elements apart, unless there are statistics or y is pooled.
 
-    Grid: (any number, any number). A program takes every num_programs(0)-th block of BM tiles of OUT × OUT outputs, and
-    of the tiles of K its share of num_programs(1). It transforms a block's inputs once, all channels of them, then per
-    tile of K multiplies and transforms back. What lies between, [points, BM, C] and [points, BM, BN] of
-    `workspace_ptr`, is its own, and stays in cache. `u_ptr`: transformed weights [tiles of K, points, C, BN].
-    `moments_ptr`, where it is not None, gets the partial statistics [3, blocks, K] of what is stored.
+    Grid: (any number, any number, UP²). A program takes every num_programs(0)-th block of BM tiles of OUT × OUT
+    outputs, of one of the phases that UP makes, and of the tiles of K its share of num_programs(1). It transforms a
+    block's inputs once, all channels of them, then per tile of K multiplies and transforms back. What lies between,
+    [points, BM, DEPTH] and [points, BM, BN] of `workspace_ptr`, is its own, and stays in cache. `u_ptr`: transformed
+    weights, as of `winograd_filter`.
+    `moments_ptr`, where it is not None, gets the partial statistics [3, blocks, K] of what is stored, without UP.
     What is stored are the maxima of POOL_H × POOL_W windows, as `conv_max_pool` has them, if there is more than one
-    output in a window. POOL_H and POOL_W divide OUT; then there are no dilation, residual and statistics.
+    output in a window. POOL_H and POOL_W divide OUT; then there are no UP, dilation, residual and statistics.
     """
     POOLED: tl.constexpr = POOL_H * POOL_W > 1
     POINTS: tl.constexpr = (OUT + TAPS - 1) * (OUT + TAPS - 1)
+    DEPTH: tl.constexpr = STRIDE * STRIDE * C
     K_TILES: tl.constexpr = (K + BN - 1) // BN
+    STEP_H: tl.constexpr = UP * DIL_H  # from output to output of a tile
+    STEP_W: tl.constexpr = UP * DIL_W
     ACC: tl.constexpr = workspace_ptr.dtype.element_ty
-    tiles = count_tiles(N, P, Q, DIL_H, DIL_W, OUT)
+    phase_p = tl.cdiv(P, UP)
+    phase_q = tl.cdiv(Q, UP)
+    tiles = count_tiles(N, phase_p, phase_q, DIL_H, DIL_W, OUT)
     blocks = tl.cdiv(tiles, BM)
     share = tl.cdiv(K_TILES, tl.num_programs(1))
     first = tl.program_id(1) * share
     last = tl.minimum(first + share, K_TILES)
-    program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
-    v_ptr = workspace_ptr + program * (POINTS * BM * (C + BN))
-    m_ptr = v_ptr + POINTS * BM * C
+    tap_h = tl.program_id(2) // UP % UP  # the first taps of the phase that meet pixels
+    tap_w = tl.program_id(2) % UP
+    program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (UP * UP) + tl.program_id(2)
+    v_ptr = workspace_ptr + program.to(tl.int64) * (POINTS * BM * (DEPTH + BN))
+    m_ptr = v_ptr + POINTS * BM * DEPTH
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         tile = block * BM + tl.arange(0, BM)
         m_row = tile < tiles
-        n, p, q = tile_at(tile, P, Q, DIL_H, DIL_W, OUT)
-        h = p - PAD_H
-        w = q - PAD_W
-        p_x = x_ptr + ((n * H + h) * W + w).to(tl.int64) * C
-        for c in range(0, C, BC):
-            store_input(v_ptr, p_x, h, w, H, W, m_row, c + tl.arange(0, BC), C, DIL_H, DIL_W, OUT, TAPS, BM)
+        n, p, q = tile_at(tile, phase_p, phase_q, DIL_H, DIL_W, OUT)
+        p = p * UP + (PAD_H % UP + UP - tap_h) % UP
+        q = q * UP + (PAD_W % UP + UP - tap_w) % UP
+        for phase in range(STRIDE * STRIDE):
+            h = (p * STRIDE - PAD_H + tap_h + phase // STRIDE) // UP  # exact
+            w = (q * STRIDE - PAD_W + tap_w + phase % STRIDE) // UP
+            p_x = x_ptr + ((n * H + h) * W + w).to(tl.int64) * C
+            for c in range(0, C, BC):
+                store_input(
+                    v_ptr + phase * C, p_x, h, w, H, W, m_row, c + tl.arange(0, BC),
+                    C, STRIDE * DIL_H, STRIDE * DIL_W, DEPTH, OUT, TAPS, BM,
+                )  # fmt: skip
         tl.debug_barrier()
         pixel = ((n * P + p) * Q + q).to(tl.int64)
-        p_u = u_ptr + first.to(tl.int64) * (POINTS * C * BN)
+        p_u = u_ptr + (tl.program_id(2) * K_TILES + first).to(tl.int64) * (POINTS * DEPTH * BN)
         for tile_n in range(first, last):
-            store_products(m_ptr, v_ptr, p_u, POINTS, C, BM, BN, BK, PRECISION)
+            store_products(m_ptr, v_ptr, p_u, POINTS, DEPTH, BM, BN, BK, PRECISION)
             tl.debug_barrier()
             k = tile_n * BN + tl.arange(0, BN)
             o_y = pixel[:, None] * PIXEL_Y + k[None, :]
@@ -339,7 +299,7 @@ def conv_winograd(
                         scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, 0, k, K, EPS, ACC)
                         z = z * scale[None, :] + shift[None, :]
                     if residual_ptr is not None:
-                        at, mask = output_at(o_residual, p, q, P, Q, m_row, k < K, K, DIL_H, DIL_W, i, j)
+                        at, mask = output_at(o_residual, p, q, P, Q, m_row, k < K, K, STEP_H, STEP_W, i, j)
                         z += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
                     if not POOLED:
                         z = activate(z, ACTIVATION, slope_ptr, k[None, :], (k < K)[None, :])
@@ -349,11 +309,11 @@ def conv_winograd(
             else:
                 for i in tl.static_range(OUT):
                     for j in tl.static_range(OUT):
-                        at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, PIXEL_Y, DIL_H, DIL_W, i, j)
+                        at, mask = output_at(o_y, p, q, P, Q, m_row, k < K, PIXEL_Y, STEP_H, STEP_W, i, j)
                         tl.store(y_ptr + at, y[OUT * i + j], mask=mask)
             if moments_ptr is not None:
                 store_tile_moments(
                     moments_ptr, block, blocks, y_ptr, o_y, p, q, P, Q, m_row, k, K, DIL_H, DIL_W, OUT, ACC
                 )
             tl.debug_barrier()
-            p_u += POINTS * C * BN
+            p_u += POINTS * DEPTH * BN

@@ -8,7 +8,8 @@ Where the implicit GEMM takes 144 products for the 16 outputs of a tile, this ta
 import triton
 import triton.language as tl
 
-from .winograd import A, B, column_of, count_tiles, load_square, tile_at, transform_input
+from .winograd import count_tiles, load_square, tile_at
+from .winograd_transforms import A, B, column_of, transform_input
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from triton import cdiv, next_power_of_2
 
 from ..configs import TileConfig
 from ..configs.tile import kind_of
-from ..configs.winograd import as_fprop, points, tiles
+from ..configs.winograd import as_fprop, phases, points, tiles
 from ..engines import Launch
 from ..geometry import ConvGeometry, Pair
 from ..kernels import winograd
@@ -30,13 +30,16 @@ def fprop_launch(
     `window`: what is max-pooled.
     """
     config = config or config_of("winograd", geometry, dtype, target)
-    blocks = cdiv(tiles(geometry, config.OUT), config.BM)
+    blocks, classes = cdiv(tiles(geometry, config.OUT), config.BM), geometry.up[0] ** 2
     # More programs than threads, so that none waits for long; not more still, for each has a workspace of its own.
-    grid = min(blocks, 4 * threads), min(cdiv(geometry.K, config.BN), cdiv(threads, blocks)), 1
+    share = cdiv(threads, blocks * classes)
+    grid = min(blocks, cdiv(4 * threads, classes)), min(cdiv(geometry.K, config.BN), share), classes
     (top, _), (left, _) = geometry.padding
     constexprs = {
         "C": geometry.C,
         "K": geometry.K,
+        "STRIDE": geometry.stride[0],
+        "UP": geometry.up[0],
         "PAD_H": top,
         "PAD_W": left,
         "DIL_H": geometry.dilation[0],
@@ -48,7 +51,7 @@ def fprop_launch(
         "POOL_H": window[0],
         "POOL_W": window[1],
         "OUT": config.OUT,
-        "TAPS": geometry.R,
+        "TAPS": phases(geometry)[1],
         "BM": config.BM,
         "BN": config.BN,
         "BK": config.BK,
@@ -59,36 +62,41 @@ def fprop_launch(
 
 
 def filter_launch(
-    target: str, op: str, shape: tuple[int, ...], strides: tuple[int, ...], OUT: int, BN: int
+    target: str, op: str, problem: ConvGeometry, strides: tuple[int, ...], OUT: int, BN: int
 ) -> Launch:
-    """Tensors: a weight [K, C, R, R] of these strides, and its transformed taps."""
+    """Tensors: the weight of `op`, of these strides, and its transformed taps. `problem` is `op` as an fprop."""
     backwards = op == "dgrad"
     reduced, columns = (0, 1) if backwards else (1, 0)
-    C, K, taps, tap = shape[reduced], shape[columns], shape[3], strides[3]
-    BC = 16
+    C, K, tap, BC = problem.C, problem.K, strides[3], 16
+    count, taps = phases(problem)
     constexprs = {
         "C": C,
         "K": K,
-        "FIRST": (taps**2 - 1) * tap if backwards else 0,
+        "FIRST": (problem.taps - 1) * tap if backwards else 0,
         "STRIDE_C": strides[reduced],
         "STRIDE_K": strides[columns],
         "STRIDE_TAP": -tap if backwards else tap,
+        "STRIDE": problem.stride[0],
+        "UP": problem.up[0],
         "OUT": OUT,
         "TAPS": taps,
         "BC": BC,
         "BN": BN,
     }
-    return Launch(winograd.winograd_filter, (cdiv(C, BC), cdiv(K, BN), 1), (), constexprs, 4, 1)
+    return Launch(winograd.winograd_filter, (cdiv(C, BC), cdiv(K, BN), count**2), (), constexprs, 4, 1)
 
 
-def _filters(weight: Tensor, op: str, OUT: int, BN: int, keep: bool) -> Callable[[], Tensor]:
+def _filters(
+    weight: Tensor, op: str, problem: ConvGeometry, OUT: int, BN: int, keep: bool
+) -> Callable[[], Tensor]:
     """What gives the transformed taps of a weight [K, C, R, R], at the time of the launch that reads them:
-    [tiles of columns, points, reduced channels, BN]."""
+    [phases of outputs, tiles of columns, points, phases of inputs × reduced channels, BN]."""
     w = weight.detach()
     if not w.is_contiguous(memory_format=torch.channels_last):
         w = w.contiguous()
-    launch, transform = prepare(w.device, filter_launch, op, w.shape, w.stride(), OUT, BN)
-    shape = launch.grid[1], points(OUT, w.shape[3]), launch.constexprs["C"], BN
+    launch, transform = prepare(w.device, filter_launch, op, problem, w.stride(), OUT, BN)
+    (_, tiles, count), (_, taps) = launch.grid, phases(problem)
+    shape = tiles, points(OUT, taps), count * problem.C, BN
 
     def into(u: Tensor) -> Tensor:
         transform(w, u)
@@ -96,7 +104,7 @@ def _filters(weight: Tensor, op: str, OUT: int, BN: int, keep: bool) -> Callable
 
     if not keep:
         return lambda: into(scratch("filters", w, math.prod(shape)))
-    key = "winograd", op, OUT, BN
+    key = "winograd", op, OUT, BN, problem.stride, problem.up
     u = packing.kept(
         weight, key, keep, lambda: into(lasting(shape, accumulator_of(w), w.device))
     )
@@ -111,10 +119,11 @@ def _bind(
     made = problem, x.dtype, precision_of(x), activation, threads, config, norm.eps, window
     launch, run = prepare(x.device, fprop_launch, *made)
     OUT, BM, BN = (launch.constexprs[name] for name in ("OUT", "BM", "BN"))
-    room = launch.grid[0] * launch.grid[1] * points(OUT, problem.R) * BM * (problem.C + BN)
+    depth, (_, taps) = problem.C * problem.stride[0] ** 2, phases(problem)
+    room = math.prod(launch.grid) * points(OUT, taps) * BM * (depth + BN)
     bias = None if bias is None else bias.contiguous()
     vectors = norm.vectors
-    filters = _filters(weight, op, OUT, BN, keep_pack)
+    filters = _filters(weight, op, problem, OUT, BN, keep_pack)
 
     output = problem.N, problem.K, problem.P // window[0], problem.Q // window[1]
 

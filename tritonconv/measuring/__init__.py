@@ -21,7 +21,14 @@ from autotune import Problem
 
 from .. import configs, engines, launch
 from ..configs import Geometry
-from ..geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry, RowGeometry
+from ..geometry import (
+    AdaptiveGeometry,
+    ConvGeometry,
+    FractionalGeometry,
+    NormGeometry,
+    PoolGeometry,
+    RowGeometry,
+)
 from . import calls
 from .common import clock, difference, tuples
 from .operators import OPERATORS, convolution
@@ -31,7 +38,8 @@ __all__ = ["ALGORITHMS", "OPERATORS", "geometry_of", "is_call", "problem_of", "t
 ALGORITHMS = tuple(f"{op}_algorithm" for op in ("fprop", "dgrad", "wgrad", "conv1d_fprop", "conv1d_dgrad"))
 # What launches Winograd's algorithm, where that is not `launch.winograd`.
 _FAST = {"wgrad": launch.winograd_wgrad, **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad"), launch.conv1d_winograd)}
-_GEOMETRIES = ConvGeometry, PoolGeometry, AdaptiveGeometry, NormGeometry
+# The first whose fields a key has is the key's.
+_GEOMETRIES = FractionalGeometry, ConvGeometry, PoolGeometry, AdaptiveGeometry, NormGeometry
 
 
 def is_call(key: Mapping) -> bool:

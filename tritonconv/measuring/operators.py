@@ -27,12 +27,14 @@ def convolution(
     x = integers(device, g.N, g.C, g.H, g.W)
     weight = integers(device, g.K, g.Cg, g.R, g.S)
     dy = integers(device, g.N, g.K, g.P, g.Q)
-    (top, bottom), (left, right) = g.padding
+    ((top, bottom), (left, right)), (up, across) = g.padding, g.up
 
     def exact() -> tuple[Tensor, ...]:
         with torch.enable_grad():
             inputs = x.clone().requires_grad_(), weight.clone().requires_grad_()
-            padded = F.pad(inputs[0], (left, right, top, bottom))
+            apart = inputs[0].new_zeros(g.N, g.C, (g.H - 1) * up + 1, (g.W - 1) * across + 1)
+            apart[:, :, ::up, ::across] = inputs[0]
+            padded = F.pad(apart, (left, right, top, bottom))
             y = F.conv2d(padded, inputs[1], None, g.stride, 0, g.dilation, g.groups)
             wanted = {"dgrad": inputs[0], "wgrad": inputs[1]}.get(kind)
             return (y.detach() if wanted is None else torch.autograd.grad(y, wanted, dy)[0],)
