@@ -4,8 +4,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from oracle import DTYPES, check, values
+from oracle import DTYPES, assert_close, check, values
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from tritonconv import interpreter
+from tritonconv.cpu import engine
+from tritonconv.engines import Launch
 
 
 @triton.jit
@@ -21,6 +25,29 @@ def test_copy(dtype):
     out = torch.zeros(300, dtype=DTYPES[dtype])
     for n, stride, offset in ((77, 1, 0), (50, 3, 1), (64, -1, 63), (20, 0, 5)):
         check(copy, (2,), x, out, n, stride, offset, 64)
+
+
+@triton.jit
+def across(x, out, n, m, stride, A: tl.constexpr, B: tl.constexpr):
+    """What lies in columns is stored in rows, by one store and by two that share it."""
+    i = tl.arange(0, A)[:, None]
+    j = tl.arange(0, B)[None, :]
+    v = tl.load(x + i + j * stride, mask=(i < n) & (j < m), other=5)
+    tl.store(out + i * B + j, tl.load(x + i + j * stride + 1), mask=i < n)
+    tl.store(out + A * B + i * B + j, v + 1)
+    tl.store(out + 2 * A * B + i * B + j, v * 2, mask=j < n)
+
+
+@pytest.mark.parametrize("dtype", ("f32", "i32", "bf16", "f64"))
+def test_columns_to_rows(dtype):
+    """As the library launches kernels, whose tensors share no memory."""
+    x = values(DTYPES[dtype], 40 * 70)
+    for n, m, A, B in ((64, 32, 64, 32), (20, 19, 32, 32), (3, 16, 8, 16)):
+        launch = Launch(across, (1, 1, 1), (n, m, 70), {"A": A, "B": B}, 1, 1)
+        got, want = (torch.zeros(3 * A * B, dtype=DTYPES[dtype]) for _ in range(2))
+        engine.bind(launch)(x, got)
+        interpreter.run(across, launch.grid, x, want, *launch.sizes, **launch.constexprs)
+        assert_close(got, want)
 
 
 @triton.jit

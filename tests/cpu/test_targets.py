@@ -148,6 +148,19 @@ def test_columns_that_nobody_stores_are_not_computed(processor, K, multiply):
     assert not [line for line in loop if re.search(r"\(%[re]sp", line)]
 
 
+@triton.jit
+def across(x, out):
+    i = tl.arange(0, 32)[:, None]
+    j = tl.arange(0, 32)[None, :]
+    tl.store(out + i * 32 + j, tl.load(x + i + j * 64) + 1)
+
+
+@pytest.mark.parametrize("processor", [name for name, p in PROCESSORS.items() if "avx" in p.features])
+def test_what_is_written_across_is_turned_in_registers(processor):
+    lines = assembly(processor, across, {"x": "*fp32", "out": "*fp32"}, {}, disjoint=True)
+    assert not [line for line in lines if re.match(r"v(scatter|gather|pinsr|insertps|movss)", line)]
+
+
 @pytest.mark.parametrize("vectors", [1, 2, 4, 8])
 @pytest.mark.parametrize("processor", [name for name, p in PROCESSORS.items() if "avx" in p.features])
 def test_operands_are_packed_by_vectors(processor, vectors):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial, reduce
 
-from . import ahead, ir, streaming
+from . import ahead, ir, streaming, turning
 from .elements import PURE, Buffer, Elements, Fixed, Index, pure
 from .errors import UnsupportedOp
 from .masks import mask_at
@@ -121,7 +121,9 @@ def lower_store(low, op):
 
     alone = len(stores) == 1
     value = op.operands[1] if alone and op not in low.ahead else None
-    low.nest(type.shape or (), write, type.elem, vectors=2 if alone else 1, value=value)
+    loads = [load.result for store in stores for load in read_by_element(low, store.operands[1])]
+    lane = turning.before(low, loads, write)
+    low.nest(type.shape or (), write, type.elem, lane, vectors=2 if alone else 1, value=value)
 
 
 _RMW = {1: "and", 2: "or", 3: "xor", 4: "add", 5: "fadd", 6: "max", 7: "min", 8: "umax", 9: "umin", 10: "xchg"}

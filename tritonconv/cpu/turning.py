@@ -3,9 +3,11 @@ in registers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
+from . import ir
 from .code import Code
 from .elements import Buffer, Index
 from .values import REG, SIZE, TRUE, Val, Vec, const, index, lanes, shift
@@ -22,6 +24,23 @@ def source(low, dest: Buffer, body: Body, lane: int) -> int | None:
     cost = {d: low.probe(shape, lambda idx: body(idx) and None, dest.elem, d) for d in long}
     along = min(long, key=cost.get)
     return along if 2 * cost[along] < cost[lane] else None
+
+
+def before(low, loads: Sequence[ir.Value], write: Callable[..., None]) -> int | None:
+    """Brings what the nest of `write` loads into buffers, where it reads along another dimension than that along which
+    it writes; returns that, if it had to know."""
+    if not loads:
+        return None
+    type = loads[0].type
+    *outer, lane = low.order_of(type.shape, write, type.elem)
+    for value in dict.fromkeys(loads):
+        body, used = partial(low.elements.at, value), low.used
+        dest = low.allocate(value.type.elem, type.shape, (*outer, lane))
+        if source(low, dest, body, lane) is None:
+            low.used = used
+        else:
+            low.keep(value, dest)
+    return lane
 
 
 def fill(low, dest: Buffer, body: Body, lane: int, along: int):

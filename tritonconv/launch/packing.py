@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from triton import cdiv
 
 from .. import engines
+from ..configs.tile import kind_of
 from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import packing as kernels
@@ -133,7 +134,7 @@ def _retiled(panels: Tensor, columns: int, BN: int) -> Tensor:
 def pack_launch(target: str, shape: tuple[int, ...], strides: tuple[int, ...], BN: int) -> Launch:
     """Tensors: a weight, seen as [groups, taps, rows, columns] with these strides, and its panels."""
     groups, taps, rows, columns = shape
-    BK = 16
+    BK = 16 if kind_of(target) in ("cuda", "hip") else 64
     grid = taps * cdiv(rows, BK), cdiv(columns, BN), groups
     constexprs = {"ROWS_BESIDE": strides[2] == 1, "COLUMNS_BESIDE": strides[3] == 1, "BK": BK, "BN": BN}
     return Launch(kernels.pack, grid, (rows, columns, *strides), constexprs, 4, 1)

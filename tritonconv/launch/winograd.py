@@ -67,7 +67,8 @@ def filter_launch(
     """Tensors: the weight of `op`, of these strides, and its transformed taps. `problem` is `op` as an fprop."""
     backwards = op == "dgrad"
     reduced, columns = (0, 1) if backwards else (1, 0)
-    C, K, tap, BC = problem.C, problem.K, strides[3], 16
+    C, K, tap = problem.C, problem.K, strides[3]
+    BC = 16 if kind_of(target) in ("cuda", "hip") else min(64, next_power_of_2(C))
     count, taps = phases(problem)
     constexprs = {
         "C": C,
