@@ -1,13 +1,16 @@
 """Memory of results: as torch's own, but in huge pages where it is large, and used again."""
 
 import copy
+import gc
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import tritonconv.functional as TF
+from tritonconv import patch
 from tritonconv.launch import packing, room
 
 MIB = 1 << 20
@@ -92,6 +95,16 @@ def test_free_memory_can_be_given_back(pool):
     pool.release()
     assert (pool.used(), pool.free()) == (4 * MIB, 0)
     assert kept.sum() == 4 * MIB
+
+
+def test_a_patched_model_takes_it_along():
+    model = patch(nn.Sequential(nn.Conv2d(8, 64, 1)))
+    with torch.no_grad():
+        model(torch.randn(1, 8, 128, 256))
+    assert room.results.free() >= 8 * MIB
+    del model
+    gc.collect()
+    assert room.results.free() == 0
 
 
 def test_results_are_torchs_in_all_they_can_do(pool):

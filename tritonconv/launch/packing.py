@@ -23,7 +23,7 @@ from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import packing as kernels
 from .common import prepare
-from .room import lasting
+from .room import empty, lasting
 
 # From [groups, Kg, Cg, R, S] to [groups, R, S, reduced channels, columns].
 _LAYOUTS = {"fprop": (0, 3, 4, 2, 1), "dgrad": (0, 3, 4, 1, 2)}
@@ -154,6 +154,6 @@ def _packed(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Ten
     }[layout]
     launch, run = prepare(weight.device, pack_launch, shape, strides, BN)
     reduced = shape[1] * shape[2]
-    panels = lasting((g.groups, launch.grid[1], reduced, BN), weight.dtype, weight.device)
+    panels = empty(weight, (g.groups, launch.grid[1], reduced, BN))
     run(seen, panels)
     return panels

@@ -2,8 +2,8 @@
 
 Malloc takes the largest blocks fresh from the system and gives them back when they are freed. In pages of 4 KiB that
 costs several times what it takes to write them, a fault for each page; in pages of 2 MiB it still costs as much again.
-So what large results lay in is kept for the next ones, as torch does on GPUs. And what runs through memory is fetched
-ahead to the end of a page, so that large weights are read sooner from huge ones.
+So what large results lay in is kept for the next ones, as torch does on GPUs, until a patched model dies. And what
+runs through memory is fetched ahead to the end of a page, so that large weights are read sooner from huge ones.
 """
 
 from __future__ import annotations
@@ -27,25 +27,17 @@ LEAST = HUGE  # bytes of a result that gets a block of its own
 _AMPLE, _SPARE = 2, 1.5
 
 
-def _wish(block: mmap.mmap, advice: str) -> None:
-    """Where the system cannot, memory stays as it is."""
-    with contextlib.suppress(AttributeError, OSError):
-        block.madvise(getattr(mmap, advice))
-
-
 def _mapped(size: int) -> mmap.mmap:
-    """Memory of `size` bytes from the system, private as malloc's is, in huge pages."""
+    """Memory of `size` bytes from the system, private as malloc's is, in huge pages if there are any."""
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    _wish(block, "MADV_HUGEPAGE")
+    with contextlib.suppress(AttributeError, OSError):
+        block.madvise(mmap.MADV_HUGEPAGE)
     return block
 
 
 class Pool:
-    """Blocks that tensors lie in, each its own mapping, and those that are free for the next ones.
-
-    There are hardly more than were once in use together. When none is in use any more the system may take them all, if
-    it is short of memory.
-    """
+    """Blocks that tensors lie in, each its own mapping, and those that are free for the next ones: together hardly more
+    than were once in use together."""
 
     def __init__(self):
         self._used: dict[int, tuple[weakref.ref, mmap.mmap]] = {}  # by the identity of what tells when a view dies
@@ -94,13 +86,9 @@ class Pool:
         # Called wherever the last tensor dies, within `take` too: so it takes no lock, and each step is atomic.
         _, block = self._used.pop(id(death))
         self._free.append(block)
-        if not self._used:
-            for block in self._free.copy():
-                _wish(block, "MADV_FREE")
 
 
 results = Pool()
-_lasting = Pool()
 
 
 def empty(
@@ -132,6 +120,6 @@ def lasting(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not POOLED or size < HUGE:
         return torch.empty(shape, dtype=dtype, device=device)
-    whole = torch.frombuffer(_lasting.take(size + HUGE), dtype=torch.uint8)
+    whole = torch.frombuffer(_mapped(size + HUGE), dtype=torch.uint8)
     first = -whole.data_ptr() % HUGE
     return whole[first : first + size].view(dtype).view(shape)

@@ -14,6 +14,7 @@ the result.
 """
 
 import warnings
+import weakref
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from .. import replay
 from ..blocks.block import intercepted
 from ..capture.sites import EXCLUDED, Capture, capture
 from ..choice import preference
+from ..launch.room import results
 from . import memory, swap, training, trial
 from .checks import Accept, Globs, require_model, require_module
 from .reporting import Report, Site
@@ -99,6 +101,7 @@ def patch(
     except BaseException:
         memory.put_back(unpatch(model), converted)
         raise
+    weakref.finalize(model, results.release)
     return model
 
 
