@@ -4,7 +4,7 @@ import pytest
 
 from tritonconv import functional
 from tritonconv.blocks import repeat
-from tritonconv.blocks.block import POOLS
+from tritonconv.blocks.modules import POOLS
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tritonconv
 from tritonconv import choice, engines, replay
-from tritonconv.blocks.block import LEAVES
+from tritonconv.blocks.modules import LEAVES
 from tritonconv.replay import guard
 
 ON_CPUS = choice._ON_CPUS  # which tests do without, otherwise

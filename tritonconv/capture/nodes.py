@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..blocks.block import ACTIVATION_MODULES, POOLS, activation_text
+from ..blocks.modules import ACTIVATION_MODULES, POOLS, activation_text
 from ..ops.activations import PRELU
 
 # How a graph calls them: functions, and methods by their name.

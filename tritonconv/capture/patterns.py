@@ -9,19 +9,8 @@ from itertools import takewhile
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..blocks.block import (
-    LEAVES,
-    MAX_POOL,
-    POOLS,
-    ActivatedBlock,
-    Block,
-    CallBlock,
-    ConvBlock,
-    PoolBlock,
-    intercepted,
-    side_by_side,
-    window_of,
-)
+from ..blocks.block import ActivatedBlock, Block, CallBlock, ConvBlock, PoolBlock
+from ..blocks.modules import LEAVES, MAX_POOL, POOLS, intercepted, side_by_side, window_of
 from ..ops.activations import PRELU, is_monotone
 from ..ops.support import pair
 from ..patching.reporting import Status

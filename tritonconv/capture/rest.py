@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..blocks.block import ACTIVATION_MODULES, intercepted
+from ..blocks.modules import ACTIVATION_MODULES, intercepted
 from ..patching.reporting import Site
 from .patterns import KINDS, Match
 from .trace import Trace

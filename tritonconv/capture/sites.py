@@ -12,7 +12,7 @@ from itertools import chain, zip_longest
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..blocks.block import LEAVES
+from ..blocks.modules import LEAVES
 from ..patching.reporting import Site
 from .patterns import KINDS, Match, matches
 from .rest import LAZY, is_lazy, uncovered

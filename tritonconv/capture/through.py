@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..blocks.block import intercepted
+from ..blocks.modules import intercepted
 from .nodes import asks_dimensions
 from .trace import CannotTrace, Trace, structure, traces
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from .. import replay
-from ..blocks.block import intercepted
+from ..blocks.modules import intercepted
 from ..capture.sites import EXCLUDED, Capture, capture
 from ..choice import preference
 from ..launch.room import results

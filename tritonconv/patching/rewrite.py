@@ -5,17 +5,9 @@ from itertools import accumulate
 from torch import fx, nn
 
 from .. import choice
-from ..blocks.block import (
-    ActivatedBlock,
-    CallBlock,
-    ConvBlock,
-    PoolBlock,
-    activated_block,
-    activated_norm,
-    conv_block,
-    conv_call,
-)
+from ..blocks.block import ActivatedBlock, CallBlock, ConvBlock, PoolBlock
 from ..blocks.calls import widened
+from ..blocks.run import activated_block, activated_norm, conv_block, conv_call
 from ..capture.nodes import PADDING, WITH_INDICES, constants_of, padding_argument
 from ..capture.patterns import Match
 from ..capture.trace import Trace

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from ..blocks.block import LEAVES, intercepted
+from ..blocks.modules import LEAVES, intercepted
 from ..replay import NOT_REPLAYED, Replays
 from . import memory
 from .reporting import Report

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 
 from .. import engines
-from ..blocks.block import LEAVES, intercepted
+from ..blocks.modules import LEAVES, intercepted
 from ..capture.patterns import Match
 from ..capture.sites import Capture, block_site
 from ..capture.trace import Trace

@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import choice
-from ..blocks.block import LEAVES, activated_block, activated_norm, conv_block, conv_call
+from ..blocks.modules import LEAVES
+from ..blocks.run import activated_block, activated_norm, conv_block, conv_call
 from ..cpu import engine
 from ..cpu.runtime import Kernel
 from ..engines import Launch

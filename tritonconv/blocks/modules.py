@@ -1,0 +1,165 @@
+"""What a module runs that `patch` swaps where it is, and what there is to know of an activation."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from ..choice import faster
+from ..geometry import Pair
+from ..ops import activations
+from ..ops.activations import Text
+from ..ops.linear import linear as fully_connected
+from ..ops.support import pair
+from . import calls, repeat
+
+# The activations that are modules, as text or slopes; a module is asked at every call, since its numbers may change.
+ACTIVATION_MODULES = {
+    nn.ReLU: lambda module: "relu",
+    nn.ReLU6: lambda module: "relu6",
+    nn.Sigmoid: lambda module: "sigmoid",
+    nn.Tanh: lambda module: "tanh",
+    nn.Hardsigmoid: lambda module: "hardsigmoid",
+    nn.SiLU: lambda module: "silu",
+    nn.Hardswish: lambda module: "hardswish",
+    nn.GELU: lambda module: "gelu_tanh" if module.approximate == "tanh" else "gelu",
+    nn.LeakyReLU: lambda module: f"leaky_relu({module.negative_slope})",
+    nn.ELU: lambda module: f"elu({module.alpha})",
+    nn.PReLU: lambda module: module.weight,
+}
+UNKNOWN = ""
+
+
+def intercepted(module: nn.Module) -> bool:
+    """Whether calling `module` does more than run its class's forward: a hook, or a forward of the instance's own."""
+    return any(repeat.hooks_of(module)) or "forward" in module.__dict__ or _module._has_any_global_hook()
+
+
+def activation_text(activation: nn.Module | Text) -> Text:
+    """The text, or the slopes, of an activation that kernels know; UNKNOWN for one that they do not know."""
+    if isinstance(activation, nn.Module):
+        activation = ACTIVATION_MODULES[type(activation)](activation)
+    try:
+        return activations.canonical(activation)
+    except ValueError:
+        return UNKNOWN
+
+
+def convolution(conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> Tensor:
+    """`conv(input)` as one kernel. input: (N, C, H, W) or (C, H, W), of 1-D ones (N, C, W) or (C, W)."""
+    if (y := repeat.again(conv, (), input)) is not None:
+        return y
+    if conv.padding_mode != "zeros":  # set after patching, as is done to make images that tile
+        return conv._conv_forward(input, conv.weight, conv.bias)
+    if (y := repeat.first(conv, (), None, None, input)) is not None:
+        return y
+    op, arguments, options = calls.convolution(conv, None, input, None, None)
+    return faster(op, *arguments, **options)
+
+
+def conv_transpose2d(
+    conv: nn.ConvTranspose2d,
+    input: Tensor,
+    output_size: list[int] | None = None,
+    *,
+    norm: nn.BatchNorm2d | None = None,
+    activation: Text = None,
+) -> Tensor:
+    """`activation(norm(conv(input, output_size)))` as one kernel. input: (N, C, H, W) or (C, H, W)."""
+    if conv.padding_mode != "zeros":  # set after patching; no other is known, and torch says so
+        return nn.ConvTranspose2d.forward(conv, input, output_size)
+    output_padding = conv._output_padding(
+        input, output_size, conv.stride, conv.padding, conv.kernel_size, 2, conv.dilation
+    )
+    options = conv.stride, conv.padding, output_padding, conv.groups, conv.dilation
+    if norm is None:
+        return faster("conv_transpose2d", input, conv.weight, conv.bias, *options, activation=activation)
+    operands = input, conv.weight, conv.bias, *calls.statistics(norm)
+    return faster("conv_transpose2d_batch_norm", *operands, *options, activation=activation)
+
+
+def batch_norm(
+    module: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor, *, norm: None = None, activation: Text = None
+) -> Tensor:
+    """`activation(module(input))` in one pass. input: (N, C, H, W); of 1-D ones (N, C, L) or (N, C)."""
+    module._check_input_dim(input)
+    return faster("batch_norm", input, *calls.statistics(module), activation=activation)
+
+
+def linear(
+    module: nn.Linear, input: Tensor, *, norm: None = None, activation: str | None = None
+) -> Tensor:
+    """`activation(module(input))`; of one vector, in inference on a CPU, as one kernel. input: (..., C)."""
+    return fully_connected(input, module.weight, module.bias, activation)
+
+
+def _pooling(function: str, *attributes: str) -> Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, Tensor]]:
+    """What a pooling module that hands these attributes of its own to `function` runs: one kernel."""
+
+    def run(pool: nn.Module, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return faster(function, input, *[getattr(pool, attribute) for attribute in attributes])
+
+    return run
+
+
+def max_unpool(pool: nn.MaxUnpool2d, input: Tensor, indices: Tensor, output_size=None) -> Tensor:
+    return faster("max_unpool2d", input, indices, pool.kernel_size, pool.stride, pool.padding, output_size)
+
+
+def side_by_side(
+    kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+) -> Pair | None:
+    """The windows of a max-pooling that a convolution's kernel can do; None where it cannot: its windows lie side by
+    side, and what remains at the edges is in none. With `ceil_mode` nothing may remain there."""
+    window = pair(kernel_size)
+    stride = window if stride in (None, [], ()) else pair(stride)
+    plain = stride == window and pair(padding) == (0, 0) and pair(dilation) == (1, 1)
+    return window if plain and type(ceil_mode) is bool and return_indices is False else None
+
+
+def window_of(pool: nn.MaxPool2d) -> Pair | None:
+    """`side_by_side` of a module."""
+    return side_by_side(*(getattr(pool, name) for name in MAX_POOL))
+
+
+# Modules that run with an activation in their kernel, beside convolutions.
+ACTIVATED = {
+    nn.ConvTranspose2d: conv_transpose2d,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+    nn.Linear: linear,
+}
+# The poolings, by the name of the function that computes each.
+POOLS = {
+    nn.MaxPool2d: "max_pool2d",
+    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
+    nn.MaxUnpool2d: "max_unpool2d",
+    nn.AvgPool2d: "avg_pool2d",
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.LPPool2d: "lp_pool2d",
+    nn.MaxPool1d: "max_pool1d",
+    nn.AdaptiveMaxPool1d: "adaptive_max_pool1d",
+    nn.AvgPool1d: "avg_pool1d",
+    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d",
+    nn.LPPool1d: "lp_pool1d",
+}
+MAX_POOL = "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
+_AVG_POOL = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"
+# The modules that `patch` swaps wherever they are, and what they then run. A norm alone is not worth it.
+LEAVES = {
+    nn.Conv1d: convolution,
+    nn.Conv2d: convolution,
+    nn.ConvTranspose2d: conv_transpose2d,
+    nn.Linear: linear,
+    nn.MaxPool2d: _pooling("max_pool2d", *MAX_POOL),
+    nn.AdaptiveMaxPool2d: _pooling("adaptive_max_pool2d", "output_size", "return_indices"),
+    nn.MaxUnpool2d: max_unpool,
+    nn.AvgPool2d: _pooling("avg_pool2d", *_AVG_POOL, "divisor_override"),
+    nn.AdaptiveAvgPool2d: _pooling("adaptive_avg_pool2d", "output_size"),
+    nn.LPPool2d: _pooling("lp_pool2d", "norm_type", "kernel_size", "stride", "ceil_mode"),
+    nn.MaxPool1d: _pooling("max_pool1d", *MAX_POOL),
+    nn.AdaptiveMaxPool1d: _pooling("adaptive_max_pool1d", "output_size", "return_indices"),
+    nn.AvgPool1d: _pooling("avg_pool1d", *_AVG_POOL),
+    nn.AdaptiveAvgPool1d: _pooling("adaptive_avg_pool1d", "output_size"),
+    nn.LPPool1d: _pooling("lp_pool1d", "norm_type", "kernel_size", "stride", "ceil_mode"),
+}
