@@ -164,6 +164,22 @@ def test_relu_passes_nan_and_its_gradient(dtype, device):
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(want.sum(), x)[0])
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_tanh_is_within_three_units_in_the_last_place(dtype, device):
+    """Of numbers large and small, and of zero, infinity and NaN."""
+    special = torch.tensor([0.0, float("inf"), float("nan"), 0.625, 2**-24, 88.0], dtype=dtype)
+    x = torch.cat([special, torch.linspace(0, 12, 1000, dtype=dtype), torch.logspace(-30, 1, 994, dtype=dtype)])
+    x = torch.cat([x, -x]).reshape(1, 1, 40, 100)
+    one = torch.ones(1, 1, 1, 1, device=device, dtype=dtype)
+    got = conv2d(x.to(device), one, activation="tanh").cpu()
+    want = x.double().tanh()
+    unit = want.to(dtype).abs().nextafter(torch.tensor(2.0, dtype=dtype)).double() - want.to(dtype).abs().double()
+    assert ((got.double() - want).abs() <= 3 * unit)[~x.isnan()].all()
+    assert got[x.isnan()].isnan().all()
+    assert (got.nan_to_num().abs() <= 1).all()
+    assert torch.equal(got.signbit()[x.abs() > 0], x.signbit()[x.abs() > 0])
+
+
 def test_padding_keeps_infinities_out(device):
     """A padded pixel counts as absent: its product with an infinite gradient is not NaN. (With few channels it is.)"""
     x = torch.ones(1, 5, 3, 3, device=device)

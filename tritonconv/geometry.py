@@ -120,6 +120,11 @@ class ConvGeometry:
     def taps(self) -> int:
         return self.R * self.S
 
+    @property
+    def are_inside(self) -> bool:
+        """Whether all windows lie inside of the image."""
+        return all(pad <= 0 for axis in self.padding for pad in axis)
+
     def firsts(self, window: Pair) -> ConvGeometry:
         """The convolution that computes the first output of each whole window of outputs, as they lie side by side."""
         (top, bottom), (left, right) = self.padding

@@ -21,13 +21,14 @@ def implicit_gemm(
     taps_h, taps_w, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     split=0, SPLIT: tl.constexpr = 1, BOXED: tl.constexpr = False, POINTWISE: tl.constexpr = False,
+    WHOLE: tl.constexpr = False,
 ):  # fmt: skip
     """[BM, BN] sums over taps (r, s) and channels c of image[h + r·STEP_H, w + s·STEP_W, c] × panel[tap, c, n].
 
     `a_ptr` [BM] points at channel 0 of pixel (h, w) of each row's H × W image, PIXEL elements a pixel; pixels outside
     the image and rows not `in_range` count as zero. `b_ptr` is the panel [·, C, BN] of one output tile, whose tap for
     (r, s) is b_tap + r·B_STEP_H + s·B_STEP_W. Of SPLIT equal parts of the reduction it is the sum over the one `split`.
-    If POINTWISE there is one tap, which sees the pixel itself.
+    If POINTWISE there is one tap, which sees the pixel itself. WHOLE: no tap of a row in range is outside of the image.
     If BOXED, `b_ptr` describes all panels as rows of BN elements, in boxes of BK, and b_tap counts from the first one.
     """
     C_BLOCKS: tl.constexpr = (C + BK - 1) // BK
@@ -48,7 +49,7 @@ def implicit_gemm(
             c = (i % C_BLOCKS) * BK
             r = tap // taps_w
             s = tap % taps_w
-            m_row = in_range & inside(h + r * STEP_H, w + s * STEP_W, H, W)
+            m_row = in_range if WHOLE else in_range & inside(h + r * STEP_H, w + s * STEP_W, H, W)
         o_a = (r * STEP_H * W + s * STEP_W).to(tl.int64) * PIXEL + c
         b_row = (b_tap + r * B_STEP_H + s * B_STEP_W) * C + c
         o_b = b_row * BN
@@ -70,7 +71,7 @@ def conv_fprop(
     N, H, W, P, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, PIXEL: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, WHOLE: tl.constexpr, PIXEL: tl.constexpr,
     PIXEL_Y: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, SPLIT: tl.constexpr,
     BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
@@ -78,8 +79,9 @@ def conv_fprop(
     """y[n, p, q, k] = activation(norm(inner(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k])) +
     residual).
 
-    Pixels of x are PIXEL elements apart, those of y PIXEL_Y. The rest of it is `finish`'s. If the sums are split in
-    parts, `y_ptr` gets the parts, [SPLIT, N·P·Q, GROUPS·K], and `conv_finish` does the rest.
+    Pixels of x are PIXEL elements apart, those of y PIXEL_Y. WHOLE: all windows lie inside of the image. The rest of it
+    is `finish`'s. If the sums are split in parts, `y_ptr` gets the parts, [SPLIT, N·P·Q, GROUPS·K], and `conv_finish`
+    does the rest.
     Grid: (tiles of N·P·Q × tiles of K, groups, SPLIT). `w_ptr`: panels [GROUPS, tiles of K, R·S·C, BN]. If BOXED it is
     a descriptor, and if there are BOX_N × BOX_H × BOX_W = BM then so is `x_ptr`, and tiles are boxes of the output.
     """
@@ -120,7 +122,7 @@ def conv_fprop(
             x_ptr + group * C + pixel.to(tl.int64) * PIXEL, h, w, in_range, H, W, PIXEL,
             panels, tap, S, 1,
             R, S, DIL_H, DIL_W,
-            C, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED, PLAIN,
+            C, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED, PLAIN, WHOLE,
         )  # fmt: skip
 
     k = tile_n * BN + tl.arange(0, BN)

@@ -19,7 +19,8 @@ def conv_max_pool(
     x_ptr, w_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, tap_ptr, N, H, W, P, Q,
     GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, PIXEL: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, WHOLE: tl.constexpr, PIXEL: tl.constexpr,
+    POOL_H: tl.constexpr, POOL_W: tl.constexpr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +52,7 @@ def conv_max_pool(
             x_ptr + group * C + pixel.to(tl.int64) * PIXEL, h, w, m < M, H, W, PIXEL,
             w_ptr + (group * K_TILES + tile_n) * (R * S * C * BN), 0, S, 1,
             R, S, DIL_H, DIL_W,
-            C, BM, BN, BK, ACC, PRECISION,
+            C, BM, BN, BK, ACC, PRECISION, WHOLE=WHOLE,
         )  # fmt: skip
         if bias_ptr is not None:
             z += tl.load(bias_ptr + group * K + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]

@@ -112,6 +112,7 @@ def fprop_launch(
         geometry = boxes.in_a_row(geometry)
     grid = boxes.m_tiles(config, "fprop", geometry) * cdiv(geometry.Kg, config.BN), geometry.groups, config.SPLIT
     constexprs = conv_constexprs(geometry, precision, config) | _gemm_constexprs("fprop", geometry, config) | {
+        "WHOLE": geometry.are_inside,
         "PIXEL": pixel or geometry.C,
         "PIXEL_Y": geometry.K,
         "EPS": eps,

@@ -49,6 +49,7 @@ def fprop_launch(
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), firsts.groups, 1
     constexprs = conv_constexprs(firsts, precision, config) | {
         "GROUP_M": config.GROUP_M,
+        "WHOLE": firsts.are_inside,
         "PIXEL": pixel or firsts.C,
         "POOL_H": window[0],
         "POOL_W": window[1],
