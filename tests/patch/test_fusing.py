@@ -140,3 +140,32 @@ def test_weights_that_change_are_noticed():
     want = model(x[:1])
     for _ in range(CALLS):
         torch.testing.assert_close(patched(x[:1]), want, rtol=1e-4, atol=1e-4)
+
+
+def averaged(conv=None, norm=None, pool=None) -> list[nn.Module]:
+    return [conv or nn.Conv2d(8, 6, 3), norm or nn.BatchNorm2d(6), nn.Tanh(), pool or nn.AvgPool2d(2)]
+
+
+@torch.no_grad()
+def test_a_convolution_and_means_of_what_it_gives_are_one_launch(launched):
+    parts = averaged(), averaged(pool=nn.AvgPool2d((3, 2))), averaged(nn.Conv2d(6, 8, 1, groups=2), nn.Identity())
+    for part in parts:
+        compare(net(*part), image(C=part[0].in_channels, H=22, W=23))
+    assert launched == ["conv_avg_pool"] * 3
+
+
+MEANS_APART = {
+    "windows overlap": lambda: averaged(pool=nn.AvgPool2d(3, 2)),
+    "windows reach outside": lambda: averaged(pool=nn.AvgPool2d(2, padding=1)),
+    "another divisor": lambda: averaged(pool=nn.AvgPool2d(2, divisor_override=3)),
+    "roots of means": lambda: averaged(pool=nn.LPPool2d(2, 2)),
+    "one window": lambda: averaged(pool=nn.AvgPool2d(10)),
+    "maxima": lambda: averaged(pool=nn.MaxPool2d(2)),
+}
+
+
+@pytest.mark.parametrize("make", MEANS_APART.values(), ids=MEANS_APART)
+@torch.no_grad()
+def test_what_stays_apart_from_its_means(make, launched):
+    compare(net(*make()), image(H=14, W=13))
+    assert launched and "conv_avg_pool" not in launched

@@ -17,6 +17,24 @@ def store_rows(out_ptr, row, in_range, acc, n, N: tl.constexpr, BN: tl.constexpr
 
 
 @triton.jit
+def normed(
+    acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, first, k, K: tl.constexpr, EPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """norm(inner(acc + bias[first + k])) of acc [BM, BN], k < K.
+
+    norm(z) = (z − mean) / √(var + EPS) · gamma + beta, per channel; left out where `mean_ptr` is None."""
+    ACC: tl.constexpr = acc.dtype
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + first + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+    acc = activate(acc, inner_of(ACTIVATION))
+    if mean_ptr is not None:
+        scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, first, k, K, EPS, ACC)
+        acc = acc * scale[None, :] + shift[None, :]
+    return acc
+
+
+@triton.jit
 def finish(
     acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
     m, in_range, tile, tiles, first, k, K: tl.constexpr, CHANNELS: tl.constexpr, PIXEL_Y: tl.constexpr,
@@ -25,17 +43,11 @@ def finish(
     """y[m, first + k] = activation(norm(inner(acc + bias[first + k])) + residual[m, first + k]) of acc [BM, BN], k < K.
 
     There are CHANNELS in all, and rows of so many in the residual; those of y are PIXEL_Y elements apart. m [BM] are
-    the rows of one tile, as far as they are `in_range`.
-    norm(z) = (z − mean) / √(var + EPS) · gamma + beta, per channel; left out where `mean_ptr` is None.
+    the rows of one tile, as far as they are `in_range`. The norm is that of `normed`.
     `moments_ptr`, where it is not None, gets the partial statistics [2, tiles, CHANNELS] of what is stored.
     """
     ACC: tl.constexpr = acc.dtype
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + first + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
-    acc = activate(acc, inner_of(ACTIVATION))
-    if mean_ptr is not None:
-        scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, first, k, K, EPS, ACC)
-        acc = acc * scale[None, :] + shift[None, :]
+    acc = normed(acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, first, k, K, EPS, ACTIVATION)
     if residual_ptr is not None:
         mask = in_range[:, None] & (k < K)[None, :]
         at = m.to(tl.int64)[:, None] * CHANNELS + k[None, :]

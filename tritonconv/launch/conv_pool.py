@@ -1,4 +1,4 @@
-"""Convolution and max-pooling in one kernel, and the way back."""
+"""Convolution and pooling in one kernel, and the way back from maxima."""
 
 from __future__ import annotations
 
@@ -45,6 +45,16 @@ def fprop_launch(
     config = config or config_of("fprop", firsts, dtype, target)
     if kind_of(target) in ("cuda", "hip"):
         config = next(tile for tile in (config, *configs.space("fprop", firsts, dtype, target)) if _pools(tile))
+    return _launch(conv_pool.conv_max_pool, firsts, window, precision, activation, config, eps, pixel)
+
+
+def avg_launch(firsts: ConvGeometry, window: Pair, precision, activation, config, eps: float, pixel: int) -> Launch:
+    """The same with means in place of maxima, on a CPU. Tensors: x, panels "fprop", bias, y, then mean, var, gamma,
+    beta of a norm, and slopes of a PReLU."""
+    return _launch(conv_pool.conv_avg_pool, firsts, window, precision, activation, config, eps, pixel)
+
+
+def _launch(kernel, firsts: ConvGeometry, window: Pair, precision, activation, config, eps, pixel) -> Launch:
     M, N, _ = firsts.gemm("fprop")
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), firsts.groups, 1
     constexprs = conv_constexprs(firsts, precision, config) | {
@@ -56,7 +66,7 @@ def fprop_launch(
         "EPS": eps,
         "ACTIVATION": activation,
     }
-    return Launch(conv_pool.conv_max_pool, grid, sizes(firsts), constexprs, config.num_warps, config.num_stages)
+    return Launch(kernel, grid, sizes(firsts), constexprs, config.num_warps, config.num_stages)
 
 
 def _pools(tile: TileConfig) -> bool:
