@@ -70,8 +70,9 @@ class Replays:
         """What `root` gives for the inputs, or NOT_REPLAYED, if nothing has run."""
         if not _unwatched(inputs):
             return NOT_REPLAYED
-        common = torch.is_grad_enabled(), _generation, torch.get_num_threads()
-        key = *common, *[(x.shape, x.stride(), x.dtype) for x in inputs]
+        key = torch.is_grad_enabled(), _generation, torch.get_num_threads()
+        for x in inputs:
+            key += x.shape, x.stride(), x.dtype
         found = self._programs.get(key)
         if found is None:
             return self._record(root, inputs, key)
