@@ -211,6 +211,13 @@ def test_a_change_of_the_model(change):
         assert_alike(patched, plain, sample(), calls=2 * CALLS)
 
 
+@pytest.mark.parametrize("change", [change for change in CHANGES if "weight" in change])
+def test_a_change_of_one_of_many_weights(change, monkeypatch):
+    """They are looked at together."""
+    monkeypatch.setattr(guard, "_MANY", 0)
+    test_a_change_of_the_model(change)
+
+
 SIZES = [SIZE, (1, 2, 6, 6), (2, 2, 8, 6), (2, 2, 6, 8), (3, 2, 8, 8), (1, 2, 4, 4)]
 MODES = {
     "no_grad": torch.no_grad,

@@ -7,8 +7,11 @@ a call gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -20,6 +23,7 @@ from .tape import Tape
 Guard = Callable[[nn.Module], bool]
 
 _PLAN = "_tritonconv"
+_MANY = 8  # weights that are looked at together
 _CONVOLUTION = "stride", "padding", "dilation", "groups", "padding_mode"
 _NORM = "training", "track_running_stats", "momentum", "eps"
 # The settings that a forward of torch's and the blocks in its stead read; of modules of other classes it may be any.
@@ -79,10 +83,16 @@ def guard_of(root: nn.Module, tape: Tape) -> Guard | None:
         holds.add("{0}.data_ptr() == {1} and {0}.nbytes == {2}", tensor, tensor.data_ptr(), tensor.nbytes)
         if tape.gradients:
             holds.add("{}.requires_grad is {}", tensor, tensor.requires_grad)
-    for weight in weights:
-        snapshot = Snapshot.of(weight)
+    snapshots = list(map(Snapshot.of, weights))
+    for weight, snapshot in zip(weights, snapshots, strict=True):
         holds.add("{}._version == {}", weight, snapshot.version)
-        holds.add("{}.tobytes() == {}", snapshot.probe, snapshot.seen)
+    probes = [snapshot.probe for snapshot in snapshots]
+    if len(probes) < _MANY:
+        for probe in probes:
+            holds.add("{}.tobytes() == {}", probe, probe.tobytes())
+    else:
+        for words, places in _together(probes):
+            holds.add("{}.take({}).tobytes() == {}", words, places, words.take(places).tobytes())
     return holds.compiled()
 
 
@@ -108,6 +118,19 @@ class _Conjunction:
         source = f"def holds(root):\n try: return {text}\n except KeyError: return False"  # an attribute is gone
         exec(compile(source, "<tritonconv guard>", "exec"), self._names)
         return self._names.pop("holds")  # else it would refer to itself
+
+
+def _together(probes: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What the probes look at, by the size of its numbers: memory from the first to the last of them, and where in it
+    they are. Processors wait for all that one look reads at the same time, and for many looks one after the other."""
+    by_dtype: dict[np.dtype, list[np.ndarray]] = defaultdict(list)
+    for probe in probes:
+        by_dtype[probe.dtype].append(probe.ctypes.data + np.arange(len(probe)) * probe.strides[0])
+    for dtype, addresses in by_dtype.items():
+        at = np.concatenate(addresses)
+        first, size = int(at.min()), int(np.ptp(at)) + dtype.itemsize
+        memory = (ctypes.c_char * size).from_address(first)
+        yield np.ndarray(size // dtype.itemsize, dtype, memory), (at - first) // dtype.itemsize
 
 
 def _settings_of(part: nn.Module) -> list[str]:
