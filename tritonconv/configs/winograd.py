@@ -19,7 +19,9 @@ _EXTENTS = {"cuda": (16,), "hip": (16,), "cpu": (8, 16, 32), "interpreter": (64,
 # Of BM, BN and BK, of the gradient of a weight.
 _WGRAD_EXTENTS = dict.fromkeys(("cuda", "hip", "interpreter"), ((64,), (64,), (16,)))
 _WGRAD_EXTENTS["cpu"] = (64, 32), (64, 32), (8, 16)
-_OUTS = {(3, 1): (4, 2), (5, 1): (2,), (4, 2): (4, 2)}  # by the window's side, and how far apart a phase's taps are
+# By the window's side, and how far apart a phase's taps are.
+_OUTS = {(3, 1): (4, 2), (5, 1): (2,), (4, 2): (4, 2)}
+_WGRAD_OUTS = {(3, 1): (4,), (4, 2): (4, 2)}
 
 
 def takes(op: str, geometry: ConvGeometry) -> bool:
@@ -29,9 +31,7 @@ def takes(op: str, geometry: ConvGeometry) -> bool:
         return False
     if isinstance(geometry, RowGeometry):  # "conv1d_fprop", "conv1d_dgrad"
         return not op.endswith("wgrad") and window == (1, 3)
-    if op == "wgrad":
-        return (window, stride) == ((3, 3), 1)
-    return geometry.R == geometry.S and (geometry.R, stride) in _OUTS
+    return geometry.R == geometry.S and (geometry.R, stride) in (_WGRAD_OUTS if op == "wgrad" else _OUTS)
 
 
 def phases(geometry: ConvGeometry) -> Pair:
@@ -89,11 +89,11 @@ def wgrad_space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str
     """Of the gradient of a weight: BM × BN output and input channels, BK tiles at a time."""
     kind = kind_of(target)
     least, (K, C) = MACHINES[kind].smallest, map(next_power_of_2, (geometry.K, geometry.C))
-    count = next_power_of_2(tiles(geometry, 4)) // 2
     configs = []
-    for tile in itertools.product(*_WGRAD_EXTENTS[kind]):
+    for OUT, *tile in itertools.product(_WGRAD_OUTS[geometry.R, geometry.stride[0]], *_WGRAD_EXTENTS[kind]):
+        count = next_power_of_2(tiles(geometry, OUT)) // 2
         BM, BN, BK = (max(min(extent), least) for extent in zip(tile, (K, C, count), strict=True))
-        configs.append(TileConfig(BM, BN, BK, OUT=4, num_warps=8))
+        configs.append(TileConfig(BM, BN, BK, OUT=OUT, num_warps=8))
     return tuple(sorted(dict.fromkeys(configs), key=lambda tile: cost(tile, op, geometry, dtype, target)))
 
 
@@ -158,13 +158,14 @@ def wgrad_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> flo
     """As `cpu_cycles`, of the gradient of a weight."""
     machine, programs = host(), MACHINES["cpu"].programs
     size = max(itemsize, 4)
-    products, count = points(tile.OUT, 3), tiles(geometry, tile.OUT)
-    panels = cdiv(geometry.K, tile.BM), cdiv(geometry.C, tile.BN)
+    (phase, taps), count = phases(geometry), tiles(geometry, tile.OUT)
+    products, summed = points(tile.OUT, taps), phase**2 * geometry.C
+    panels = cdiv(geometry.K, tile.BM), phase**2 * cdiv(geometry.C, tile.BN)
     channels = panels[0] * tile.BM + panels[1] * tile.BN
     count = cdiv(count, 2 * tile.BK) * 2 * tile.BK  # as the launches take them
     gather = count * (sum(panels) * _PIXELS + channels * _TRANSFORM * products / 36 * size / 32)
     rows, vectors, across = register_tile(tile, size, machine)
     product = cdiv(tile.BM, rows) * across * (TILE_STARTS + count * step(rows, vectors, machine.vector_bytes))
-    sums = products * geometry.C * geometry.K * size
+    sums = products * summed * geometry.K * size
     memory = 2 * sums / _MEMORY_RATE if sums > caches().second else 0
     return (gather + memory) / programs + cdiv(products * panels[0] * panels[1], programs) * product

@@ -86,6 +86,40 @@ def transform_output(m, OUT: tl.constexpr):
 
 
 @triton.jit
+def untransform_output(y, TAPS: tl.constexpr):
+    """The transpose of `transform_output`: outputs' gradients along one axis → those of the products."""
+    if len(y) == 2 and TAPS == 2:
+        return y[0], y[0] - y[1], y[1]
+    elif len(y) == 2:
+        return y[0], y[0] + y[1], y[0] - y[1], y[1]
+    else:
+        s1 = y[0] + 0.5 * y[2]
+        d1 = A * y[1] + (0.5 * A) * y[3]
+        s2 = y[0] + 2 * y[2]
+        d2 = B * y[1] + (2 * B) * y[3]
+        pairs = s1 + d1, s1 - d1, s2 + d2, s2 - d2, y[3]
+        return pairs if TAPS == 2 else (y[0],) + pairs
+
+
+@triton.jit
+def untransform_filter(u):
+    """The transpose of `transform_filter`: values' gradients along one axis → those of two or three taps."""
+    if len(u) == 3:
+        return u[0] - u[1], u[1] + u[2]
+    elif len(u) == 4:
+        s = 0.5 * (u[1] + u[2])
+        return s - u[0], 0.5 * (u[1] - u[2]), s + u[3]
+    elif len(u) == 5:
+        w0 = (1 / 3 * B) * (u[1] - u[0]) + (1 / 3 * A) * (u[2] - u[3])
+        return w0, (1 / 3) * (u[2] + u[3] - (u[0] + u[1])) + u[4]
+    else:
+        s1 = u[1] + u[2]
+        s2 = u[3] + u[4]
+        w1 = (-2 / 3 * A) * (u[1] - u[2]) + (1 / 6 * B) * (u[3] - u[4])
+        return u[0] - (2 / 3) * s1 + (1 / 6) * s2, w1, u[5] + (1 / 3) * (s2 - s1)
+
+
+@triton.jit
 def column_of(rows, j: tl.constexpr):
     column = ()
     for i in tl.static_range(len(rows)):

@@ -1,4 +1,4 @@
-"""The gradient of a 3 × 3 weight by Winograd's algorithm, over as many tiles at a time as the caches hold."""
+"""The gradient of a weight by Winograd's algorithm, over as many tiles at a time as the caches hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from triton import cdiv
 
 from ..configs import TileConfig
-from ..configs.winograd import tiles
+from ..configs.winograd import phases, points, tiles
 from ..cpu.target import caches
 from ..engines import Launch
 from ..geometry import ConvGeometry
@@ -21,12 +21,13 @@ def _config(geometry: ConvGeometry, dtype: torch.dtype, target: str, config: Til
 
 def _stretch(geometry: ConvGeometry, dtype: torch.dtype, config: TileConfig) -> int:
     """How many tiles are taken at a time: their transforms fit the last cache, or are worth adding to the sums."""
-    channels = cdiv(geometry.K, config.BM) * config.BM + cdiv(geometry.C, config.BN) * config.BN
-    points, size = (config.OUT + 2) ** 2, max(dtype.itemsize, 4)
-    room = max(caches().last // 2, 2 * points * geometry.K * geometry.C * size)
+    count, taps = phases(geometry)
+    channels = cdiv(geometry.K, config.BM) * config.BM + count**2 * cdiv(geometry.C, config.BN) * config.BN
+    size = points(config.OUT, taps) * max(dtype.itemsize, 4)  # of an element at all points
+    room = max(caches().last // 2, 2 * size * count**2 * geometry.K * geometry.C)
     step = 2 * config.BK  # a loop of one turn would be dissolved
     least = cdiv(tiles(geometry, config.OUT), step)
-    return step * max(1, min(least, room // (points * channels * size * step)))
+    return step * max(1, min(least, room // (size * channels * step)))
 
 
 def gather_launch(
@@ -36,21 +37,23 @@ def gather_launch(
     config = _config(geometry, dtype, target, config)
     g, count = geometry, _stretch(geometry, dtype, config)
     (top, _), (left, _) = g.padding
-    channels, block = (g.K, config.BM) if outputs else (g.C, config.BN)
+    channels, block, stride = (g.K, config.BM, 1) if outputs else (g.C, config.BN, g.stride[0])
     constexprs = {
         "C": channels,
+        "STRIDE": stride,
         "PAD_H": 0 if outputs else top,
         "PAD_W": 0 if outputs else left,
         "DIL_H": g.dilation[0],
         "DIL_W": g.dilation[1],
         "OUT": config.OUT,
+        "TAPS": phases(g)[1],
         "OUTPUTS": outputs,
         "BM": config.BK,
         "BC": block,
     }
     image = (g.P, g.Q) if outputs else (g.H, g.W)
     numbers = g.N, *image, g.P, g.Q, first, count
-    grid = count // config.BK, cdiv(channels, block), 1
+    grid = count // config.BK, stride**2 * cdiv(channels, block), 1
     return Launch(kernels.winograd_gather, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
@@ -59,9 +62,9 @@ def correlate_launch(
 ) -> Launch:
     """Tensors: the transforms of dy and of x, and the sums."""
     config = _config(geometry, dtype, target, config)
-    g = geometry
-    grid = cdiv(g.K, config.BM) * cdiv(g.C, config.BN), (config.OUT + 2) ** 2, 1
-    constexprs = {"C": g.C, "K": g.K, "MORE": more, "PRECISION": precision}
+    g, (count, taps) = geometry, phases(geometry)
+    grid = cdiv(g.K, config.BM) * count**2 * cdiv(g.C, config.BN), points(config.OUT, taps), 1
+    constexprs = {"C": g.C, "K": g.K, "PHASES": count**2, "MORE": more, "PRECISION": precision}
     constexprs |= {"BM": config.BM, "BN": config.BN, "BK": config.BK}
     numbers = (_stretch(g, dtype, config),)
     return Launch(kernels.winograd_correlate, grid, numbers, constexprs, config.num_warps, config.num_stages)
@@ -72,11 +75,12 @@ def taps_launch(
 ) -> Launch:
     """Tensors: the sums, dw."""
     config = _config(geometry, dtype, target, config)
-    g, (BM, BN) = geometry, (4, config.BN)
-    stride_c, stride_tap = (1, g.C) if channels_last else (9, 1)
-    constexprs = {"C": g.C, "K": g.K, "STRIDE_C": stride_c, "STRIDE_TAP": stride_tap, "OUT": config.OUT}
-    grid = cdiv(g.K, BM), cdiv(g.C, BN), 1
-    return Launch(kernels.winograd_taps, grid, (), constexprs | {"BM": BM, "BN": BN}, config.num_warps, 1)
+    g, (count, taps), BM = geometry, phases(geometry), 4
+    stride_c, stride_tap = (1, g.C) if channels_last else (g.taps, 1)
+    constexprs = {"C": g.C, "K": g.K, "STRIDE_C": stride_c, "STRIDE_TAP": stride_tap, "STRIDE": count}
+    constexprs |= {"OUT": config.OUT, "TAPS": taps, "BM": BM, "BN": config.BN}
+    grid = cdiv(g.K, BM), cdiv(g.C, config.BN), count**2
+    return Launch(kernels.winograd_taps, grid, (), constexprs, config.num_warps, 1)
 
 
 def wgrad(
@@ -89,16 +93,16 @@ def wgrad(
     """See `conv.wgrad`."""
     device, dtype = dy.device, dy.dtype
     dy, x = nhwc(dy), nhwc(x)
-    dw = torch.empty((geometry.K, geometry.C, 3, 3), dtype=dtype, device=device, memory_format=memory_format)
+    dw = torch.empty(geometry.weight, dtype=dtype, device=device, memory_format=memory_format)
     launch, _ = prepare(device, gather_launch, geometry, dtype, False, 0, config)
     OUT, count = launch.constexprs["OUT"], launch.sizes[-1]
-    points = (OUT + 2) ** 2
-    u = scratch("sums", dy, points * geometry.K * geometry.C)
+    each, apart = points(OUT, phases(geometry)[1]), geometry.stride[0] ** 2
+    u = scratch("sums", dy, each * apart * geometry.K * geometry.C)
     for first in range(0, tiles(geometry, OUT), count):
         transforms = []
         for outputs, image in ((True, dy), (False, x)):
             launch, gather = prepare(device, gather_launch, geometry, dtype, outputs, first, config)
-            room = points * count * launch.grid[1] * launch.constexprs["BC"]
+            room = each * count * launch.grid[1] * launch.constexprs["BC"]
             transforms.append(scratch(f"transforms {outputs}", dy, room))
             gather(image, transforms[-1])
         _, correlate = prepare(device, correlate_launch, geometry, dtype, precision_of(dy), first > 0, config)
