@@ -141,7 +141,7 @@ GEOMETRIES = {
     **dict.fromkeys(("fprop", "dgrad", "wgrad"), [CONV]),
     **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad", "conv1d_winograd"), [ROWS]),
     "winograd": [SQUARE, STRIDED, as_fprop("dgrad", STRIDED)],
-    "winograd_wgrad": [SQUARE],
+    "winograd_wgrad": [SQUARE, STRIDED],
     **dict.fromkeys(("depthwise_fprop", "depthwise_dgrad", "depthwise_wgrad"), [DEPTHWISE]),
     **dict.fromkeys(("max_pool", "max_pool_backward", "avg_pool_backward"), [POOL, AdaptiveGeometry(2, 5, 7, 8, 3, 3)]),
     "avg_pool": [POOL, AdaptiveGeometry(2, 5, 7, 8, 3, 3)],

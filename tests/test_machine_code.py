@@ -241,7 +241,8 @@ def test_winograds_algorithm_fits_the_target(dtype, target):
     strided = replace(geometry, R=4, S=4, stride=(2, 2))
     transposed = configs.winograd.as_fprop("dgrad", strided)
     tiles = [(geometry, config) for config in configs.space("winograd", geometry, dtype, target)]
-    tiles += [(problem, configs.space("winograd", problem, dtype, target)[1]) for problem in (strided, transposed)]
+    phased = (strided, transposed) if dtype is f16 else ()  # compiling takes long
+    tiles += [(problem, configs.space("winograd", problem, dtype, target)[1]) for problem in phased]
     for problem, config in tiles:
         made = launch.winograd.fprop_launch(target, problem, dtype, "ieee", "relu", 132, config)
         code = compile_launch(made, (dtype, f32, dtype, dtype, *(None,) * 8, f32), target)
@@ -253,12 +254,13 @@ def test_winograds_algorithm_fits_the_target(dtype, target):
         made = launch.winograd.filter_launch(target, "dgrad", problem, (576, 9, 3, 1), config.OUT, config.BN)
         check(compile_launch(made, (dtype, f32), target), target)
     wgrad = launch.winograd_wgrad
-    for made, dtypes in (
-        *((wgrad.gather_launch(target, geometry, dtype, outputs, 0), (dtype, f32)) for outputs in (True, False)),
-        (wgrad.correlate_launch(target, geometry, dtype, "ieee", False), (f32, f32, f32)),
-        (wgrad.taps_launch(target, geometry, dtype, True), (f32, dtype)),
-    ):
-        check(compile_launch(made, dtypes, target), target)
+    for problem in (geometry, *phased[:1]):
+        for made, dtypes in (
+            *((wgrad.gather_launch(target, problem, dtype, outputs, 0), (dtype, f32)) for outputs in (True, False)),
+            (wgrad.correlate_launch(target, problem, dtype, "ieee", False), (f32, f32, f32)),
+            (wgrad.taps_launch(target, problem, dtype, True), (f32, dtype)),
+        ):
+            check(compile_launch(made, dtypes, target), target)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -29,6 +29,7 @@ from .common import (
 )
 from .norm import ABSENT, Norm, empty_moments, moments
 from .padding import padded
+from .room import empty
 
 
 def conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) -> dict:
@@ -299,7 +300,7 @@ def wgrad(
         computed = torch.channels_last
     channels_last = computed is torch.channels_last
     launch, run = prepare(device, wgrad_launch, geometry, dy.dtype, precision_of(dy), channels_last, config, pixel)
-    dw = torch.empty(shape, dtype=dy.dtype, device=device, memory_format=computed)
+    dw = empty(dy, shape, memory_format=computed)
     dy, x = nhwc(dy), nhwc(x)
     summed(lambda sums: run(dy, x, sums), launch.grid[2] // geometry.groups, dw)
     return dw.contiguous(memory_format=memory_format)

@@ -125,7 +125,7 @@ def wgrad(
     problem = geometry, dy.dtype, precision_of(dy), channels_last, config
     launch, run = prepare(dy.device, wgrad_launch, *problem)
     shape = geometry.K, geometry.Cg, geometry.R, geometry.S
-    dw = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
+    dw = empty(dy, shape, memory_format=memory_format)
     dy, x = dy.contiguous(), nhwc(x)
     summed(lambda sums: run(dy, x, sums), launch.grid[2] // geometry.groups, dw)
     return dw

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from triton import cdiv
+from triton import cdiv, next_power_of_2
 
 from ..configs import TileConfig
+from ..configs.tile import kind_of
 from ..configs.winograd import phases, points, tiles
 from ..cpu.target import caches
 from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import winograd_wgrad as kernels
 from .common import config_of, nhwc, precision_of, prepare, scratch
+from .room import empty
 
 
 def _config(geometry: ConvGeometry, dtype: torch.dtype, target: str, config: TileConfig | None) -> TileConfig:
@@ -75,11 +77,13 @@ def taps_launch(
 ) -> Launch:
     """Tensors: the sums, dw."""
     config = _config(geometry, dtype, target, config)
-    g, (count, taps), BM = geometry, phases(geometry), 4
+    g, (count, taps) = geometry, phases(geometry)
+    # A CPU fetches long runs of memory ahead; a GPU has registers for a few channels.
+    BM, BN = 4, config.BN if kind_of(target) in ("cuda", "hip") else min(256, next_power_of_2(g.C))
     stride_c, stride_tap = (1, g.C) if channels_last else (g.taps, 1)
     constexprs = {"C": g.C, "K": g.K, "STRIDE_C": stride_c, "STRIDE_TAP": stride_tap, "STRIDE": count}
-    constexprs |= {"OUT": config.OUT, "TAPS": taps, "BM": BM, "BN": config.BN}
-    grid = cdiv(g.K, BM), cdiv(g.C, config.BN), count**2
+    constexprs |= {"OUT": config.OUT, "TAPS": taps, "BM": BM, "BN": BN}
+    grid = cdiv(g.K, BM), cdiv(g.C, BN), count**2
     return Launch(kernels.winograd_taps, grid, (), constexprs, config.num_warps, 1)
 
 
@@ -93,7 +97,7 @@ def wgrad(
     """See `conv.wgrad`."""
     device, dtype = dy.device, dy.dtype
     dy, x = nhwc(dy), nhwc(x)
-    dw = torch.empty(geometry.weight, dtype=dtype, device=device, memory_format=memory_format)
+    dw = empty(dy, geometry.weight, memory_format=memory_format)
     launch, _ = prepare(device, gather_launch, geometry, dtype, False, 0, config)
     OUT, count = launch.constexprs["OUT"], launch.sizes[-1]
     each, apart = points(OUT, phases(geometry)[1]), geometry.stride[0] ** 2
