@@ -349,3 +349,21 @@ def test_modules_that_are_alike_are_traced_once(change, monkeypatch):
     assert [module for module in traced if isinstance(module, Scaled)] == [model[0], model[1]]
     assert sum(site.pattern == "conv2d+relu" for site in tritonconv.report(model)) == 4
     assert_as_before(model)
+
+
+def test_what_a_forward_imports_sees_the_true_isinstance(tmp_path, monkeypatch):
+    """torch's compiler, imported meanwhile, would know a wrong one for good, and follow no call of the true one."""
+    tmp_path.joinpath("kept_isinstance.py").write_text("kept = isinstance\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Importing(nn.Sequential):
+        def forward(self, x):
+            import kept_isinstance
+
+            seen.append(kept_isinstance.kept)
+            return F.relu(self[0](x))
+
+    seen = []
+    model = tritonconv.patch(Importing(nn.Conv2d(3, 4, 3)))
+    assert [site.pattern for site in tritonconv.report(model).sites] == ["conv2d+relu"]
+    assert seen[0] is isinstance

@@ -12,10 +12,12 @@ import dis
 import inspect
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FrameType, FunctionType, NoneType
+from functools import partial
+from importlib.machinery import ModuleSpec, PathFinder
+from types import BuiltinFunctionType, FrameType, FunctionType, ModuleType, NoneType
 
 import numpy as np
 import torch
@@ -112,11 +114,35 @@ def _answer_isinstance() -> Iterator[None]:
             return issubclass(value.claimed(), kinds)
         return original(value, kinds)
 
+    finder = _Finder(original)
+    sys.meta_path.insert(0, finder)
     builtins.isinstance = answer
     try:
         yield
     finally:
         builtins.isinstance = original
+        sys.meta_path.remove(finder)
+
+
+class _Finder:
+    """Has modules that are first imported meanwhile run with the true isinstance, which they may keep: torch's compiler
+    does."""
+
+    def __init__(self, isinstance: Callable):
+        self._isinstance = isinstance
+
+    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = partial(self._run, spec.loader.exec_module)
+        return spec
+
+    def _run(self, run: Callable, module: ModuleType) -> None:
+        answer, builtins.isinstance = builtins.isinstance, self._isinstance
+        try:
+            run(module)
+        finally:
+            builtins.isinstance = answer
 
 
 class _Tracer(fx.Tracer):
