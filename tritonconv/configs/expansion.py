@@ -9,6 +9,7 @@ from triton import cdiv, next_power_of_2
 
 from ..cpu.target import caches, host
 from ..geometry import ConvGeometry
+from .cpu import step
 
 _ROOM = 4  # the part of the second-level cache that what lies between may take
 _AGAIN = 1.15  # rows that a thread expands, over its share of the image's, from which on it is not worth it
@@ -35,7 +36,9 @@ def band(C: int, depthwise: ConvGeometry, dtype: torch.dtype, threads: int) -> B
     if dtype.itemsize < 4:  # whose products pass through scratch memory
         return None
     g, lanes = depthwise, host().lanes(dtype.itemsize)
-    BN = min(2 * lanes if g.K % (2 * lanes) == 0 else lanes, next_power_of_2(g.K))
+    # As narrow as multiply-adds allow: more rows then have room.
+    widths = [lanes, 2 * lanes] if g.K % (2 * lanes) == 0 else [lanes]
+    BN = min(min(widths, key=lambda BN: _cycles(BN, dtype.itemsize)), next_power_of_2(g.K))
     tiles = g.N * cdiv(g.K, BN)
     best, least = None, _AGAIN * g.H * tiles / threads
     for rows in dict.fromkeys(cdiv(g.P, bands) for bands in range(1, g.P + 1)):  # bands of much the same height
@@ -50,6 +53,12 @@ def band(C: int, depthwise: ConvGeometry, dtype: torch.dtype, threads: int) -> B
     whole = C & -C  # channels in a turn that need no mask
     BK = max(1, min(64, whole if 8 <= whole < C else next_power_of_2(C) // 2))  # a loop of one turn would be none
     return BandConfig(best, BM, BN, BK, min(16, next_power_of_2(g.Q)))
+
+
+def _cycles(columns: int, size: int) -> float:
+    """Cycles of a multiply-add of one vector."""
+    rows, vectors, width = host().register_tile(columns, size)
+    return step(rows, vectors, width * size) / (rows * vectors)
 
 
 def _expanded(g: ConvGeometry, rows: int) -> int:
