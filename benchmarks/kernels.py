@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from triton import cdiv
 
 from tritonconv import configs, engines
 from tritonconv.launch.common import config_of
@@ -101,10 +102,11 @@ def algorithm(layer: Layer, direction: str) -> tuple[str | None, int]:
     return step.algorithm and "implicit GEMM", 1
 
 
-def saving(OUT: int, window: tuple[int, int]) -> float:
-    """How many times fewer multiplications tiles of OUT outputs along an axis take, for a window of so many taps, or of
-    a phase of one with a stride."""
-    return math.prod(taps * OUT / (taps + OUT - 1) for taps in window if taps > 1)
+def saving(OUT: int, window: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> float:
+    """How many times fewer multiplications tiles of OUT outputs along an axis take, for a window of so many taps, each
+    phase of the stride by itself."""
+    axes = [axis for axis in zip(window, stride, strict=True) if axis[0] > 1]
+    return math.prod(taps * OUT / (step * (cdiv(taps, step) + OUT - 1)) for taps, step in axes)
 
 
 def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | None:
@@ -117,9 +119,8 @@ def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | Non
         want = peers["torch NCHW"]()()
     except ValueError:  # batch norm of one value per channel
         return None
-    (how, OUT), window, g = algorithm(layer, direction), (), step.geometry
-    if how == "Winograd":
-        window = g.R // g.stride[0], g.S // g.stride[1]
+    (how, OUT), g = algorithm(layer, direction), step.geometry
+    saved = saving(OUT, (g.R, g.S), g.stride) if how == "Winograd" else 1
     peers = {peer: partial(checked, prepare, want, TOLERANCE[direction]) for peer, prepare in peers.items()}
     facts = {
         "kind": layer.kind,
@@ -127,7 +128,7 @@ def measure(layer: Layer, direction: str, limit: Ceilings, options) -> Row | Non
         "algorithm": how,
         "flops": step.flops,
         "bytes": step.bytes,
-        "least_ms": 1e3 * limit.least(step.flops / saving(OUT, window), step.bytes),
+        "least_ms": 1e3 * limit.least(step.flops / saved, step.bytes),
     }
     with torch._functorch.config.patch(donated_buffer=False):  # else torch.compile's backward runs but once
         return compare(direction, layer.name, peers, options.seconds, facts, LEAST)

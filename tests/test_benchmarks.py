@@ -132,6 +132,8 @@ def test_scaling_measures_a_block_of_each_size():
 def test_winograds_algorithm_saves_products():
     tiles = (1, (3, 3)), (2, (3, 3)), (4, (3, 3)), (2, (5, 5)), (4, (1, 3))
     assert [kernels.saving(*tile) for tile in tiles] == pytest.approx([1, 2.25, 4, 100 / 36, 2])
+    strided = (4, (4, 4), (2, 2)), (2, (4, 4), (2, 2)), (4, (5, 5), (2, 2))
+    assert [kernels.saving(*tile) for tile in strided] == pytest.approx([2.56, 16 / 9, 400 / 144])
     (found,) = layers.unique(["Context"])
     three = next(layer for layer in found if layer.kind == "3×3" and layer.step.geometry.C >= 16)
     assert kernels.algorithm(three, "forward")[0] == three.step.algorithm

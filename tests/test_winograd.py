@@ -41,6 +41,7 @@ FOURS = (
     ConvCase((1, 3, 9, 12), (5, 4, 4), stride=(2, 2)),
     ConvCase((1, 4, 5, 26), (9, 4, 4), stride=(2, 2), padding=(2, 3)),
     ConvCase((1, 1, 1, 2), (1, 4, 4), stride=(2, 2), padding=(3, 1)),
+    ConvCase((1, 2, 9, 20), (4, 5, 5), stride=(2, 2), padding=(2, 3)),
 )
 OUTS = 4, 2  # outputs of a tile along an axis
 FILTERS = (4, 3), (2, 3), (2, 5), (4, 2), (2, 2)  # and taps
@@ -316,7 +317,7 @@ def test_statistics(case, OUT, device):
 
 LAYER = ConvGeometry(1, 64, 56, 56, 64, 3, 3, padding=((1, 1), (1, 1)))
 FIVE = replace(LAYER, R=5, S=5, padding=((2, 2), (2, 2)))
-FOUR = replace(LAYER, R=4, S=4, stride=(2, 2))
+FOUR, STRIDED_FIVE = replace(LAYER, R=4, S=4, stride=(2, 2)), replace(FIVE, stride=(2, 2))
 f32 = torch.float32
 OTHERS = (
     (FIVE, f32, "cpu", "wgrad"),
@@ -345,7 +346,8 @@ def test_a_layer_for_which_it_is_chosen():
         for dtype in (f32, torch.float16, torch.bfloat16):
             for geometry in (LAYER, replace(LAYER, padding=((2, 2), (2, 2)), dilation=(2, 2))):
                 assert configs.algorithm(op, geometry, dtype, "cpu") == "winograd"
-    for op, geometry in (*itertools.product(("fprop", "dgrad"), (FIVE, FOUR)), ("wgrad", FOUR)):
+    phased = itertools.product(("fprop", "dgrad", "wgrad"), (FOUR, STRIDED_FIVE))
+    for op, geometry in (("fprop", FIVE), ("dgrad", FIVE), *phased):
         assert configs.algorithm(op, geometry, f32, "cpu") == "winograd"
 
 

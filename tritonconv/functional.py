@@ -46,9 +46,9 @@ def conv2d(
 
     Sums are kept in float32 (float64 for float64); TF32 products are used only where
     `torch.backends.cudnn.conv.fp32_precision` allows them. The result is the same, bit by bit, each time.
-    On CPUs, 3 × 3 and 5 × 5 convolutions of float32 at stride 1, 4 × 4 ones at stride 2, and 1-D ones of three taps,
-    may use Winograd's algorithm: its rounding errors are a few times as large, and where torch makes an output infinite
-    or NaN, it may do so to the tile of 4 × 4 around it, or of 4 outputs a dilation apart.
+    On CPUs, 3 × 3 and 5 × 5 convolutions of float32 at stride 1, 4 × 4 and 5 × 5 ones at stride 2, and 1-D ones of
+    three taps, may use Winograd's algorithm: its rounding errors are a few times as large, and where torch makes an
+    output infinite or NaN, it may do so to the tile of 4 × 4 around it, or of 4 outputs a dilation apart.
     Derivatives of every order are supported.
     """
     problem = input, weight, bias, stride, padding, dilation, groups, residual, activation

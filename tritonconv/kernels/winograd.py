@@ -4,7 +4,8 @@
 Pixels as far apart as the dilation are an image of their own, a phase, in which the window is not dilated. At a stride
 of 2 the rows and columns of the image, even or odd, are its four phases, and those of the window theirs: 4 × 4 taps are
 four windows of 2 × 2, at stride 1, whose products are summed before they are transformed back: F(4×4, 2×2) takes 25 of
-a phase for 16 outputs, not 64. Transposed convolution makes four phases of its outputs so, one of each window.
+a phase for 16 outputs, not 64. Transposed convolution makes four phases of its outputs so, one of each window. If the
+window's side is odd, zeros are behind its last taps: 5 × 5 taps are four windows of 3 × 3.
 """
 
 import triton
@@ -20,29 +21,34 @@ from .winograd_transforms import column_of, transform_filter, transform_input, t
 def winograd_filter(
     w_ptr, u_ptr, C: tl.constexpr, K: tl.constexpr,
     FIRST: tl.constexpr, STRIDE_C: tl.constexpr, STRIDE_K: tl.constexpr, STRIDE_TAP: tl.constexpr,
-    STRIDE: tl.constexpr, UP: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr,
+    STRIDE: tl.constexpr, UP: tl.constexpr, OUT: tl.constexpr, R: tl.constexpr,
     BC: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """u [UP², tiles of K, points, STRIDE² · C, BN]: the transformed taps of a weight of these strides, whose first tap
-    is at FIRST, phase by phase. One of STRIDE and UP is 1.
+    """u [UP², tiles of K, points, STRIDE² · C, BN]: the transformed taps of a weight of these strides, R × R from that
+    at FIRST on, phase by phase. One of STRIDE and UP is 1.
 
     Grid: (tiles of C, tiles of K, phases).
     """
-    IN: tl.constexpr = OUT + TAPS - 1
     APART: tl.constexpr = STRIDE * UP  # the taps of a phase
+    TAPS: tl.constexpr = (R + APART - 1) // APART
+    IN: tl.constexpr = OUT + TAPS - 1
     DEPTH: tl.constexpr = STRIDE * STRIDE * C
     ACC: tl.constexpr = u_ptr.dtype.element_ty
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     k = tl.program_id(1) * BN + tl.arange(0, BN)
     phase = tl.program_id(2)
-    tap = phase // APART * (APART * TAPS) + phase % APART
-    p_w = w_ptr + FIRST + tap * STRIDE_TAP + c.to(tl.int64)[:, None] * STRIDE_C + k.to(tl.int64)[None, :] * STRIDE_K
+    first_r = phase // APART
+    first_s = phase % APART
+    p_w = w_ptr + FIRST + (first_r * R + first_s) * STRIDE_TAP
+    p_w += c.to(tl.int64)[:, None] * STRIDE_C + k.to(tl.int64)[None, :] * STRIDE_K
     rows = ()
     for r in tl.static_range(TAPS):
         row = ()
         for s in tl.static_range(TAPS):
             mask = (c < C)[:, None] & (k < K)[None, :]
-            p_tap = p_w + (APART * TAPS * r + s) * (APART * STRIDE_TAP)
+            if APART * TAPS > R:
+                mask &= (first_r + APART * r < R) & (first_s + APART * s < R)
+            p_tap = p_w + (R * r + s) * (APART * STRIDE_TAP)
             row = row + (tl.load(p_tap, mask=mask, other=0.0).to(ACC),)  # [BC, BN]
         rows = rows + (transform_filter(row, OUT),)
     tile = phase * tl.num_programs(1) + tl.program_id(1) if UP > 1 else tl.program_id(1)
@@ -230,7 +236,7 @@ def conv_winograd(
     PIXEL_Y: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr,
     OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """What `conv_fprop` computes of a window of STRIDE · UP · TAPS taps along an axis, without groups; with UP of an
+    """What `conv_fprop` computes of a window of TAPS taps along an axis in each phase, without groups; with UP of an
     image that has UP − 1 zeros between its pixels. One of STRIDE and UP is 1, and the dilation, if the other is not.
 
     Pixels of y are PIXEL_Y elements apart, unless there are statistics or y is pooled.

@@ -92,15 +92,14 @@ def winograd_correlate(
 def winograd_taps(
     u_ptr, dw_ptr,
     C: tl.constexpr, K: tl.constexpr, STRIDE_C: tl.constexpr, STRIDE_TAP: tl.constexpr,
-    STRIDE: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    STRIDE: tl.constexpr, OUT: tl.constexpr, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dw [K, C, R, S], of these strides, STRIDE · TAPS taps along an axis, from the gradients u [points, K, phases × C]
-    of its transform.
+    """dw [K, C, R, R], of these strides, from the gradients u [points, K, phases × C] of its transform.
 
     Grid: (tiles of K, tiles of C, phases).
     """
+    TAPS: tl.constexpr = (R + STRIDE - 1) // STRIDE
     IN: tl.constexpr = OUT + TAPS - 1
-    SIDE: tl.constexpr = STRIDE * TAPS
     DEPTH: tl.constexpr = STRIDE * STRIDE * C
     phase = tl.program_id(2)
     k = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -114,10 +113,15 @@ def winograd_taps(
             at = tl.cast(IN * i + j, tl.int64) * (K * DEPTH)
             row = row + (tl.load(p_u + at, mask=mask, other=0.0),)  # [BM, BN]
         rows = rows + (untransform_filter(row),)
-    tap = phase // STRIDE * SIDE + phase % STRIDE
-    p_dw = dw_ptr + k.to(tl.int64)[:, None] * (SIDE * SIDE * C) + c[None, :] * STRIDE_C + tap * STRIDE_TAP
+    first_r = phase // STRIDE
+    first_s = phase % STRIDE
+    p_dw = dw_ptr + k.to(tl.int64)[:, None] * (R * R * C) + c[None, :] * STRIDE_C
+    p_dw += (first_r * R + first_s) * STRIDE_TAP
     for s in tl.static_range(TAPS):
         column = untransform_filter(column_of(rows, s))
         for r in tl.static_range(TAPS):
-            at = (SIDE * r + s) * (STRIDE * STRIDE_TAP)
-            tl.store(p_dw + at, column[r].to(dw_ptr.dtype.element_ty), mask=mask)
+            m_tap = mask
+            if STRIDE * TAPS > R:
+                m_tap &= (first_r + STRIDE * r < R) & (first_s + STRIDE * s < R)
+            at = (R * r + s) * (STRIDE * STRIDE_TAP)
+            tl.store(p_dw + at, column[r].to(dw_ptr.dtype.element_ty), mask=m_tap)

@@ -69,7 +69,7 @@ def filter_launch(
     reduced, columns = (0, 1) if backwards else (1, 0)
     C, K, tap = problem.C, problem.K, strides[3]
     BC = 16 if kind_of(target) in ("cuda", "hip") else min(64, next_power_of_2(C))
-    count, taps = phases(problem)
+    count, _ = phases(problem)
     constexprs = {
         "C": C,
         "K": K,
@@ -80,7 +80,7 @@ def filter_launch(
         "STRIDE": problem.stride[0],
         "UP": problem.up[0],
         "OUT": OUT,
-        "TAPS": taps,
+        "R": problem.R,
         "BC": BC,
         "BN": BN,
     }

@@ -77,12 +77,12 @@ def taps_launch(
 ) -> Launch:
     """Tensors: the sums, dw."""
     config = _config(geometry, dtype, target, config)
-    g, (count, taps) = geometry, phases(geometry)
+    g, (count, _) = geometry, phases(geometry)
     # A CPU fetches long runs of memory ahead; a GPU has registers for a few channels.
     BM, BN = 4, config.BN if kind_of(target) in ("cuda", "hip") else min(256, next_power_of_2(g.C))
     stride_c, stride_tap = (1, g.C) if channels_last else (g.taps, 1)
     constexprs = {"C": g.C, "K": g.K, "STRIDE_C": stride_c, "STRIDE_TAP": stride_tap, "STRIDE": count}
-    constexprs |= {"OUT": config.OUT, "TAPS": taps, "BM": BM, "BN": BN}
+    constexprs |= {"OUT": config.OUT, "R": g.R, "BM": BM, "BN": BN}
     grid = cdiv(g.K, BM), cdiv(g.C, BN), count**2
     return Launch(kernels.winograd_taps, grid, (), constexprs, config.num_warps, 1)
 
