@@ -113,6 +113,28 @@ class PoolBlock:
 
 
 @dataclass(frozen=True)
+class AveragedBlock:
+    """A 1 × 1 convolution and the average pooling after it, `pooling` being the function's name. The pooling comes
+    first: that gives the same, of fewer pixels."""
+
+    conv: str
+    pooling: str
+    pool: str
+
+    @property
+    def pattern(self) -> str:
+        return f"conv2d+{self.pooling}"
+
+    @property
+    def site(self) -> str:
+        return self.conv
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return self.conv, self.pool
+
+
+@dataclass(frozen=True)
 class CallBlock:
     """A convolution whose function the forward calls on parameters, and what comes after it; the rest as above."""
 
@@ -140,4 +162,4 @@ class CallBlock:
         return tuple(path for path in (self.inner_module, self.activation_module) if path is not None)
 
 
-Block = ConvBlock | ActivatedBlock | PoolBlock | CallBlock
+Block = ConvBlock | ActivatedBlock | PoolBlock | AveragedBlock | CallBlock

@@ -122,6 +122,13 @@ def window_of(pool: nn.MaxPool2d) -> Pair | None:
     return side_by_side(*(getattr(pool, name) for name in MAX_POOL))
 
 
+def commute(conv: nn.Conv2d, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d) -> bool:
+    """Whether `pool(conv(x))` is `conv(pool(x))`: one takes single pixels, the other means of those in the image."""
+    single = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0)
+    means = isinstance(pool, nn.AdaptiveAvgPool2d) or (pair(pool.padding) == (0, 0) and pool.divisor_override is None)
+    return single and means
+
+
 # Modules that run with an activation in their kernel, beside convolutions.
 ACTIVATED = {
     nn.ConvTranspose2d: conv_transpose2d,

@@ -9,8 +9,9 @@ from ..geometry import Pair
 from ..ops import activations
 from ..ops.activations import Text
 from ..ops.conv import geometry_of
+from ..ops.support import pair
 from . import calls, repeat
-from .modules import ACTIVATED, UNKNOWN, activation_text, intercepted, window_of
+from .modules import ACTIVATED, UNKNOWN, activation_text, commute, intercepted, window_of
 
 
 def conv_block(
@@ -94,6 +95,16 @@ def activated_block(
         return _run(activation, value if norm is None else _normalized(norm, value))
     run = next(run for cls, run in ACTIVATED.items() if isinstance(module, cls))
     return run(module, *args, **kwargs, norm=norm, activation=text)
+
+
+def averaged_convolution(conv: nn.Conv2d, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, input: Tensor) -> Tensor:
+    """An `AveragedBlock` of a rewritten forward."""
+    window = pair(pool.kernel_size) if isinstance(pool, nn.AvgPool2d) else (1, 1)
+    fits = input.dim() in (3, 4) and input.shape[-3] == conv.in_channels
+    fits = fits and all(size >= least for size, least in zip(input.shape[-2:], window, strict=True))
+    if not fits or not commute(conv, pool) or intercepted(conv) or intercepted(pool):
+        return pool(conv(input))
+    return conv(pool(input))
 
 
 def _leaves_edges(window: Pair | None, conv: nn.Conv2d, padding: tuple[int, ...], input: Tensor) -> bool:

@@ -9,8 +9,8 @@ from itertools import takewhile
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..blocks.block import ActivatedBlock, Block, CallBlock, ConvBlock, PoolBlock
-from ..blocks.modules import LEAVES, MAX_POOL, POOLS, intercepted, side_by_side, window_of
+from ..blocks.block import ActivatedBlock, AveragedBlock, Block, CallBlock, ConvBlock, PoolBlock
+from ..blocks.modules import LEAVES, MAX_POOL, POOLS, commute, intercepted, side_by_side, window_of
 from ..ops.activations import PRELU, is_monotone
 from ..ops.support import pair
 from ..patching.reporting import Status
@@ -288,6 +288,17 @@ def _with_late_activation(module: nn.Module, match: Match, user: fx.Node) -> Mat
     return _with_activation(module, replace(match, block=replace(match.block, pool_first=True)), user)
 
 
+def _with_average(module: nn.Module, match: Match, user: fx.Node) -> Match | None:
+    """Average pooling, if nothing else is in the block."""
+    plain, pool = ConvBlock("conv2d", match.name), user.op == "call_module" and module.get_submodule(user.target)
+    if match.block != plain or type(pool) not in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
+        return None
+    if not commute(module.get_submodule(match.name), pool):
+        return None
+    block = AveragedBlock(match.name, POOLS[type(pool)], user.target)
+    return replace(match, block=block, nodes=(*match.nodes, user), status="fused")
+
+
 def _longer(match: Match, node: fx.Node, **block) -> Match:
     return replace(match, block=replace(match.block, **block), nodes=(*match.nodes, node), status="fused")
 
@@ -309,7 +320,7 @@ _POOLED = {"max-pooling": _with_pool, "activation of the maxima": _with_late_act
 _NORMED = {"batch norm": _with_norm, **_ACTIVATION}
 KINDS = {
     nn.Conv1d: (partial(ConvBlock, "conv1d"), {"slice": _with_slice, "copy": _with_contiguous, **_EPILOGUE}),
-    nn.Conv2d: (partial(ConvBlock, "conv2d"), _EPILOGUE | _POOLED),
+    nn.Conv2d: (partial(ConvBlock, "conv2d"), _EPILOGUE | _POOLED | {"average pooling": _with_average}),
     **{pool: (partial(PoolBlock, name), {}) for pool, name in POOLS.items()},
     nn.ConvTranspose2d: (partial(ActivatedBlock, "conv_transpose2d"), _NORMED),
     nn.Linear: (partial(ActivatedBlock, "linear"), _ACTIVATION),

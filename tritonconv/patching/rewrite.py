@@ -5,9 +5,9 @@ from itertools import accumulate
 from torch import fx, nn
 
 from .. import choice
-from ..blocks.block import ActivatedBlock, CallBlock, ConvBlock, PoolBlock
+from ..blocks.block import ActivatedBlock, AveragedBlock, CallBlock, ConvBlock, PoolBlock
 from ..blocks.calls import widened
-from ..blocks.run import activated_block, activated_norm, conv_block, conv_call
+from ..blocks.run import activated_block, activated_norm, averaged_convolution, conv_block, conv_call
 from ..capture.nodes import PADDING, WITH_INDICES, constants_of, padding_argument
 from ..capture.patterns import Match
 from ..capture.trace import Trace
@@ -70,6 +70,14 @@ def _fuse_activated(graph: fx.Graph, match: Match) -> None:
             modules = graph.get_attr(block.module), norm, activation
             fused = graph.call_function(activated_block, (*modules, *call.args), call.kwargs)
     _replace(graph, match, fused)
+
+
+def _average_first(graph: fx.Graph, match: Match) -> None:
+    block, (convolution, _) = match.block, match.nodes
+    with graph.inserting_before(match.place):
+        modules = graph.get_attr(block.conv), graph.get_attr(block.pool)
+        ours = graph.call_function(averaged_convolution, (*modules, *convolution.all_input_nodes))
+    _replace(graph, match, ours)
 
 
 def _norm(graph: fx.Graph, match: Match) -> fx.Node | tuple | None:
@@ -137,6 +145,7 @@ _REWRITES = {
     ConvBlock: _fuse_conv,
     ActivatedBlock: _fuse_activated,
     PoolBlock: _retarget_pool,
+    AveragedBlock: _average_first,
     CallBlock: _retarget_convolution,
 }
 

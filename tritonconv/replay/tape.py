@@ -26,12 +26,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import choice
 from ..blocks.modules import LEAVES
-from ..blocks.run import activated_block, activated_norm, conv_block, conv_call
+from ..blocks.run import activated_block, activated_norm, averaged_convolution, conv_block, conv_call
 from ..cpu import engine
 from ..cpu.runtime import Kernel
 from ..engines import Launch
 
-_BLOCKS = {conv_block, conv_call, activated_block, activated_norm, choice.faster, *LEAVES.values()}
+_BLOCKS = {
+    *(conv_block, conv_call, activated_block, activated_norm, averaged_convolution),
+    *(choice.faster, *LEAVES.values()),
+}
 _aten = torch.ops.aten
 _ALLOCATIONS = {
     _aten.empty.memory_format,
