@@ -20,7 +20,8 @@ from ..kernels.common import pointwise
 from ..launch import packing
 from ..launch.conv_pool import avg_launch
 from ..launch.expansion import Epilogue, expansion_launch, workspace
-from .tape import Launched, Room, Tape, View
+from .recorded import Launched, Room, View
+from .tape import Tape
 
 # What a kernel is given for the tensors of conv_fprop and of depthwise_fprop, but x, panels and y.
 _VECTORS = "bias_ptr", "mean_ptr", "var_ptr", "gamma_ptr", "beta_ptr", "slope_ptr"

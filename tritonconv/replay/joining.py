@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from ..cpu import engine
-from .tape import Launched, Storage, View, views_of
+from .recorded import Launched, Storage, View, views_of
 
 _aten = torch.ops.aten
 # Which constexpr says how far apart the pixels of which tensor are.

@@ -15,7 +15,8 @@ from ..cpu import crew, runtime
 from ..launch.room import lasting
 from .fusing import fuse
 from .joining import join
-from .tape import Launched, Room, Storage, Tape, View, constant_of, launched, views_of
+from .recorded import Launched, Room, Storage, View, constant_of, launched, views_of
+from .tape import Tape
 
 _ALIGNMENT = 64
 _PAGE = 4096

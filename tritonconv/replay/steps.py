@@ -16,7 +16,8 @@ from torch.autograd import Function
 
 from .guard import Guard
 from .program import KEPT, Program, bases_of, function_of, is_placed, needed_of
-from .tape import Forward, Tape, constant_of, is_torchs, launched, views_of
+from .recorded import constant_of, launched, views_of
+from .tape import Forward, Tape, is_torchs
 
 
 def is_watched(inputs: tuple[Tensor, ...]) -> bool:

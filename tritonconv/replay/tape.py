@@ -11,14 +11,12 @@ import functools
 import operator
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import NoneType
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -29,7 +27,7 @@ from ..blocks.modules import LEAVES
 from ..blocks.run import activated_block, activated_norm, averaged_convolution, conv_block, conv_call
 from ..cpu import engine
 from ..cpu.runtime import Kernel
-from ..engines import Launch
+from .recorded import Launched, Storage, View, constant_of, launched, views_of
 
 _BLOCKS = {
     *(conv_block, conv_call, activated_block, activated_norm, averaged_convolution),
@@ -76,59 +74,8 @@ class Forward(Protocol):
     def holds(self, module: nn.Module, inputs: tuple) -> bool: ...
 
 
-class Storage:
-    """Memory that tensors share. `base`: the first node whose value is a tensor in it, `start` bytes from its
-    beginning; `made`: whether that node is an allocation by a block."""
-
-    def __init__(self, tensor: Tensor, made: bool):
-        self.made, self.base, self.start = made, None, 0
-        self.size = tensor.untyped_storage().nbytes()
-        self.reference = StorageWeakRef(tensor.untyped_storage())  # no other has its address while this lives
-
-
-@dataclass(frozen=True)
-class View:
-    """A tensor: `offset` bytes into its storage."""
-
-    storage: Storage
-    offset: int
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, eq=False)
-class Room:
-    """Memory whose content nobody reads after the launch."""
-
-    size: int
-
-
-@dataclass(frozen=True, eq=False)
-class Launched:
-    """`dtypes` are of all tensors that `launch` has, None where one is not given. `operands`: those that are given, a
-    tensor itself where it is the same at every call."""
-
-    kernel: Kernel
-    launch: Launch
-    dtypes: tuple[torch.dtype | None, ...]
-    operands: tuple[View | Tensor | Room, ...]
-
-    @property
-    def named(self) -> dict[str, View | Tensor | Room]:
-        """The operands by the names of the kernel's parameters."""
-        names = zip(self.launch.kernel.arg_names, self.dtypes, strict=False)
-        given = [name for name, dtype in names if dtype is not None]
-        return dict(zip(given, self.operands, strict=True))
-
-
-def launched(*tensors: Tensor) -> None:
-    """What the nodes of launches call, in the recorded graph. `meta["launch"]` says more."""
-
-
 class Tape:
-    """The recorded `graph`. Of its nodes `meta["views"]` are the tensors in their value, and `meta["lasting"]` is set
-    where what a node is given may be looked at after it has run.
+    """The recorded `graph`, of whose nodes `recorded` says what they stand for.
 
     inlined: modules whose forwards were written out, with what they read. parts: those that blocks are made of. called:
     those that are called. constants: tensors that are the same at every call. refusal: why the graph cannot stand for
@@ -262,7 +209,7 @@ class Tape:
         if not args or "out" in kwargs or not all(isinstance(result, Tensor) for result in results):
             return False
         first = args[0] if isinstance(args[0], (list, tuple)) else args[:1]
-        given = all(isinstance(each, fx.Node) and each.meta.get("views") for each in first)
+        given = all(isinstance(each, fx.Node) and views_of(each) for each in first)
         return given and all(self.storage_of(result) is None for result in results)
 
     def _call_into(self, function, args, kwargs, value: object) -> object:
@@ -389,15 +336,6 @@ class Tape:
         return View(self.storage_of(tensor), offset, tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def views_of(node: fx.Node) -> list[View]:
-    """The tensors in its value, as the tape knows them."""
-    return node.meta.get("views", [])
-
-
-def constant_of(number: int) -> Tensor:
-    """What the nodes of constants call, in the recorded graph."""
-
-
 class _Operators(TorchDispatchMode):
     """Tells of torch's operators that have run."""
 
@@ -434,7 +372,7 @@ def _filled(argument, held: dict[fx.Node, tuple], at: int):
 def _of_tensors(stand_ins) -> bool:
     """Whether all that these arguments take from the graph are tensors: a number may be another at the next call."""
     nodes = (leaf for leaf in tree_leaves(stand_ins) if isinstance(leaf, fx.Node))
-    return all(len(node.meta.get("views", ())) == 1 for node in nodes)
+    return all(len(views_of(node)) == 1 for node in nodes)
 
 
 def _ordered(forward: Forward, args, kwargs) -> list:
