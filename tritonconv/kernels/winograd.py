@@ -59,7 +59,7 @@ def winograd_filter(
         columns = columns + (transform_filter(column_of(rows, j), OUT),)
     for i in tl.static_range(IN):
         for j in tl.static_range(IN):
-            tl.store(p_u + (IN * i + j) * (DEPTH * BN), columns[j][i], mask=(c < C)[:, None])
+            tl.store(p_u + (IN * i + j) * (DEPTH * BN), columns[j][i], mask=(c < C)[:, None], cache_modifier=".cs")
 
 
 @triton.jit

@@ -49,7 +49,7 @@ def winograd_gather(
         column = column_of(rows, j)
         values = untransform_output(column, TAPS) if OUTPUTS else transform_input(column)
         for i in tl.static_range(IN):
-            tl.store(p_z + (IN * i + j) * point, values[i])
+            tl.store(p_z + (IN * i + j) * point, values[i], cache_modifier=".cs")
 
 
 @triton.jit
