@@ -11,6 +11,7 @@ def pack(
 ):  # fmt: skip
     """panels [groups, tiles of columns, taps, rows, BN] of a weight with these strides; zero beyond the last column.
 
+    They are written past the caches: of a CPU, all cores read them, and what others have read is slow to be written.
     Sizes are no constexprs: one kernel serves all weights whose rows, or columns, lie beside each other, or neither do.
     Grid: (taps × tiles of rows, tiles of columns, groups).
     """
@@ -28,4 +29,4 @@ def pack(
     taps = tl.num_programs(0) // blocks
     panel = (group * tl.num_programs(1) + tl.program_id(1)) * taps + tap
     p_panel = panels_ptr + panel * rows * BN
-    tl.store(p_panel + row[:, None] * BN + tl.arange(0, BN)[None, :], w, mask=m_row)
+    tl.store(p_panel + row[:, None] * BN + tl.arange(0, BN)[None, :], w, mask=m_row, cache_modifier=".cs")

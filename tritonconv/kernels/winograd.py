@@ -25,7 +25,7 @@ def winograd_filter(
     BC: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """u [UP², tiles of K, points, STRIDE² · C, BN]: the transformed taps of a weight of these strides, R × R from that
-    at FIRST on, phase by phase. One of STRIDE and UP is 1.
+    at FIRST on, phase by phase. One of STRIDE and UP is 1. Written past the caches, as of `winograd_wgrad`.
 
     Grid: (tiles of C, tiles of K, phases).
     """

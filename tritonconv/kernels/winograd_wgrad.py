@@ -1,6 +1,9 @@
 """The gradient of a weight by Winograd's algorithm: fprop's product at each point is linear in the transformed weight,
 so its gradient there is a product over all tiles, of transformed inputs and transposedly transformed outputs.
 
+Transforms and sums are written past the caches (".cs"): each is read once, by another core of a CPU, whose lines are
+several times as slow to be written again as what lies in memory.
+
 Where the implicit GEMM takes 144 products for the 16 outputs of a tile of a 3 × 3 window, this takes 36. With a stride
 the window is that of a phase, as in `winograd`, and gradients of all phases are products with the same outputs.
 """
@@ -85,7 +88,7 @@ def winograd_correlate(
     mask = (k < K)[:, None] & (c < C)[None, :]
     if MORE:
         acc += tl.load(p_u, mask=mask, other=0.0)  # [BM, BN]
-    tl.store(p_u, acc, mask=mask)
+    tl.store(p_u, acc, mask=mask, cache_modifier=".cs")
 
 
 @triton.jit
