@@ -2,7 +2,9 @@
 
 import copy
 import gc
+import multiprocessing
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,16 @@ def test_free_memory_can_be_given_back(pool):
     assert kept.sum() == 4 * MIB
 
 
+def test_a_model_may_die_while_another_takes(pool, monkeypatch):
+    for _ in range(2):
+        results = [of(4 * MIB), of(8 * MIB)]
+        results.clear()
+    used = pool.used
+    monkeypatch.setattr(pool, "used", lambda: (pool.release(), used())[1])
+    assert of(4 * MIB).fill_(1).sum() == 4 * MIB
+    assert of(20 * MIB).fill_(1).sum() == 20 * MIB
+
+
 def test_a_patched_model_takes_it_along():
     model = patch(nn.Sequential(nn.Conv2d(8, 64, 1)))
     with torch.no_grad():
@@ -132,6 +144,23 @@ def test_threads_share_the_pool(pool):
         thread.join()
     assert set(found) == {(7, 7, 7), (9, 9, 9)}
     assert pool.used() == 0
+
+
+def test_a_fork_waits_for_the_pool():
+    def hold():
+        with room.results.lock:
+            held.set()
+            time.sleep(0.1)
+
+    held, child = threading.Event(), multiprocessing.get_context("fork").Process(target=of, args=(4 * MIB,))
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child.start()
+    child.join(20)
+    child.kill()  # which does nothing to one that has ended
+    thread.join()
+    assert child.exitcode == 0
 
 
 def test_too_large_is_refused_as_torch_does():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import os
 import sys
 import threading
 import weakref
@@ -43,11 +44,11 @@ class Pool:
         self._used: dict[int, tuple[weakref.ref, mmap.mmap]] = {}  # by the identity of what tells when a view dies
         self._free: list[mmap.mmap] = []
         self._most = 0  # bytes that were in use together
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def take(self, size: int) -> memoryview:
         """`size` bytes, which are given back when no one has them any more."""
-        with self._lock:
+        with self.lock:
             block = self._fitting(size) or self._fresh(size)
             view = memoryview(block)[:size]
             death = weakref.ref(view, self._give_back)
@@ -64,22 +65,22 @@ class Pool:
         return sum(map(len, self._free))
 
     def release(self) -> None:
-        """Gives what is free back to the system."""
-        with self._lock:
-            self._free.clear()
+        """Gives what is free back to the system. Called wherever a model dies, within `take` too, so without a lock."""
+        self._free.clear()
 
     def _fitting(self, size: int) -> mmap.mmap | None:
         fitting = [block for block in self._free if size <= len(block) <= _AMPLE * size]
         if not fitting:
             return None
         block = min(fitting, key=len)
-        self._free.remove(block)
+        with contextlib.suppress(ValueError):  # released meanwhile
+            self._free.remove(block)
         return block
 
     def _fresh(self, size: int) -> mmap.mmap:
         used = self.used() + size
         while self._free and used + self.free() > _SPARE * self._most:
-            del self._free[0]  # free for longest
+            del self._free[:1]  # free for longest
         return _mapped(size)
 
     def _give_back(self, death: weakref.ref) -> None:
@@ -89,6 +90,10 @@ class Pool:
 
 
 results = Pool()
+# A child would inherit the lock, but not the thread that opens it.
+os.register_at_fork(
+    before=results.lock.acquire, after_in_parent=results.lock.release, after_in_child=results.lock.release
+)
 
 
 def empty(
