@@ -10,7 +10,7 @@ from functools import partial
 from . import ir
 from .code import Code
 from .elements import Buffer, Index
-from .values import REG, SIZE, TRUE, Val, Vec, const, index, lanes, shift
+from .values import REG, SIZE, Val, const, index, lanes, shift
 
 Body = Callable[[Index], Val]
 
@@ -60,12 +60,27 @@ def fill(low, dest: Buffer, body: Body, lane: int, along: int):
         def square():
             i, j = at[along], at[lane]
             rows = [e.vector(body(place(lanes(i), shift(j, n))))[0] for n in range(width)]
-            for n, column in enumerate(_turned(code, REG[dest.stored], rows)):
-                p = dest.pointer(e, place(shift(i, n), lanes(j)))
-                e.store(p, Vec(dest.stored, column, code.depth, width), TRUE)
+            first, second = (dest.pointer(e, place(shift(i, n), lanes(j))) for n in range(2))
+            step = e.scalar(e.add(second.off, first.off, -1))[0]
+            turn = _function(code, REG[dest.stored], width)
+            given = ", ".join(f"<{width} x {REG[dest.stored]}> {row}" for row in rows)
+            code.do(f"call void {turn}({given}, ptr {e.address(first)[0]}, i64 {step})")
 
         low.speculate(square)
     e.width = outer
+
+
+def _function(code: Code, base: str, width: int) -> str:
+    """What turns a square, given as rows, and writes it to rows of memory so many bytes apart: it is long, and compiled
+    once for all squares of a kernel."""
+    ty, inner = f"<{width} x {base}>", Code()
+    for n, column in enumerate(_turned(inner, base, [f"%row{n}" for n in range(width)])):
+        at = inner.op(f"getelementptr i8, ptr %to, i64 {inner.op(f'mul i64 %step, {n}')}")
+        inner.do(f"store {ty} {column}, ptr {at}, align {SIZE['f32']}")
+    rows, name = ", ".join(f"{ty} %row{n}" for n in range(width)), f"turn_{base}"
+    head = f"define internal void @{name}({rows}, ptr %to, i64 %step) noinline {{"
+    code.declared[name] = "\n".join((head, *inner.top.lines, "  ret void", "}"))
+    return f"@{name}"
 
 
 def _turned(code: Code, base: str, rows: list[str]) -> list[str]:
