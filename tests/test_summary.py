@@ -113,9 +113,18 @@ def test_three_dimensions_keep_height_and_width():
     assert got == {"0": ((3, 1), (1, 1)), "1": ((4, 2), (2, 2)), "2": ((4, 1), (2, 1))}
 
 
+def test_a_convolution_of_means():
+    model, x = nn.Sequential(nn.Conv2d(64, 32, 1, bias=False), nn.AvgPool2d(2)), torch.randn(2, 64, 16, 8)
+    (step,) = tritonconv.plan(model, x)
+    assert (step.site.pattern, step.output) == ("conv2d+avg_pool2d", (2, 32, 8, 4))
+    assert (step.geometry.H, step.geometry.W) == (8, 4)
+    assert step.flops == 2 * 64 * 32 * (2 * 8 * 4)
+    assert step.bytes == 4 * (x.numel() + 2 * x.numel() // 4 + 64 * 32 + 2 * 32 * 8 * 4)
+
+
 def test_an_empty_batch():
     for table in (tritonconv.summary, tritonconv.plan):
-        shown = table(nn.Sequential(nn.Conv2d(2, 2, 1), nn.AvgPool2d(2)), torch.randn(0, 2, 4, 4))
+        shown = table(nn.Sequential(nn.Conv2d(2, 2, 3), nn.AvgPool2d(2)), torch.randn(0, 2, 4, 4))
         assert [row.intensity for row in shown] == [0, 0] and str(shown) and shown.to_json()
 
 

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from rich.markup import escape
@@ -127,6 +127,9 @@ class Plan(Printable):
         return json.dumps(plan | {"unreached": [asdict(site) for site in self.unreached]}, indent=2)
 
 
+_AVERAGED = "conv2d+avg_pool2d", "conv2d+adaptive_avg_pool2d"
+
+
 def plan(model: nn.Module, sample: object) -> Plan:
     """What `patch` would make of `model`: per site the kernel, its tile, what bounds it, or why torch runs it.
 
@@ -158,6 +161,8 @@ def _steps(layers: list[Layer], limit: Ceilings) -> Iterator[Step]:
 
 
 def _step(covered: list[Layer], limit: Ceilings) -> Step:
+    if covered[0].site.pattern in _AVERAGED and not covered[0].refusal:
+        covered = [_behind_the_means(covered[0], covered[-1])]
     first, last = covered[0], covered[-1]
     site, geometry, config = first.site, None, None
     algorithm = None if first.refusal else "direct"
@@ -177,6 +182,16 @@ def _step(covered: list[Layer], limit: Ceilings) -> Step:
     chosen = geometry, algorithm, config
     reason = first.refusal or site.reason
     return Step(site, first.input, last.output, *chosen, flops, moved, seconds[bound], bound, reason)
+
+
+def _behind_the_means(conv: Layer, pool: Layer) -> Layer:
+    """A 1 × 1 convolution that runs after the average pooling that the model has after it."""
+    (op, geometry), (P, Q) = conv.problem, pool.output[-2:]
+    left_out = (math.prod(conv.output) - math.prod(pool.output)) * conv.dtype.itemsize
+    means = math.prod(conv.input[:-2]) * P * Q * conv.dtype.itemsize  # written, and read
+    flops = conv.flops * P * Q // math.prod(conv.output[-2:])
+    problem, moved = (op, replace(geometry, H=P, W=Q)), conv.bytes - left_out + 2 * means
+    return replace(conv, output=pool.output, flops=flops, bytes=moved, problem=problem)
 
 
 def _choice(op: str, geometry: Geometry, layer: Layer) -> tuple[str, str, Geometry]:
