@@ -23,9 +23,7 @@ from torch.nn import Parameter
 HUGE = 2 << 20  # bytes of a page
 POOLED = sys.platform != "win32"  # mappings there are of another kind
 LEAST = HUGE  # bytes of a result that gets a block of its own
-# How many times its size a result may have, and how many times the bytes that were in use together there may be. From
-# there on the training steps of ResNet-50, U-Net and DenseNet-121 take nothing fresh but in the first one.
-_AMPLE, _SPARE = 2, 1.5
+_AMPLE = 2  # how many times its size a result may have
 
 
 def _mapped(size: int) -> mmap.mmap:
@@ -37,7 +35,7 @@ def _mapped(size: int) -> mmap.mmap:
 
 
 class Pool:
-    """Blocks that tensors lie in, each its own mapping, and those that are free for the next ones: together hardly more
+    """Blocks that tensors lie in, each its own mapping, and those that are free for the next ones: together never more
     than were once in use together."""
 
     def __init__(self):
@@ -79,7 +77,7 @@ class Pool:
 
     def _fresh(self, size: int) -> mmap.mmap:
         used = self.used() + size
-        while self._free and used + self.free() > _SPARE * self._most:
+        while self._free and used + self.free() > self._most:
             del self._free[:1]  # free for longest
         return _mapped(size)
 
