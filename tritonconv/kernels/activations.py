@@ -61,7 +61,7 @@ def tanh(x):
     # Near zero 1 − 2 / (e²ˣ + 1) would lose what is small in the one: there x + x³·P(x²)/Q(x²) (Cephes, S. Moshier).
     s = x * x
     p = ((-9.64399179425052238628e-1 * s - 9.92877231001918586564e1) * s - 1.61468768441708447952e3) * s
-    q = ((s + 1.12811678491631932402e2) * s + 2.23548839060100448583e3) * s + 4.84406305325125486048e3
+    q = ((s + 1.12811678491632931402e2) * s + 2.23548839060100448583e3) * s + 4.84406305325125486048e3
     big = 1 - 2 / (tl.exp(2 * tl.abs(x)) + 1)
     return tl.where(tl.abs(x) < 0.625, x + x * p / q, tl.where(x < 0, -big, big))
 

@@ -9,9 +9,9 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .activations import activate, inner_of
+from .activations import activate
 from .common import inside, tap_step, taps_of
-from .norm import scale_and_shift
+from .epilogue import normed
 
 
 @triton.jit
@@ -91,15 +91,9 @@ def finish_window(
 ):  # fmt: skip
     """y[o_y] = activation(norm(inner(acc + bias[k])) + residual[o_y]) of acc [BM, BN], in rows m_q [BM, 1] and channels
     m_k [1, BN]. The norm is that of `conv_fprop`."""
-    ACC: tl.constexpr = acc.dtype
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
-    acc = activate(acc, inner_of(ACTIVATION))
-    if mean_ptr is not None:
-        scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, 0, k, K, EPS, ACC)
-        acc = acc * scale[None, :] + shift[None, :]
+    acc = normed(acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, 0, k, K, EPS, ACTIVATION)
     if residual_ptr is not None:
-        acc += tl.load(residual_ptr + o_y, mask=m_q & m_k, other=0.0).to(ACC)  # [BM, BN]
+        acc += tl.load(residual_ptr + o_y, mask=m_q & m_k, other=0.0).to(acc.dtype)  # [BM, BN]
     acc = activate(acc, ACTIVATION, slope_ptr, k[None, :], m_k)
     tl.store(y_ptr + o_y, acc.to(y_ptr.dtype.element_ty), mask=m_q & m_k)
 

@@ -11,9 +11,10 @@ window's side is odd, zeros are behind its last taps: 5 × 5 taps are four windo
 import triton
 import triton.language as tl
 
-from .activations import activate, inner_of
+from .activations import activate
 from .common import inside, unravel
-from .norm import scale_and_shift, store_partial
+from .epilogue import normed
+from .norm import store_partial
 from .winograd_transforms import column_of, transform_filter, transform_input, transform_output
 
 
@@ -297,13 +298,9 @@ def conv_winograd(
             y = ()
             for i in tl.static_range(OUT):
                 for j in tl.static_range(OUT):
-                    z = columns[j][i]
-                    if bias_ptr is not None:
-                        z += tl.load(bias_ptr + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
-                    z = activate(z, inner_of(ACTIVATION))
-                    if mean_ptr is not None:
-                        scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, 0, k, K, EPS, ACC)
-                        z = z * scale[None, :] + shift[None, :]
+                    z = normed(
+                        columns[j][i], bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, 0, k, K, EPS, ACTIVATION
+                    )
                     if residual_ptr is not None:
                         at, mask = output_at(o_residual, p, q, P, Q, m_row, k < K, K, STEP_H, STEP_W, i, j)
                         z += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
