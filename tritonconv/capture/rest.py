@@ -11,7 +11,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..blocks.modules import ACTIVATION_MODULES, intercepted
 from ..patching.reporting import Site
-from .patterns import KINDS, Match
+from .match import Match
+from .patterns import KINDS
 from .trace import Trace
 
 LAZY = "it has no weights before its first call: run the model once, then patch it, or give patch a sample"

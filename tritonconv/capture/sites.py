@@ -14,7 +14,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..blocks.modules import LEAVES
 from ..patching.reporting import Site
-from .patterns import KINDS, Match, matches
+from .match import Match
+from .patterns import KINDS, matches
 from .rest import LAZY, is_lazy, uncovered
 from .through import Traces, name_of, needed
 from .trace import CannotTrace, Trace

@@ -8,8 +8,8 @@ from .. import choice
 from ..blocks.block import ActivatedBlock, AveragedBlock, CallBlock, ConvBlock, PoolBlock
 from ..blocks.calls import widened
 from ..blocks.run import activated_block, activated_norm, averaged_convolution, conv_block, conv_call
+from ..capture.match import Match
 from ..capture.nodes import PADDING, WITH_INDICES, constants_of, padding_argument
-from ..capture.patterns import Match
 from ..capture.trace import Trace
 from ..geometry import Pair
 from ..ops.support import pair

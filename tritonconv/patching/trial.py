@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from .. import engines
 from ..blocks.modules import LEAVES, intercepted
-from ..capture.patterns import Match
+from ..capture.match import Match
 from ..capture.sites import Capture, block_site
 from ..capture.trace import Trace
 from ..launch.common import precision_of
