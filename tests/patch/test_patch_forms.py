@@ -239,7 +239,7 @@ def in_bfloat16(m, x):
 UNTRACEABLE = {
     "sets": (count, "it sets 'count'"),
     "appends": (remember, "it reads 'seen', a list"),
-    "branches on data": (lambda m, x: F.relu(m.conv(x)) if x.sum() < 1e9 else x, "control flow"),
+    "branches on data": (lambda m, x: F.relu(m.conv(x)) if x.sum() < 1e9 else x, "it branches on lt"),
     "checks a type": (check, "it checks the type of conv"),
     "makes a tensor": (lambda m, x: F.relu(m.conv(x)) + torch.ones(()), "it calls aten.ones"),
     "Python's random": (lambda m, x: F.relu(m.conv(x)) * random.randint(1, 1), "random numbers"),

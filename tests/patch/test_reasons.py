@@ -53,10 +53,15 @@ FORMS = {
         "it is parametrized: a kernel's weight is packed once, not at every call",
     ),
     "never called": (lambda m, x: m.conv(x), RELU, "no forward that could be traced calls it"),
-    "in an untraced forward": (
+    "in a forward that branches on values": (
         lambda m, x: m.it(m.conv(x)) if x.sum() > 0 else x,
         RELU,
-        "nothing fused: Calls.forward cannot be traced: ",
+        "nothing fused: Calls.forward cannot be traced: it branches on gt",
+    ),
+    "in a forward that iterates over as many values as there are": (
+        lambda m, x: torch.cat([m.it(m.conv(part)) for part in x.chunk(2)]),
+        RELU,
+        "nothing fused: Calls.forward cannot be traced: it iterates over chunk",
     ),
 }  # fmt: skip
 

@@ -165,6 +165,12 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
+    def iter(self, obj: fx.Proxy):
+        raise CannotTrace(f"it iterates over {obj.node.name}")
+
+    def to_bool(self, obj: fx.Proxy):
+        raise CannotTrace(f"it branches on {obj.node.name}")
+
     def create_node(self, kind: str, target, *args, **kwargs) -> fx.Node:
         if _modes() != self.modes:
             raise CannotTrace("it switches gradient mode, inference mode or autocast")
