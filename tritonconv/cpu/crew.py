@@ -24,7 +24,7 @@ from .target import host
 # kernel, programs, chunk, threads, scratch, scratch bytes per thread
 HEADER = "PqqqPq"
 HEADER_SIZE = struct.calcsize(HEADER)
-SCRATCH = 32  # where in the header the address of scratch is
+SCRATCH = struct.calcsize("Pqqq")  # where in the header the address of scratch is
 
 
 def openmp() -> tuple[int, int, int]:
@@ -42,26 +42,29 @@ def openmp() -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-# A crew is (its jobs, how many, counters of the shares of one job and of the next, bytes of each, how many threads have
-# started) and, in a cache line of its own, how often one of them has been through with a job, and how many sleep.
+# A job is its header and, behind it, the kernel's arguments. A segment: its jobs, how many, moves, how many. A move: the
+# address of a word, which of the bases, the offset from it. An order: jobs, how many, counters of the shares of one job
+# and of the next, bytes of each. A crew: its order, how many threads have started, and, in a cache line of their own, how
+# often one of them has been through with a job, and how many sleep.
 _RUNTIME = """
 target triple = "{triple}"
+%Job = type {{ ptr, i64, i64, i64, ptr, i64 }}
+%Segment = type {{ ptr, i64, ptr, i64 }}
+%Move = type {{ ptr, i64, i64 }}
+%Order = type {{ ptr, i64, ptr, i64 }}
+%Crew = type {{ %Order, i64, [3 x i64], i64, i64 }}
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 declare void @llvm.x86.sse2.pause()
 declare void @llvm.aarch64.hint(i32)
 define void @work(ptr %job, i64 %slot, ptr %counters) {{
-  %p1 = getelementptr i8, ptr %job, i64 8
-  %p2 = getelementptr i8, ptr %job, i64 16
-  %p3 = getelementptr i8, ptr %job, i64 24
-  %p4 = getelementptr i8, ptr %job, i64 32
-  %p5 = getelementptr i8, ptr %job, i64 40
-  %arguments = getelementptr i8, ptr %job, i64 {header}
-  %kernel = load ptr, ptr %job
-  %programs = load i64, ptr %p1
-  %chunk = load i64, ptr %p2
-  %threads = load i64, ptr %p3
-  %base = load ptr, ptr %p4
-  %stride = load i64, ptr %p5
+  %arguments = getelementptr %Job, ptr %job, i64 1
+  %header = load %Job, ptr %job
+  %kernel = extractvalue %Job %header, 0
+  %programs = extractvalue %Job %header, 1
+  %chunk = extractvalue %Job %header, 2
+  %threads = extractvalue %Job %header, 3
+  %base = extractvalue %Job %header, 4
+  %stride = extractvalue %Job %header, 5
   %offset = mul i64 %slot, %stride
   %scratch = getelementptr i8, ptr %base, i64 %offset
   br label %share
@@ -95,17 +98,15 @@ done:
   ret void
 }}
 define void @join(ptr %crew) {{
-  %p1 = getelementptr i8, ptr %crew, i64 8
-  %p2 = getelementptr i8, ptr %crew, i64 16
-  %p3 = getelementptr i8, ptr %crew, i64 24
-  %p4 = getelementptr i8, ptr %crew, i64 32
-  %through = getelementptr i8, ptr %crew, i64 64
-  %sleepers = getelementptr i8, ptr %crew, i64 72
-  %jobs = load ptr, ptr %crew
-  %count = load i64, ptr %p1
-  %counters = load ptr, ptr %p2
-  %bytes = load i64, ptr %p3
-  %slot = atomicrmw add ptr %p4, i64 1 monotonic
+  %started = getelementptr %Crew, ptr %crew, i32 0, i32 1
+  %through = getelementptr %Crew, ptr %crew, i32 0, i32 3
+  %sleepers = getelementptr %Crew, ptr %crew, i32 0, i32 4
+  %order = load %Order, ptr %crew
+  %jobs = extractvalue %Order %order, 0
+  %count = extractvalue %Order %order, 1
+  %counters = extractvalue %Order %order, 2
+  %bytes = extractvalue %Order %order, 3
+  %slot = atomicrmw add ptr %started, i64 1 monotonic
   %size = call i32 inttoptr (i64 {size} to ptr)()
   %crew_size = zext i32 %size to i64
   %leads = icmp eq i64 %slot, 0
@@ -114,7 +115,7 @@ next:
   %at = phi i64 [ 0, %0 ], [ %after, %rouse ], [ %after, %wake ], [ %after, %wait ]
   %place = getelementptr ptr, ptr %jobs, i64 %at
   %job = load ptr, ptr %place
-  %p_threads = getelementptr i8, ptr %job, i64 24
+  %p_threads = getelementptr %Job, ptr %job, i32 0, i32 3
   %threads = load i64, ptr %p_threads
   %odd = and i64 %at, 1
   %these = mul i64 %odd, %bytes
@@ -176,25 +177,22 @@ done:
   ret void
 }}
 define void @run(ptr %segment, ptr %bases) {{
-  %s1 = getelementptr i8, ptr %segment, i64 8
-  %s2 = getelementptr i8, ptr %segment, i64 16
-  %s3 = getelementptr i8, ptr %segment, i64 24
-  %jobs = load ptr, ptr %segment
-  %count = load i64, ptr %s1
-  %moves = load ptr, ptr %s2
-  %moved = load i64, ptr %s3
+  %given = load %Segment, ptr %segment
+  %jobs = extractvalue %Segment %given, 0
+  %count = extractvalue %Segment %given, 1
+  %moves = extractvalue %Segment %given, 2
+  %moved = extractvalue %Segment %given, 3
   br label %more
 more:
   %move = phi i64 [ 0, %0 ], [ %following, %rebase ]
   %left = icmp ult i64 %move, %moved
   br i1 %left, label %rebase, label %measure
 rebase:
-  %line = getelementptr [3 x i64], ptr %moves, i64 %move
-  %line1 = getelementptr i64, ptr %line, i64 1
-  %line2 = getelementptr i64, ptr %line, i64 2
-  %word = load ptr, ptr %line
-  %which = load i64, ptr %line1
-  %offset = load i64, ptr %line2
+  %p_move = getelementptr %Move, ptr %moves, i64 %move
+  %this = load %Move, ptr %p_move
+  %word = extractvalue %Move %this, 0
+  %which = extractvalue %Move %this, 1
+  %offset = extractvalue %Move %this, 2
   %origin = getelementptr i64, ptr %bases, i64 %which
   %base = load i64, ptr %origin
   %address = add i64 %base, %offset
@@ -209,7 +207,7 @@ measure:
 look:
   %place = getelementptr ptr, ptr %jobs, i64 %at
   %job = load ptr, ptr %place
-  %p_threads = getelementptr i8, ptr %job, i64 24
+  %p_threads = getelementptr %Job, ptr %job, i32 0, i32 3
   %threads = load i64, ptr %p_threads
   %wider = icmp ugt i64 %threads, %most
   %larger = select i1 %wider, i64 %threads, i64 %most
@@ -237,20 +235,12 @@ one:
   %later = add i64 %turn, 1
   br label %alone
 together:
-  %crew = alloca [80 x i8], align 64
-  %p1 = getelementptr i8, ptr %crew, i64 8
-  %p2 = getelementptr i8, ptr %crew, i64 16
-  %p3 = getelementptr i8, ptr %crew, i64 24
-  %p4 = getelementptr i8, ptr %crew, i64 32
-  %through = getelementptr i8, ptr %crew, i64 64
-  %sleepers = getelementptr i8, ptr %crew, i64 72
-  store ptr %jobs, ptr %crew
-  store i64 %count, ptr %p1
-  store ptr %counters, ptr %p2
-  store i64 %bytes, ptr %p3
-  store i64 0, ptr %p4
-  store i64 0, ptr %through
-  store i64 0, ptr %sleepers
+  %crew = alloca %Crew, align 64
+  %with_jobs = insertvalue %Crew zeroinitializer, ptr %jobs, 0, 0
+  %with_count = insertvalue %Crew %with_jobs, i64 %count, 0, 1
+  %with_counters = insertvalue %Crew %with_count, ptr %counters, 0, 2
+  %whole = insertvalue %Crew %with_counters, i64 %bytes, 0, 3
+  store %Crew %whole, ptr %crew
   call void @llvm.memset.p0.i64(ptr %counters, i8 0, i64 %bytes, i1 false)
   %size = trunc i64 %most to i32
   call void inttoptr (i64 {parallel} to ptr)(ptr @join, ptr %crew, i32 %size, i32 0)
@@ -261,12 +251,10 @@ done:
 define void @launch(ptr %job) {{
   %jobs = alloca ptr
   store ptr %job, ptr %jobs
-  %segment = alloca [4 x i64]
-  %s1 = getelementptr i8, ptr %segment, i64 8
-  %s3 = getelementptr i8, ptr %segment, i64 24
-  store ptr %jobs, ptr %segment
-  store i64 1, ptr %s1
-  store i64 0, ptr %s3
+  %segment = alloca %Segment
+  %with_jobs = insertvalue %Segment zeroinitializer, ptr %jobs, 0
+  %single = insertvalue %Segment %with_jobs, i64 1, 1
+  store %Segment %single, ptr %segment
   call void @run(ptr %segment, ptr null)
   ret void
 }}
@@ -277,11 +265,8 @@ _MACHINES = {"x86_64": ("llvm.x86.sse2.pause()", 202), "aarch64": ("llvm.aarch64
 
 
 class _Pool:
-    """The launch functions of this process, and whether they use threads.
-
-    `launch(job)`; and `run(segment, bases)`, which puts addresses into jobs and launches them in order. A segment is
-    (addresses of jobs, how many, moves, how many); a move is (address of a word, which of the bases, offset from it).
-    """
+    """The launch functions of this process, and whether they use threads: `launch(job)`; and `run(segment, bases)`,
+    which puts addresses into jobs, as the moves say, and launches them in order."""
 
     def __init__(self):
         parallel, in_parallel, size = openmp()
@@ -289,7 +274,6 @@ class _Pool:
         pause, futex = _MACHINES[host().triple.partition("-")[0]]
         text = _RUNTIME.format(
             triple=host().triple,
-            header=HEADER_SIZE,
             parallel=parallel,
             in_parallel=in_parallel,
             size=size,
