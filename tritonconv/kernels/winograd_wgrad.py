@@ -11,7 +11,7 @@ the window is that of a phase, as in `winograd`, and gradients of all phases are
 import triton
 import triton.language as tl
 
-from .winograd import count_tiles, load_square, tile_at
+from .winograd_tiles import count_tiles, load_square, tile_at
 from .winograd_transforms import column_of, transform_input, untransform_filter, untransform_output
 
 
