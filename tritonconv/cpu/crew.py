@@ -42,10 +42,10 @@ def openmp() -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-# A job is its header and, behind it, the kernel's arguments. A segment: its jobs, how many, moves, how many. A move: the
-# address of a word, which of the bases, the offset from it. An order: jobs, how many, counters of the shares of one job
-# and of the next, bytes of each. A crew: its order, how many threads have started, and, in a cache line of their own, how
-# often one of them has been through with a job, and how many sleep.
+# A job is its header and, behind it, the kernel's arguments. A segment: its jobs, how many, moves, how many. A move:
+# the address of a word, which of the bases, the offset from it. An order: jobs, how many, counters of the shares of one
+# job and of the next, bytes of each. A crew: its order, how many threads have started, and, in a cache line of their
+# own, how often one of them has been through with a job, and how many sleep.
 _RUNTIME = """
 target triple = "{triple}"
 %Job = type {{ ptr, i64, i64, i64, ptr, i64 }}

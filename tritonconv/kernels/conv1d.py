@@ -8,36 +8,8 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .activations import activate, inner_of
+from .epilogue import finished
 from .norm import store_row_moments
-
-
-@triton.jit
-def _vector(ptr, k, m_k, ACC: tl.constexpr):
-    """A parameter of channels k [BM], as a column."""
-    return tl.load(ptr + k, mask=m_k, other=0.0).to(ACC)[:, None]  # [BM, 1]
-
-
-@triton.jit
-def finished(
-    acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, k, m_k, at, mask,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr,
-):  # fmt: skip
-    """activation(norm(inner(acc + bias[k])) + residual[at]) of acc [BM, BN], whose rows are the channels k [BM]."""
-    ACC: tl.constexpr = acc.dtype
-    if bias_ptr is not None:
-        acc += _vector(bias_ptr, k, m_k, ACC)
-    acc = activate(acc, inner_of(ACTIVATION))
-    if mean_ptr is not None:
-        var = tl.load(var_ptr + k, mask=m_k, other=1.0).to(ACC)  # [BM]
-        acc = (acc - _vector(mean_ptr, k, m_k, ACC)) * (1 / tl.sqrt(var + EPS))[:, None]
-        if gamma_ptr is not None:
-            acc *= _vector(gamma_ptr, k, m_k, ACC)
-        if beta_ptr is not None:
-            acc += _vector(beta_ptr, k, m_k, ACC)
-    if residual_ptr is not None:
-        acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    return activate(acc, ACTIVATION, slope_ptr, k[:, None], m_k[:, None])
 
 
 @triton.jit
@@ -86,13 +58,11 @@ def conv1d(
             b = tl.load(p_x + o_x, mask=m_x, other=0.0, eviction_policy="evict_last")  # [BK, BN]
             acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
 
-    m_k = k < K
-    k += group * K
-    at = (tl.program_id(2).to(tl.int64) * (GROUPS * K) + k)[:, None] * Q + q[None, :]
-    mask = m_k[:, None] & (q < Q)[None, :]
+    at = (image * K + k)[:, None] * Q + q[None, :]
+    mask = (k < K)[:, None] & (q < Q)[None, :]
     acc = finished(
         acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
-        k, m_k, at, mask, EPS, ACTIVATION,
+        group * K, k, K, at, mask, EPS, ACTIVATION, 0,
     )  # fmt: skip
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=mask)
     if moments_ptr is not None:
@@ -100,7 +70,8 @@ def conv1d(
         tiles = tl.cdiv(Q, BN)
         place = tl.program_id(2) * tiles + tile
         count = tl.minimum(Q - tile * BN, BN)
-        store_row_moments(moments_ptr, place, tl.num_programs(2) * tiles, stored, q < Q, count, k, m_k, GROUPS * K)
+        tiles *= tl.num_programs(2)
+        store_row_moments(moments_ptr, place, tiles, stored, q < Q, count, group * K + k, k < K, GROUPS * K)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ Neighbouring tiles are of different phases: they begin at neighbouring positions
 import triton
 import triton.language as tl
 
-from .conv1d import finished
+from .epilogue import finished
 from .winograd_transforms import transform_filter, transform_input, transform_output
 
 
@@ -139,7 +139,7 @@ def conv1d_winograd(
                 mask = (k < K)[:, None] & (q + i * DIL < Q)[None, :]
                 y = finished(
                     outputs[i], bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
-                    k, k < K, at, mask, EPS, ACTIVATION,
+                    0, k, K, at, mask, EPS, ACTIVATION, 0,
                 )  # fmt: skip
                 tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
             tl.debug_barrier()

@@ -19,19 +19,33 @@ def store_rows(out_ptr, row, in_range, acc, n, N: tl.constexpr, BN: tl.constexpr
 @triton.jit
 def normed(
     acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, first, k, K: tl.constexpr, EPS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr, AXIS: tl.constexpr = 1,
 ):  # fmt: skip
-    """norm(inner(acc + bias[first + k])) of acc [BM, BN], k < K.
+    """norm(inner(acc + bias[first + k])) of acc [BM, BN], whose channels first + k, k < K, lie along AXIS.
 
     norm(z) = (z − mean) / √(var + EPS) · gamma + beta, per channel; left out where `mean_ptr` is None."""
     ACC: tl.constexpr = acc.dtype
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + first + k, mask=k < K, other=0.0).to(ACC)[None, :]  # [BN]
+        bias = tl.load(bias_ptr + first + k, mask=k < K, other=0.0).to(ACC)  # [BM] or [BN]
+        acc += tl.expand_dims(bias, 1 - AXIS)
     acc = activate(acc, inner_of(ACTIVATION))
     if mean_ptr is not None:
         scale, shift = scale_and_shift(mean_ptr, var_ptr, gamma_ptr, beta_ptr, first, k, K, EPS, ACC)
-        acc = acc * scale[None, :] + shift[None, :]
+        acc = acc * tl.expand_dims(scale, 1 - AXIS) + tl.expand_dims(shift, 1 - AXIS)
     return acc
+
+
+@triton.jit
+def finished(
+    acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, first, k, K: tl.constexpr,
+    at, mask, EPS: tl.constexpr, ACTIVATION: tl.constexpr, AXIS: tl.constexpr = 1,
+):  # fmt: skip
+    """activation(norm(inner(acc + bias)) + residual[at]) of acc [BM, BN], with the norm and channels of `normed`."""
+    acc = normed(acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, first, k, K, EPS, ACTIVATION, AXIS)
+    if residual_ptr is not None:
+        acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(acc.dtype)  # [BM, BN]
+    channels = tl.expand_dims(first + k, 1 - AXIS)
+    return activate(acc, ACTIVATION, slope_ptr, channels, tl.expand_dims(k < K, 1 - AXIS))
 
 
 @triton.jit
@@ -47,12 +61,14 @@ def finish(
     `moments_ptr`, where it is not None, gets the partial statistics [2, tiles, CHANNELS] of what is stored.
     """
     ACC: tl.constexpr = acc.dtype
-    acc = normed(acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, first, k, K, EPS, ACTIVATION)
     if residual_ptr is not None:
-        mask = in_range[:, None] & (k < K)[None, :]
-        at = m.to(tl.int64)[:, None] * CHANNELS + k[None, :]
-        acc += tl.load(residual_ptr + first + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    acc = activate(acc, ACTIVATION, slope_ptr, (first + k)[None, :], (k < K)[None, :])
+        residual_ptr += first
+    at = m.to(tl.int64)[:, None] * CHANNELS + k[None, :]
+    mask = in_range[:, None] & (k < K)[None, :]
+    acc = finished(
+        acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
+        first, k, K, at, mask, EPS, ACTIVATION,
+    )  # fmt: skip
     store_rows(y_ptr + first, m.to(tl.int64) * PIXEL_Y, in_range, acc, k, K, BN)
     if moments_ptr is not None:
         stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
