@@ -16,8 +16,8 @@ from triton._C.libtriton import passes
 
 from . import jit
 from .checks import Check
-from .ir import parse_module
 from .lower import Lowered, lower
+from .parse import parse_module
 from .target import Target, host
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from . import ir
 from .elements import Elements, Index, pure
+from .parse import constant
 from .shapes import REARRANGE, source_index
 from .values import FALSE, TRUE, Val, const, is_uniform
 
@@ -65,4 +66,4 @@ def _predicate(mask: ir.Value) -> str:
 
 
 def _is_zero(v: ir.Value) -> bool:
-    return bool(v.op) and v.op.name == "arith.constant" and ir.constant(v.op) == 0
+    return bool(v.op) and v.op.name == "arith.constant" and constant(v.op) == 0

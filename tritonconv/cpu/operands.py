@@ -6,6 +6,7 @@ from . import ir
 from .code import Iv
 from .dot import Product
 from .masks import conjunction, conjuncts
+from .parse import constant
 from .plan import SHAPE
 from .shapes import source_index
 from .values import TRUE, Aff, Val, const, index
@@ -131,7 +132,7 @@ def _zero(load: ir.Op) -> bool:
     value = load.operands[2]
     while value.op and value.op.name in SHAPE:
         value = value.op.operands[0]
-    return bool(value.op) and value.op.name == "arith.constant" and ir.constant(value.op) == 0
+    return bool(value.op) and value.op.name == "arith.constant" and constant(value.op) == 0
 
 
 def index_through(value: ir.Value, idx):

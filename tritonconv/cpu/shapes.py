@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import ir, mathlib
 from .elements import Elements, Index, pure, quotient, remainder
 from .errors import UnsupportedOp
+from .parse import constant
 from .values import FALSE, TRUE, Aff, Uni, Val, const
 
 
@@ -103,7 +104,7 @@ def _make_range(e, op, idx):
 
 @pure("arith.constant")
 def _constant(e, op, idx):
-    value, elem = ir.constant(op), op.result.type.elem
+    value, elem = constant(op), op.result.type.elem
     if isinstance(value, list):
         raise UnsupportedOp(op, "an array of different constants")
     if elem in ("f16", "bf16", "f32", "f64"):
