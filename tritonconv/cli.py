@@ -251,7 +251,7 @@ def _made(where: str, name: str) -> nn.Module:
     if isinstance(value, nn.Module):
         return value
     if not callable(value):
-        raise ValueError(f"{name} of {where} is a {type(value).__name__}, no module and no function or class for one")
+        raise ValueError(f"{name} of {where}, a value of type {type(value).__name__}, is and makes no module")
     try:
         inspect.signature(value).bind()
     except TypeError as error:
@@ -260,7 +260,7 @@ def _made(where: str, name: str) -> nn.Module:
         pass
     model = value()
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{name} of {where} gives a {type(model).__name__}, not a torch.nn.Module")
+        raise ValueError(f"{name} of {where} gives a value of type {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
