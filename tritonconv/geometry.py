@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
@@ -169,6 +168,11 @@ class ConvGeometry:
 class RowGeometry(ConvGeometry):
     """A convolution of images of one row at stride 1, [N, C, 1, W], whose kernels leave activations in NCHW memory."""
 
+    @staticmethod
+    def of(geometry: ConvGeometry) -> RowGeometry:
+        """The same sizes, for these kernels."""
+        return RowGeometry(*(getattr(geometry, field.name) for field in fields(geometry)))
+
     def gemm(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of the GEMM behind "conv1d_fprop" or "conv1d_dgrad", for one image and group, or "conv1d_wgrad"."""
         if op == "conv1d_fprop":
@@ -306,42 +310,3 @@ class NormGeometry:
     C: int
     N: int = 1
     planar: bool = False
-
-
-def numbers(geometry: ConvGeometry | PoolGeometry | AdaptiveGeometry) -> list[int]:
-    """The geometry as the list of integers that an operator of `torch.library` takes."""
-    values = *(getattr(geometry, field.name) for field in fields(geometry)), *((1,) * isinstance(geometry, RowGeometry))
-    return [*_flat(values)]
-
-
-def _flat(value: object) -> Iterator[int]:
-    if isinstance(value, tuple):
-        for each in value:
-            yield from _flat(each)
-    else:
-        yield +value  # an integer of a bool
-
-
-def from_numbers(numbers: Sequence[int]) -> ConvGeometry | PoolGeometry | AdaptiveGeometry:
-    """The geometry of such a list; the kinds differ in length. Two numbers are a pair."""
-    return _FROM_NUMBERS[len(numbers)](*numbers)
-
-
-def _conv_geometry(N, C, H, W, K, R, S, down, right, *rest) -> ConvGeometry:
-    *padding, dilation_h, dilation_w, groups = rest
-    padding = tuple(padding[:2]), tuple(padding[2:])
-    return ConvGeometry(N, C, H, W, K, R, S, (down, right), padding, (dilation_h, dilation_w), groups)
-
-
-def _pool_geometry(N, C, H, W, R, S, *rest) -> PoolGeometry:
-    *pairs, ceil_mode = rest
-    return PoolGeometry(N, C, H, W, R, S, *zip(pairs[::2], pairs[1::2], strict=True), bool(ceil_mode))
-
-
-def _row_geometry(*numbers) -> RowGeometry:
-    *numbers, _ = numbers
-    geometry = _conv_geometry(*numbers)
-    return RowGeometry(*(getattr(geometry, field.name) for field in fields(geometry)))
-
-
-_FROM_NUMBERS = {17: _row_geometry, 16: _conv_geometry, 13: _pool_geometry, 6: AdaptiveGeometry, 2: lambda *pair: pair}

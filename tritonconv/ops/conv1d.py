@@ -6,7 +6,7 @@ convolution. A negative number takes away what was padded, as slicing the result
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,9 +27,7 @@ def _of_kernels(geometry: ConvGeometry, row_memory: bool, extra: Pair) -> ConvGe
     geometry = replace(geometry, padding=(geometry.padding[0], padding))
     if geometry.Q < 1:
         return "the kernel is larger than the padded input"
-    if not (row_memory and launch.takes(geometry)):
-        return geometry
-    return RowGeometry(*(getattr(geometry, field.name) for field in fields(geometry)))
+    return RowGeometry.of(geometry) if row_memory and launch.takes(geometry) else geometry
 
 
 def geometry_1d(x, w, b, stride, padding, dilation, groups, extra: Pair = (0, 0)) -> ConvGeometry | str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..geometry import ConvGeometry, Pair, PoolGeometry, numbers
+from ..geometry import ConvGeometry, Pair, PoolGeometry
 from ..launch import conv_pool as launch
 from ..launch.common import empty_nhwc
 from ..launch.norm import Norm
 from . import activations
 from .conv import conv2d, geometry_of, gradients, on_images, save, weight_of
+from .encoding import numbers
 from .library import Operator, opaque
 from .max_pool import max_pool2d
 from .support import autocast, is_stand_in, needs_gradient, pair

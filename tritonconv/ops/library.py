@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry, from_numbers, numbers
+from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
+from .encoding import from_numbers, numbers
 from .support import is_stand_in, remembered
 
 _library = torch.library.Library("tritonconv", "DEF")
