@@ -148,6 +148,7 @@ GEOMETRIES = {
     "global_avg_pool": [PoolGeometry(2, 5, 7, 8, 7, 8, (7, 8))],
     "max_unpool": [AdaptiveGeometry(2, 5, 7, 8, 3, 3)],
     "linear": [ConvGeometry(1, 70, 1, 1, 9, 1, 1)],
+    **dict.fromkeys(("linear_fprop", "linear_dgrad", "linear_wgrad"), [ConvGeometry(5, 70, 1, 1, 9, 1, 1)]),
     **dict.fromkeys(NORMS, [NormGeometry(33, 5), NormGeometry(33, 5, 2, planar=True)]),
     "conv_finish": [NormGeometry(33, 5)],
 }

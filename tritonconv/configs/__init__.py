@@ -28,7 +28,7 @@ _SPACES = {
     "avg_pool": pool.space,
     "avg_pool_backward": pool.space,
     "global_avg_pool": pool.global_space,
-    "linear": linear.space,
+    **dict.fromkeys(("linear", "linear_fprop", "linear_dgrad", "linear_wgrad"), linear.space),
     **dict.fromkeys(("norm_moments", "norm_apply", "norm_backward_sums", "norm_backward"), norm.space),
     **dict.fromkeys(("prelu_backward", "conv_finish"), norm.space),
     "winograd": winograd.space,

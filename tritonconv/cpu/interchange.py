@@ -17,7 +17,7 @@ from .elements import PURE, Fixed
 from .loops import ForLoop, moving_step
 from .masks import mask_at
 from .memory import read_by_element, write_store
-from .operands import Alive, Operands, index_through, through
+from .operands import Alive, Operands, evicted, index_through, through
 from .values import FALSE, SIZE, Aff, const, index, lanes, shift
 
 
@@ -159,16 +159,11 @@ def _streams(product: Product, state) -> bool:
     size = SIZE[load.result.type.elem]
     if not isinstance(p.off, Aff) or p.off.step != size:
         return False
-    if _stays_in_cache(load):
+    if evicted(load, "last") or evicted(load, "first"):
         return True
     if any(depth >= kk.depth for depth, _ in p.off.terms):
         return False
     return 0 < dict(p.off.ivs).get(kk, 0) <= product.n * size
-
-
-def _stays_in_cache(load: ir.Op) -> bool:
-    """Whether it was given `eviction_policy="evict_last"`; before Triton 3.9 that is number 3."""
-    return load.int("evict", 0) == 3 or "evict_last" in load.attrs.get("cachePolicy", "")
 
 
 def _replay(low, op, state, rest):

@@ -9,7 +9,15 @@ from .masks import conjunction, conjuncts
 from .parse import constant
 from .plan import SHAPE
 from .shapes import source_index
-from .values import TRUE, Aff, Val, const, index
+from .values import TRUE, Aff, Val, const, index, shift
+
+_EVICTION = {"first": 2, "last": 3}
+_ROWS_AHEAD = 32  # that memory is asked for, of a matrix whose rows lie far apart
+
+
+def evicted(load: ir.Op, when: str) -> bool:
+    """Whether it was given this `eviction_policy`, "first" or "last"; before Triton 3.9 it is a number."""
+    return load.int("evict", 0) == _EVICTION[when] or f"evict_{when}" in load.attrs.get("cachePolicy", "")
 
 
 def through(value: ir.Value) -> ir.Op | None:
@@ -68,6 +76,7 @@ class Operands:
     def __init__(self, product: Product, any: str | None = None):
         self.product, self.e, self.any = product, product.e, any
         self.left, self.right = product.op.operands[:2]
+        self.passes = evicted(through(self.right), "first")  # from memory, once
         self.dropped: set = set()
         self.masks: dict[tuple, Val] = {}  # of a row, the same for every kk
 
@@ -111,6 +120,10 @@ class Operands:
         return self._load(self.left, idx)
 
     def b(self, idx) -> Val:
+        if self.passes:
+            kk, column = idx[-2:]
+            load, ahead = index_through(self.right, (*idx[:-2], shift(kk, _ROWS_AHEAD), column))
+            self.e.prefetch(load, ahead, cache=2)
         return self._load(self.right, idx)
 
     def _load(self, value: ir.Value, idx) -> Val:

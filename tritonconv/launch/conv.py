@@ -15,7 +15,7 @@ from ..configs.tile import STRETCH, in_stretches
 from ..engines import Box, Launch
 from ..geometry import ConvGeometry, NormGeometry, RowGeometry
 from ..kernels import conv
-from . import conv1d, conv1d_winograd, depthwise, packing, split, winograd, winograd_wgrad
+from . import conv1d, conv1d_winograd, depthwise, linear, packing, split, winograd, winograd_wgrad
 from .common import (
     algorithm_of,
     config_of,
@@ -185,6 +185,8 @@ def bind_fprop(
         return made.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
     if depthwise.takes(geometry):
         return depthwise.bind_fprop(x, weight, bias, geometry, activation, keep_pack, config, norm)
+    if config is None and linear.takes(x, geometry):
+        return linear.bind_fprop(x, weight, bias, geometry, activation, None, norm)
     if by_winograd("fprop", x, geometry, config):
         return winograd.bind_fprop(x, weight, bias, geometry, activation, keep_pack, None, norm)
     _, run = _bind_gemm(x, weight, bias, geometry, activation, keep_pack, config, norm)
@@ -233,6 +235,9 @@ def fprop_with_moments(
     if depthwise.takes(geometry):
         y = depthwise.bind_fprop(x, weight, bias, geometry, None, keep_pack, config)(x)
         return y, moments(y)
+    if config is None and linear.takes(x, geometry):
+        y = linear.bind_fprop(x, weight, bias, geometry)(x)
+        return y, moments(y)
     if by_winograd("fprop", x, geometry, config):
         return winograd.fprop_with_moments(x, weight, bias, geometry, keep_pack)
     rows, run = _bind_gemm(x, weight, bias, geometry, None, keep_pack, config)
@@ -258,8 +263,11 @@ def dgrad(
     if isinstance(geometry, RowGeometry):
         made = conv1d_winograd if by_winograd("conv1d_dgrad", dy, geometry, config) else conv1d
         return made.dgrad(dy, weight, bias, geometry, activation, keep_pack, config, norm)
-    if bias is None and activation is None and norm is ABSENT and depthwise.takes(geometry):  # which has no epilogue
-        return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
+    if bias is None and activation is None and norm is ABSENT:  # these have no epilogue
+        if depthwise.takes(geometry):
+            return depthwise.dgrad(dy, weight, geometry, keep_pack, config)
+        if config is None and linear.takes(dy, geometry):
+            return linear.dgrad(dy, weight, geometry)
     if by_winograd("dgrad", dy, geometry, config):
         return winograd.dgrad(dy, weight, bias, geometry, activation, keep_pack, None, norm)
     vectors, seen = norm.vectors, NormGeometry(geometry.N * geometry.H * geometry.W, geometry.C)
@@ -290,6 +298,8 @@ def wgrad(
         return conv1d.wgrad(dy, x, geometry, memory_format, config)
     if depthwise.takes(geometry):
         return depthwise.wgrad(dy, x, geometry, memory_format, config)
+    if config is None and linear.takes(dy, geometry):
+        return linear.wgrad(dy, x, geometry, memory_format)
     if by_winograd("wgrad", dy, geometry, config):
         return winograd_wgrad.wgrad(dy, x, geometry, memory_format)
     device = dy.device

@@ -62,10 +62,17 @@ def _winograd_wgrad(op: str, g: ConvGeometry, dtype: torch.dtype, device: torch.
 
 
 def _linear(op: str, g: ConvGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
-    x, weight = integers(device, 1, g.C), integers(device, g.K, g.C)
-    a, w = x.to(dtype), weight.to(dtype)
-    run = launch.linear.linear
-    return lambda config: lambda: run(a, w, None, None, TileConfig(**config)), lambda: (F.linear(x, weight),)
+    x, weight, dy = (integers(device, *shape) for shape in ((g.N, g.C), (g.K, g.C), (g.N, g.K)))
+    a, w, b = (t.to(dtype)[..., None, None] for t in (x, weight, dy))
+    made, layout = launch.linear, torch.contiguous_format
+    run = {
+        "linear": lambda config: made.linear(a.flatten(1), w.flatten(1), None, None, config),
+        "linear_fprop": lambda config: made.bind_fprop(a, w, None, g, config=config)(a),
+        "linear_dgrad": lambda config: made.dgrad(b, w, g, config),
+        "linear_wgrad": lambda config: made.wgrad(b, a, g, layout, config),
+    }[op]
+    exact = {"linear_dgrad": lambda: dy @ weight, "linear_wgrad": lambda: dy.t() @ x}.get(op, lambda: x @ weight.t())
+    return lambda config: lambda: run(TileConfig(**config)).flatten(1), lambda: (exact(),)
 
 
 def _pool(op: str, g: PoolGeometry | AdaptiveGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
@@ -183,7 +190,7 @@ OPERATORS = {
     "winograd": _winograd,
     "winograd_wgrad": _winograd_wgrad,
     "conv1d_winograd": _conv1d_winograd,
-    "linear": _linear,
+    **dict.fromkeys(("linear", "linear_fprop", "linear_dgrad", "linear_wgrad"), _linear),
     **dict.fromkeys(("max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward", "global_avg_pool"), _pool),
     "max_unpool": _max_unpool,
     **dict.fromkeys(("norm_moments", "norm_apply", "norm_backward_sums", "norm_backward", "prelu_backward"), _norm),
