@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .conv1d import finished
+from .epilogue import finished
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def linear_fprop(
     mask = (k < K)[:, None] & (m < M)[None, :]
     acc = finished(
         acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
-        k, k < K, at, mask, EPS, ACTIVATION,
+        0, k, K, at, mask, EPS, ACTIVATION, 0,
     )  # fmt: skip
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=mask)
 
