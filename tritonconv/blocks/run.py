@@ -45,13 +45,18 @@ def conv_block(
         return _run(activation, value if residual is None else value + residual)
     text, first = activation_text(activation), activation_text(inner)
     members = (module for module in (conv, inner, norm, activation, pool) if isinstance(module, nn.Module))
-    fusable = text is not UNKNOWN and conv.padding_mode == "zeros"
-    fusable = fusable and first is not UNKNOWN and not isinstance(first, Tensor)
-    fusable = fusable and (residual is None or isinstance(residual, Tensor))
-    fusable = fusable and not (padding and isinstance(conv.padding, str) and isinstance(conv, nn.Conv2d))
-    fusable = fusable and (pool is None or window is not None)
-    fusable = fusable and (norm is None or input.dim() == conv.weight.dim() and calls.are_statistics(norm, conv, input))
-    if not fusable or any(map(intercepted, members)):
+    fusable = (
+        text is not UNKNOWN
+        and first is not UNKNOWN
+        and not isinstance(first, Tensor)
+        and conv.padding_mode == "zeros"
+        and not (padding and isinstance(conv.padding, str) and isinstance(conv, nn.Conv2d))
+        and (norm is None or input.dim() == conv.weight.dim() and calls.are_statistics(norm, conv, input))
+        and (residual is None or isinstance(residual, Tensor))
+        and (pool is None or window is not None)
+        and not any(map(intercepted, members))
+    )
+    if not fusable:
         value = _run(inner, _padded_convolution(conv, padding, input))
         value = value if norm is None else _normalized(norm, value)
         value = value if residual is None else value + residual
