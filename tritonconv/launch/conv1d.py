@@ -124,8 +124,7 @@ def wgrad(
     channels_last = memory_format is torch.channels_last
     problem = geometry, dy.dtype, precision_of(dy), channels_last, config
     launch, run = prepare(dy.device, wgrad_launch, *problem)
-    shape = geometry.K, geometry.Cg, geometry.R, geometry.S
-    dw = empty(dy, shape, memory_format=memory_format)
+    dw = empty(dy, geometry.weight, memory_format=memory_format)
     dy, x = dy.contiguous(), nhwc(x)
     summed(lambda sums: run(dy, x, sums), launch.grid[2] // geometry.groups, dw)
     return dw

@@ -136,6 +136,6 @@ def fprop_with_taps(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Co
 def spread(dy: Tensor, taps: Tensor, geometry: PoolGeometry, config: TileConfig | None = None) -> Tensor:
     """The gradient [N, C, H, W] of what was pooled, given that of the maxima and their taps, [N, C, P, Q] each."""
     _, run = prepare(dy.device, spread_launch, geometry, dy.dtype, config)
-    dz = empty_nhwc(dy, geometry.N, geometry.C, geometry.H, geometry.W)
+    dz = empty_nhwc(dy, *geometry.input)
     run(nhwc(dy), nhwc(taps), dz)
     return dz

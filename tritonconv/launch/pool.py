@@ -99,21 +99,13 @@ def _launch(kernel, geometry: Geometry, rows: int, columns: int, config: TileCon
     return Launch(kernel, grid, (N, geometry.C, *image), constexprs, config.num_warps, config.num_stages)
 
 
-def _output(x: Tensor, geometry: Geometry, dtype: torch.dtype | None = None) -> Tensor:
-    return empty_nhwc(x, geometry.N, geometry.C, geometry.P, geometry.Q, dtype=dtype)
-
-
-def _input(y: Tensor, geometry: Geometry) -> Tensor:
-    return empty_nhwc(y, geometry.N, geometry.C, geometry.H, geometry.W)
-
-
 def max_pool(
     x: Tensor, geometry: Geometry, index_dtype: torch.dtype | None = None, config: TileConfig | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The maxima [N, C, P, Q] and, of `index_dtype`, where in its H × W image each lies; None without a dtype."""
     _, run = prepare(x.device, max_pool_launch, geometry, x.dtype, config)
-    y = _output(x, geometry)
-    indices = None if index_dtype is None else _output(x, geometry, index_dtype)
+    y = empty_nhwc(x, *geometry.output)
+    indices = None if index_dtype is None else empty_nhwc(x, *geometry.output, dtype=index_dtype)
     run(nhwc(x), y, indices)
     return y, indices
 
@@ -121,7 +113,7 @@ def max_pool(
 def max_pool_backward(dy: Tensor, indices: Tensor, geometry: Geometry, config: TileConfig | None = None) -> Tensor:
     """The gradient [N, C, H, W] of max-pooling's input."""
     _, run = prepare(dy.device, max_pool_backward_launch, geometry, dy.dtype, config)
-    dx = _input(dy, geometry)
+    dx = empty_nhwc(dy, *geometry.input)
     run(nhwc(dy), nhwc(indices), dx)
     return dx
 
@@ -129,7 +121,7 @@ def max_pool_backward(dy: Tensor, indices: Tensor, geometry: Geometry, config: T
 def max_unpool(x: Tensor, indices: Tensor, geometry: AdaptiveGeometry, config: TileConfig | None = None) -> Tensor:
     """[N, C, H, W]: x [N, C, P, Q] where the indices say, zero elsewhere."""
     _, run = prepare(x.device, max_unpool_launch, geometry, x.dtype, config)
-    y = _input(x, geometry).zero_()
+    y = empty_nhwc(x, *geometry.input).zero_()
     run(nhwc(x), nhwc(indices), y)
     return y
 
@@ -141,7 +133,7 @@ def avg_pool(
 
     divisor: what sums are divided by: a number, or "padded" or "inside" for the pixels that are in the window.
     """
-    y = _output(x, geometry)
+    y = empty_nhwc(x, *geometry.output)
     is_global = isinstance(geometry, PoolGeometry) and geometry.is_global
     if is_global and norm == 1 and divisor == geometry.H * geometry.W:
         if x.is_contiguous():  # NCHW is as good: each plane an image of one channel, with results in the same order
@@ -159,6 +151,6 @@ def avg_pool(
 def avg_pool_backward(dy: Tensor, geometry: Geometry, divisor: int | str, config: TileConfig | None = None) -> Tensor:
     """The gradient [N, C, H, W] of average pooling's input."""
     _, run = prepare(dy.device, avg_pool_backward_launch, geometry, dy.dtype, divisor, config)
-    dx = _input(dy, geometry)
+    dx = empty_nhwc(dy, *geometry.input)
     run(nhwc(dy), dx)
     return dx
