@@ -15,19 +15,11 @@ from ..geometry import ConvGeometry
 from ..launch.norm import Norm
 from . import activations, conv_transpose
 from .activations import Text
-from .conv import (
-    FpropWithMoments,
-    conv2d,
-    formatted,
-    geometry_of,
-    gives_channels_last,
-    run,
-    run_with_norm,
-    weight_of,
-)
+from .conv import conv2d, formatted, geometry_of, gives_channels_last, run, run_with_norm
 from .conv1d import conv1d, geometry_1d, image
 from .conv_pool import FpropMaxPool, takes
 from .epilogue import divided, finish, is_apart, prepared, suits
+from .fprop import FpropWithMoments, weight_of
 from .library import opaque
 from .max_pool import max_pool2d
 from .norm import BatchMoments, batch_norm, normalize, of_batch, unsupported

@@ -14,8 +14,9 @@ from ..launch import conv_pool as launch
 from ..launch.common import empty_nhwc
 from ..launch.norm import Norm
 from . import activations
-from .conv import conv2d, geometry_of, gradients, on_images, save, weight_of
+from .conv import conv2d, geometry_of, on_images
 from .encoding import numbers
+from .fprop import gradients, save, weight_of
 from .library import Operator, opaque
 from .max_pool import max_pool2d
 from .support import autocast, is_stand_in, needs_gradient, pair

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..geometry import ConvGeometry, input_size
 from ..launch.norm import ABSENT, Norm
 from .activations import Text
-from .conv import Dgrad, DgradWithNorm, on_images, weight_of
+from .conv import on_images
 from .epilogue import activated, divided, finish, is_separate, prepared, suits, with_slopes
+from .fprop import Dgrad, DgradWithNorm, weight_of
 from .library import opaque
 from .support import (
     autocast,
