@@ -106,6 +106,7 @@ def test_a_patched_classifier(runs):
     model = tritonconv.patch(nn.Sequential(*layers_).double().eval())
     assert [f"{site.status} {site.pattern}" for site in tritonconv.report(model)][1:] == [
         "fused linear+relu",
+        "swapped dropout",
         "swapped linear",
     ]
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64)

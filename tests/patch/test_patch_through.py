@@ -115,7 +115,10 @@ def test_norms_of_ones_own_count_their_batches_once():
 
 def test_dropout_is_nothing_in_evaluation_and_a_border_in_training():
     model = tritonconv.patch(Calls(normed, norm=NormAct(nn.ReLU(), nn.Dropout(0.5))))
-    assert reasons(model) == {"conv2d+batch_norm+relu": "in training: conv2d+batch_norm"}
+    assert reasons(model) == {
+        "conv2d+batch_norm+relu": "in training: conv2d+batch_norm",
+        "dropout": "in training alone",
+    }
     assert_as_before(model.eval())
     plain = tritonconv.unpatch(copy.deepcopy(model.train()))
     x = torch.randn(SIZE, dtype=torch.float64)
@@ -131,6 +134,7 @@ def test_what_is_another_site_in_training_is_listed_once():
     tritonconv.patch(model, exclude="aux")
     assert {(site.fqn, site.pattern, site.reason) for site in tritonconv.report(model)} == {
         ("conv", "conv2d+relu+max_pool2d", "in training: conv2d+relu"),
+        ("drop", "dropout", "in training alone"),
         ("pool", "max_pool2d", "in training alone"),
         ("aux", "conv2d", "excluded"),
     }

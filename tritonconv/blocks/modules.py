@@ -9,6 +9,7 @@ from ..choice import faster
 from ..geometry import Pair
 from ..ops import activations
 from ..ops.activations import Text
+from ..ops.dropout import dropout as dropped
 from ..ops.linear import linear as fully_connected
 from ..ops.support import pair
 from . import calls, repeat
@@ -93,6 +94,11 @@ def linear(
     return fully_connected(input, module.weight, module.bias, activation)
 
 
+def dropout(module: nn.Dropout, input: Tensor) -> Tensor:
+    """`module(input)`; in training on a CPU as a kernel, with torch's numbers."""
+    return dropped(input, module.p, module.training, module.inplace)
+
+
 def _pooling(function: str, *attributes: str) -> Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, Tensor]]:
     """What a pooling module that hands these attributes of its own to `function` runs: one kernel."""
 
@@ -158,6 +164,7 @@ LEAVES = {
     nn.Conv2d: convolution,
     nn.ConvTranspose2d: conv_transpose2d,
     nn.Linear: linear,
+    nn.Dropout: dropout,
     nn.MaxPool2d: _pooling("max_pool2d", *MAX_POOL),
     nn.AdaptiveMaxPool2d: _pooling("adaptive_max_pool2d", "output_size", "return_indices"),
     nn.MaxUnpool2d: max_unpool,

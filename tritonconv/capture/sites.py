@@ -1,4 +1,5 @@
-"""Finds the sites of a model: its convolution and pooling modules, and the blocks in the forwards that call them.
+"""Finds the sites of a model: its convolution, pooling and dropout modules, and the blocks in the forwards that call
+them.
 
 Every forward is traced by itself with its children as leaves, so that one that cannot be traced costs one block and
 not the model. Nothing is changed here: `patch` swaps the leaves and rewrites the forwards.
@@ -21,6 +22,7 @@ from .through import Traces, name_of, needed
 from .trace import CannotTrace, Trace
 
 EXCLUDED = "excluded"  # the reason of sites that the user excluded
+IN_TRAINING = "in training alone"
 _BOTH = frozenset({False, True})  # modes: `training` of modules
 
 Accept = Callable[[str, nn.Module], bool]
@@ -89,6 +91,12 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
             found.add(_leaf_site(fqn, module, refusals[module], note(fqn)), place[fqn])
     if all(site.pattern.startswith("linear") for site in found.listed()):  # it is no convolutional network
         leaves, forwards, found, note = {}, {}, _Found(), lambda fqn: "no convolution here runs in a kernel"
+    else:
+        for fqn, module in model.named_modules():
+            if type(module) is nn.Dropout and module.p:
+                site = _dropout_site(fqn, module, accept)
+                found.add(site, place[fqn])
+                leaves |= {} if site.status == "left" else {module: None}
     without_kernel, rest = uncovered(model, found.listed(), forwards, refusals, note)
     for site in without_kernel:
         excluded = not accept(site.fqn, model.get_submodule(site.fqn))
@@ -128,7 +136,7 @@ class _Found:
 def _of_two_modes(evaluation: Site | None, training: Site | None) -> Site:
     """One site of two, or of one that the other mode has not."""
     if evaluation is None:
-        return replace(training, reason=_both(training.reason, "in training alone"))
+        return replace(training, reason=_both(training.reason, IN_TRAINING))
     if training is None:
         return replace(evaluation, reason=_both(evaluation.reason, "in evaluation alone"))
     same = (evaluation.status, evaluation.pattern) == (training.status, training.pattern)
@@ -174,7 +182,7 @@ def _refusal(module: nn.Module) -> str:
         return "it is parametrized: a kernel's weight is packed once, not at every call"
     if is_lazy(module):
         return LAZY
-    if type(module) not in KINDS:
+    if type(module) not in LEAVES | KINDS:
         return _subclassed(module)
     if "forward" in vars(module):
         return "the instance has a forward of its own"
@@ -208,6 +216,12 @@ def _leaf_site(fqn: str, module: nn.Module, refusal: str, note: str) -> Site:
     kind, extensions = next(KINDS[cls] for cls in type(module).__mro__ if cls in KINDS)
     reason = refusal or (note if extensions else "")
     return Site(fqn, kind(fqn).pattern, "left" if refusal else "swapped", reason, (fqn,))
+
+
+def _dropout_site(fqn: str, module: nn.Dropout, accept: Accept) -> Site:
+    """Beside the site, if any, in which it is nothing in evaluation."""
+    refusal = _refusal(module) or ("" if accept(fqn, module) else EXCLUDED)
+    return Site(fqn, "dropout", "left" if refusal else "swapped", refusal or IN_TRAINING, (fqn,))
 
 
 def block_site(names: Mapping[nn.Module, str], owner: nn.Module, match: Match) -> Site:

@@ -69,6 +69,9 @@ class Traces:
             plain = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
             if not plain or not chosen(path) or not self._is_open(inner := module.get_submodule(path)):
                 return None
+            if mode and type(inner) is nn.Dropout:  # a border, and a kernel of its own
+                reads.setdefault(path, {})["training"] = mode
+                return None
             for trace in self.of(inner):
                 if not trace.asks and trace.training in (None, mode) and trace.arity == 1:
                     return trace

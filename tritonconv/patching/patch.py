@@ -3,8 +3,8 @@
 Patching rewrites what is computed and not the modules: children, parameters, buffers, `state_dict` keys and hooks stay
 what and where they are, so optimizers, checkpoints and averaged copies do not notice. Two things happen, in place:
 
-1. Every supported convolution and pooling module is swapped: its own forward runs one kernel. That needs nothing to
-   be known about its surroundings.
+1. Every supported convolution, pooling and dropout module is swapped: its own forward runs one kernel. That needs
+   nothing to be known about its surroundings.
 2. A forward in which a fusable pattern was found (`capture`) is rewritten, for the module that has it.
 
 Where the second does not hold for a call (a child was replaced, an attribute changed that the forward branches on, an

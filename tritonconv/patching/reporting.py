@@ -22,7 +22,7 @@ _MEANING: dict[Status, str] = {
 
 @dataclass(frozen=True)
 class Site:
-    """One convolution or pooling call.
+    """One convolution, pooling or dropout call.
 
     fqn: fully qualified name of the module, or of the calling module and the call (`decoder.max_pool2d`).
     pattern: `conv2d`, `conv2d+relu` or the name of a pooling function, such as `max_pool2d`; a module's class where no

@@ -144,7 +144,8 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
             _note(pieces, names[module], repr(module), in_a_row, inputs)
 
         for leaf in found.leaves:
-            if names[leaf] not in covered:  # else it is called by a traced forward
+            # Others are called by a traced forward, or do nothing in inference.
+            if names[leaf] not in covered and not isinstance(leaf, nn.Dropout):
                 stack.callback(leaf.register_forward_pre_hook(note).remove)
         call(model, sample)
     return pieces

@@ -141,8 +141,8 @@ def plan(model: nn.Module, sample: object) -> Plan:
     limit = ceilings(first.device, first.dtype)
     engine = engines.engine_for(first.device)
     steps = tuple(_steps(layers, limit))
-    reached = {step.site for step in steps}
-    unreached = tuple(site for site in sites if site not in reached)
+    reached = {name for step in steps for name in (step.site.fqn, *step.site.members)}
+    unreached = tuple(site for site in sites if site.fqn not in reached)
     return Plan(name_of(model), engine.name if engine else "none", limit, steps, unreached)
 
 
