@@ -198,8 +198,22 @@ class FractionalGeometry(ConvGeometry):
         return output_size((self.W - 1) * self.up[1] + 1, self.S, 1, self.padding[1], 1)
 
 
+class _Pooling:
+    """What regular and adaptive poolings have in common."""
+
+    @functools.cached_property
+    def input(self) -> tuple[int, int, int, int]:
+        """[N, C, H, W]"""
+        return self.N, self.C, self.H, self.W
+
+    @functools.cached_property
+    def output(self) -> tuple[int, int, int, int]:
+        """[N, C, P, Q]"""
+        return self.N, self.C, self.P, self.Q
+
+
 @dataclass(frozen=True)
-class PoolGeometry:
+class PoolGeometry(_Pooling):
     """A 2-D pooling with windows of R × S: input [N, C, H, W], output [N, C, P, Q]; `padding` holds for both sides."""
 
     N: int
@@ -220,16 +234,6 @@ class PoolGeometry:
     @functools.cached_property
     def Q(self) -> int:
         return output_size(self.W, self.S, self.stride[1], (self.padding[1],) * 2, self.dilation[1], self.ceil_mode)
-
-    @functools.cached_property
-    def input(self) -> tuple[int, int, int, int]:
-        """[N, C, H, W]"""
-        return self.N, self.C, self.H, self.W
-
-    @functools.cached_property
-    def output(self) -> tuple[int, int, int, int]:
-        """[N, C, P, Q]"""
-        return self.N, self.C, self.P, self.Q
 
     @property
     def is_global(self) -> bool:
@@ -256,7 +260,7 @@ class PoolGeometry:
 
 
 @dataclass(frozen=True)
-class AdaptiveGeometry:
+class AdaptiveGeometry(_Pooling):
     """An adaptive 2-D pooling: window p of P over H pixels is [⌊p·H/P⌋, ⌈(p + 1)·H/P⌉); so for Q and W."""
 
     N: int
@@ -265,16 +269,6 @@ class AdaptiveGeometry:
     W: int
     P: int
     Q: int
-
-    @functools.cached_property
-    def input(self) -> tuple[int, int, int, int]:
-        """[N, C, H, W]"""
-        return self.N, self.C, self.H, self.W
-
-    @functools.cached_property
-    def output(self) -> tuple[int, int, int, int]:
-        """[N, C, P, Q]"""
-        return self.N, self.C, self.P, self.Q
 
     @functools.cached_property
     def windows(self) -> Pair:
