@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .patching import swap
 
@@ -23,6 +23,11 @@ def inputs_of(sample: object) -> list[Tensor]:
         valid = "the model's input, a tuple of its inputs, or a dict of them by name"
         raise ValueError(f"the sample, of type {given}, holds no tensor: it must be {valid}")
     return tensors
+
+
+def copied(sample: object) -> object:
+    """The sample in memory of its own: the model's first activation may work in place."""
+    return tree_map_only(Tensor, lambda x: x.detach().clone().requires_grad_(x.requires_grad), sample)
 
 
 def call(model: nn.Module, sample: object, context=None) -> object:

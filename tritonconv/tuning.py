@@ -20,7 +20,7 @@ from . import choice, engines, launch, measuring, replay, tuned
 from .blocks import repeat
 from .patching import swap
 from .patching.checks import require_module
-from .sample import inputs_of
+from .sample import copied, inputs_of
 
 Sample = Tensor | Sequence | Mapping
 
@@ -95,6 +95,7 @@ def hollow(model: nn.Module) -> nn.Module:
 def run(model: nn.Module, sample: Sample) -> None:
     """Forward and, in training mode, backward."""
     forget()
+    sample = copied(sample)
     args, kwargs = ((), sample) if isinstance(sample, Mapping) else (sample, {})
     args = (args,) if isinstance(args, Tensor) else args
     with torch.random.fork_rng(), torch.set_grad_enabled(model.training):

@@ -72,6 +72,17 @@ def test_a_sample_changes_neither_statistics_nor_modes_nor_random_numbers():
     assert_as_before(model.eval())
 
 
+@pytest.mark.parametrize("asked", [tritonconv.plan, tritonconv.summary, tritonconv.patch, tritonconv.tune])
+def test_a_model_that_overwrites_its_input_leaves_the_sample_as_it_is(asked, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITONCONV_CACHE_DIR", str(tmp_path))
+    model = nn.Sequential(nn.SiLU(inplace=True), nn.Conv2d(2, 2, 1))
+    model = tritonconv.patch(model) if asked is tritonconv.tune else model
+    x = torch.randn(SIZE)
+    before = x.clone()
+    asked(model, x)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("options", [{}, {"when": "faster"}])
 def test_what_is_faster_is_patched_and_the_rest_says_why(options, ratios):
     """The default with a sample."""

@@ -81,7 +81,7 @@ def patch(
     unpatch(model)
     if sample is not None:
         with trial.inference(model):
-            expected = trial.call(model, sample)  # which gives lazy modules their weights
+            expected = trial.call(model, trial.copied(sample))  # which gives lazy modules their weights
         trial.require_engine(sample)
     found = capture(model, accept)
     _complain(_report_of(model, found), strict)

@@ -23,7 +23,7 @@ from ..capture.sites import Capture, block_site
 from ..capture.trace import Trace
 from ..launch.common import precision_of
 from ..replay import NOT_REPLAYED, Replays
-from ..sample import call, inference, tensors_of
+from ..sample import call, copied, inference, tensors_of
 from ..timing import turns
 from . import patch, swap
 from .reporting import Site
@@ -147,7 +147,7 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
             # Others are called by a traced forward, or do nothing in inference.
             if names[leaf] not in covered and not isinstance(leaf, nn.Dropout):
                 stack.callback(leaf.register_forward_pre_hook(note).remove)
-        call(model, sample)
+        call(model, copied(sample))
     return pieces
 
 
@@ -261,7 +261,7 @@ def _cut(match: Match, times: int) -> tuple[fx.Graph, list[Match]]:
 def compare(model: nn.Module, sample: object, expected: object, sites: Iterable[Site]) -> None:
     """Raises `RuntimeError` unless the patched `model` gives what it gave before, up to half of the digits."""
     with inference(model):
-        got = call(model, sample)
+        got = call(model, copied(sample))
     allowed = max(map(_epsilon, tensors_of((list(model.parameters()), sample, expected)))) ** 0.5
     error = _error(got, expected)
     if error <= allowed:
@@ -270,7 +270,7 @@ def compare(model: nn.Module, sample: object, expected: object, sites: Iterable[
     def alone(site: Site) -> float:
         chosen = {site.fqn, *site.members}
         with inference(model), patch.patched(model, filter_fn=lambda fqn, module: fqn in chosen):
-            return _error(call(model, sample), expected)
+            return _error(call(model, copied(sample)), expected)
 
     worst = max((site for site in sites if site.status != "left"), key=alone)
     raise RuntimeError(

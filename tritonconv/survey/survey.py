@@ -26,7 +26,7 @@ from ..ops.support import DTYPES
 from ..patching import patch, trial
 from ..patching.checks import require_model
 from ..patching.reporting import Site
-from ..sample import call, inference, tensors_of
+from ..sample import call, copied, inference, tensors_of
 from .fields import Field, Fields
 
 # An operation of `configs.space`, and its geometry, or why torch runs it.
@@ -97,8 +97,9 @@ def survey(model: nn.Module, sample: object, function: str) -> tuple[list[Layer]
     require_model(model, function)
     with patch.put_back(model), inference(model):
         names = {module: fqn for fqn, module in patch.unpatch(model).named_modules()}
-        recorder = _Recorder(names, tensors_of(sample))
-        call(model, sample, recorder)  # which gives lazy modules their weights
+        inputs = copied(sample)
+        recorder = _Recorder(names, tensors_of(inputs))
+        call(model, inputs, recorder)  # which gives lazy modules their weights
         found = capture(model, lambda fqn, module: True)
         sites_of = _sites_of(found, names)
         tuned = _tuned(model, found, sample)
