@@ -1,5 +1,6 @@
 """Which patterns `patch` finds in a forward, and that what it cannot vouch for keeps computing what it did."""
 
+import copy
 import random
 from collections import OrderedDict
 
@@ -115,6 +116,47 @@ def test_relu_is_fused_only_where_nobody_sees_the_value_between(form, kernel_cal
     assert statuses(model) == {"conv": "swapped conv2d"}
     assert_as_before(model)
     assert kernel_calls == ["conv2d"]
+
+
+def sum_of_an_alias(m, x):
+    y = z = m.conv(x)
+    z += x
+    return m.conv(y)
+
+
+def product_of_an_alias(m, x):
+    y = z = 2 * x
+    z *= 3
+    return m.conv(y)
+
+
+def difference_of_a_view(m, x):
+    y = x + 1
+    part = y[:, :1]
+    part -= x[:, 1:]
+    return m.conv(y)
+
+
+def quotient_of_an_input(m, x):
+    x /= 2
+    return m.conv(x)
+
+
+@pytest.mark.parametrize(
+    "forward", [sum_of_an_alias, product_of_an_alias, difference_of_a_view, quotient_of_an_input]
+)
+def test_who_shares_memory_sees_what_is_done_in_place(forward):
+    plain = Calls(forward).double().eval()
+    patched = tritonconv.patch(copy.deepcopy(plain))
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            for _ in range(4):  # the third call is recorded
+                given = torch.randn(SIZE, dtype=torch.float64)
+                x, y = given.clone(), given.clone()
+                torch.testing.assert_close(patched(x), plain(y))
+                assert torch.equal(x, y)
+    if forward is not quotient_of_an_input:  # a leaf that has a gradient may not be overwritten
+        assert_as_before(patched)
 
 
 def test_a_convolution_and_a_relu_called_several_times(kernel_calls):

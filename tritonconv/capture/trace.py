@@ -10,6 +10,7 @@ the assumption that a forward does not branch on global state.
 import builtins
 import dis
 import inspect
+import operator
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,16 @@ class _Value(fx.Proxy):
         frame = sys._getframe(1)
         asks = dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("LOAD_ATTR", "MATCH_CLASS")
         return self.claimed() if asks and not _is_torchs(frame) else _Value
+
+
+def _in_place(function: Callable) -> Callable:
+    """What `value += other` and the like do to a traced value: without it Python takes `value + other`, which leaves as
+    they were all that share the value's memory."""
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
+    setattr(_Value, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
 def _is_torchs(frame: FrameType) -> bool:
