@@ -84,6 +84,27 @@ def test_training_is_repeated_and_leads_where_torchs_does():
     assert max(len(segment.jobs) for segment in program.segments) > 2
 
 
+class Part(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.conv, self.part = nn.Conv2d(2, 2, 3), part
+
+    def forward(self, x):
+        return self.part(self.conv(x))
+
+
+@pytest.mark.parametrize(("part", "repeated"), (
+    (lambda y: y[..., :-1], True),
+    (lambda y: y.chunk(2, 1)[1], True),
+    (lambda y: y[:, :1].expand_as(y), False),
+))  # fmt: skip
+def test_a_view_of_what_was_computed_has_its_strides(part, repeated):
+    patched, plain = twins(Part(part), repeated)
+    assert_alike(patched, plain)
+    assert patched(sample()).stride() == plain(sample()).stride()
+    assert bool(calls(patched)) == repeated
+
+
 @pytest.mark.parametrize("dy", (
     torch.ones((), dtype=torch.float64).expand(2, 3),
     torch.arange(6.0, dtype=torch.float64).view(3, 2).t(),

@@ -41,6 +41,8 @@ class StepTape(Tape):
         _, y = self._run(forward, inputs)
         if not isinstance(y, Tensor) or not y.requires_grad or self._found(y) is None:
             self.refusal = "the result is not one tensor with a gradient"
+        elif 0 in y.stride():  # it may be a view, and a copy has no such strides
+            self.refusal = "the result repeats an element"
         if sum(storage.size for storage in self._storages.values() if storage.made) > KEPT:
             self.refusal = "it makes too much to be kept"
         if not self.refusal:
@@ -160,7 +162,7 @@ class Repeated(Function):
         y, *needed = step.forward(root, ctx.lent.frame, *inputs)
         ctx.step, ctx.root, ctx.count, ctx.kept = step, root, count, needed[step.saves :]
         ctx.save_for_backward(*inputs, *step.read, *needed[: step.saves])
-        return y.clone() if step.copies else y
+        return torch.empty_strided(y.shape, y.stride(), dtype=y.dtype).copy_(y) if step.copies else y
 
     @staticmethod
     def backward(ctx, dy: Tensor):
