@@ -6,22 +6,28 @@ import torch
 from triton import next_power_of_2
 
 from ..geometry import NormGeometry
-from .tile import TileConfig, kind_of
+from .tile import MACHINES, TileConfig, kind_of
 
 # (BM × BN, num_warps)
 _TILES = {
     "cuda": ((2048, 4), (4096, 8)),
     "hip": ((2048, 4), (4096, 8)),
-    "cpu": ((16384, 1), (4096, 1)),
+    "cpu": ((1 << 14, 1), (1 << 12, 1)),
     "interpreter": ((1 << 18, 1), (1024, 1)),
 }
+# On a CPU what a tile computes and leaves for each channel takes as long as some pixels: few large tiles take less, as
+# long as there are so many for each thread.
+_LARGE, _EACH = (1 << 16, 1), 8
 
 
 def space(op: str, geometry: NormGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     # A CPU reads memory best from end to end: all channels of a pixel, then those of the next.
     channels = min(next_power_of_2(geometry.C), 1024 if target == "cpu" else 64)
-    tiles = (_fit(area, warps, geometry, channels) for area, warps in _TILES[kind_of(target)])
-    return tuple(dict.fromkeys(tiles))
+    tiles = _TILES[kind_of(target)]
+    enough = _EACH * MACHINES["cpu"].programs * _LARGE[0]
+    if target == "cpu" and not geometry.planar and geometry.M * channels >= enough:
+        tiles = (_LARGE, *tiles)
+    return tuple(dict.fromkeys(_fit(area, warps, geometry, channels) for area, warps in tiles))
 
 
 def _fit(area: int, num_warps: int, geometry: NormGeometry, channels: int) -> TileConfig:

@@ -236,13 +236,14 @@ def norm_backward(
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, rstd = normalized(x, mean_ptr, var_ptr, c, C, EPS)
     da = behind(dy_ptr, y_ptr, x, weight_ptr, bias_ptr, residual_ptr, c, at, mask, C, ACTIVATION, ACC)
-    if da_ptr is not None:
-        tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=mask)
+    dx = da
     if sums_ptr is not None:
         mean_da = tl.load(sums_ptr + c, mask=c < C, other=0.0).to(ACC) / (M * N)  # [BN]
         mean_dax = tl.load(sums_ptr + C + c, mask=c < C, other=0.0).to(ACC) / (M * N)  # [BN]
-        da -= mean_da[None, :] + x * mean_dax[None, :]
-    dx = affine(da * rstd[None, :], weight_ptr, None, 0, c, C)
+        dx -= mean_da[None, :] + x * mean_dax[None, :]
+    dx = affine(dx * rstd[None, :], weight_ptr, None, 0, c, C)
+    if da_ptr is not None:
+        tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=mask)
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
