@@ -159,6 +159,20 @@ def test_who_shares_memory_sees_what_is_done_in_place(forward):
         assert_as_before(patched)
 
 
+@pytest.mark.parametrize("activation", [lambda y: F.leaky_relu(y, 0.1), F.elu, F.relu6, F.hardsigmoid])
+def test_what_a_kernel_keeps_is_not_overwritten(activation):
+    """As torch, which keeps what goes into these."""
+
+    def forward(m, x):
+        y = activation(m.conv(x))
+        y -= 1
+        return m.conv(y)
+
+    model = tritonconv.patch(Calls(forward).to(memory_format=torch.channels_last))
+    assert any(site.status == "fused" for site in tritonconv.report(model))
+    assert_as_before(model, torch.randn(SIZE, dtype=torch.float64).to(memory_format=torch.channels_last))
+
+
 def test_a_convolution_and_a_relu_called_several_times(kernel_calls):
     model = Calls(lambda m, x: m.act(m.conv(m.act(m.conv(m.conv(x))) + x)), act=nn.ReLU(inplace=True))
     tritonconv.patch(model)

@@ -65,6 +65,16 @@ def activation_of(module: nn.Module, node: fx.Node) -> str | None:
     return activation_text(name if number is None else f"{name}({number})") or None
 
 
+def is_activated_copy(module: nn.Module, node: fx.Node) -> bool:
+    """Whether `node` calls such an activation, which does not work in place."""
+    if activation_of(module, node) is None:
+        return False
+    if node.op == "call_module":
+        return not getattr(module.get_submodule(node.target), "inplace", False)
+    name = node.target if node.op == "call_method" else node.target.__name__
+    return len(node.args) <= 1 + (name in _NUMBERS) and not node.kwargs.get("inplace") and not name.endswith("_")
+
+
 def slopes_of(node: fx.Node) -> str | None:
     """The path of the parameter that a call of PReLU takes for its slopes."""
     given = dict(zip(("input", "weight"), node.args, strict=False)) | node.kwargs

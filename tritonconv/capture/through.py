@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from types import FunctionType
@@ -13,12 +14,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..blocks.modules import intercepted
-from .nodes import asks_dimensions
+from .nodes import asks_dimensions, is_activated_copy
 from .trace import CannotTrace, Trace, structure, traces
 
 # Of torch's own modules those that are looked through; what the others do, nobody needs to see.
 _OPEN = (nn.Identity, nn.Sequential, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _OPEN += nn.ConstantPad1d, nn.ZeroPad1d, nn.ConstantPad2d, nn.ZeroPad2d
+_OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
 
 
@@ -161,6 +163,14 @@ def _simplify(module: nn.Module, graph: fx.Graph) -> None:
                 node.replace_input_with(node.args[0], node.args[0].all_input_nodes[0])
             if node.args[0].op != "placeholder":
                 node.args[0].append(node)
+        elif node.target in _OUT_OF_PLACE and _is_private(module, node.args[0]):
+            # Nobody can tell, but for the gradient of a kernel that keeps its result, where torch keeps what goes in.
+            node.target = _OUT_OF_PLACE[node.target]
+
+
+def _is_private(module: nn.Module, node: fx.Node) -> bool:
+    """Whether the value, which one node reads, is an activation's in memory of its own."""
+    return len(node.users) == 1 and is_activated_copy(module, node)
 
 
 def _keeps_dimensions(module: nn.Module, node: fx.Node) -> bool:
