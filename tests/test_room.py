@@ -184,3 +184,13 @@ def test_large_packs_begin_with_a_huge_page():
     assert pack.data_ptr() % room.HUGE == 0
     assert in_huge_pages(pack.data_ptr())
     assert in_huge_pages(pack.data_ptr() + pack.nbytes - 1)
+
+
+def test_autograd_adds_gradients_up_where_they_lie():
+    x = torch.randn(1, 16, 256, 256).to(memory_format=torch.channels_last).requires_grad_()
+    w = torch.randn(16, 16, 1, 1)
+    y = TF.conv2d(x, w) * TF.conv2d(x, w) * TF.conv2d(x, w)
+    with torch.profiler.profile() as profile:
+        y.sum().backward()
+    adds = {event.key: event.count for event in profile.key_averages() if event.key.startswith("aten::add")}
+    assert adds == {"aten::add_": 2}

@@ -112,9 +112,10 @@ def empty(
         and math.prod(shape) * dtype.itemsize >= LEAST
     ):
         with contextlib.suppress(OSError):  # of memory, which torch says in its own words
-            room = torch.frombuffer(results.take(math.prod(shape) * dtype.itemsize), dtype=torch.uint8)
+            room = torch.frombuffer(results.take(math.prod(shape) * dtype.itemsize), dtype=dtype)
             like_it = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
-            return torch.empty(0, dtype=dtype).set_(room.untyped_storage(), 0, shape, like_it.stride())
+            # Nobody else may hold its storage: autograd then adds gradients up where they lie.
+            return room.as_strided_(shape, like_it.stride())
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
 
 
