@@ -6,11 +6,14 @@ import argparse
 import gc
 import itertools
 import math
+import multiprocessing
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -26,6 +29,7 @@ SETTLE = 0.5  # seconds at most until a peer's threads sleep
 LEAST = 0.02  # seconds of a peer's turn, once to warm up and once to be timed
 WARM = 4  # calls of each peer before; what is recorded and compiled with the first ones says nothing of the later ones
 
+T = TypeVar("T")
 Figure = tuple[float, float, float]  # lower quartile, median, upper quartile
 
 
@@ -89,6 +93,13 @@ def figure(values: Sequence[float]) -> Figure:
     if len(values) == 1:
         return (values[0],) * 3
     return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def apart(run: Callable[..., T], *arguments: object) -> T:
+    """run(*arguments) in a process of its own, as a user's is: how long memory takes to get depends on what a process
+    had before."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(run, *arguments).result()
 
 
 def compare(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .comparison import Row, compare, parser, publish
+from .comparison import Row, apart, compare, parser, publish
 from .measure import DEVICE
 from .peers import PEERS, Run
 from .zoo import NETWORKS
@@ -44,5 +44,5 @@ def measure(name: str, batch: int, seconds: float) -> Row:
 def main(arguments: Sequence[str] = ()) -> None:
     options = parser("networks", __doc__, NETWORKS, seconds=3.0, batches=(1, 8)).parse_args(arguments)
     names = options.only or NETWORKS
-    rows = [measure(name, batch, options.seconds) for batch in options.batch for name in names]
+    rows = [apart(measure, name, batch, options.seconds) for batch in options.batch for name in names]
     publish("networks", "inference, fp32", rows, options)

@@ -1,4 +1,5 @@
-"""A training step of whole networks (forward, backward, SGD) against torch: fp32, the same threads, interleaved.
+"""A training step of whole networks (forward, backward, SGD) against torch: fp32, the same threads, interleaved, each
+network in a process of its own.
 
 A peer whose gradient is wrong is left out. `ratio` is the median time of the fastest other peer over ours: above 1 ours
 is the fastest.
@@ -17,7 +18,7 @@ from torch._inductor import config as inductor
 
 import tritonconv
 
-from .comparison import OURS, Row, compare, parser, publish
+from .comparison import OURS, Row, apart, compare, parser, publish
 from .measure import DEVICE
 from .peers import channels_last
 from .zoo import NETWORKS
@@ -82,12 +83,12 @@ def measure(name: str, batch: int, seconds: float) -> Row:
     want = gradient(*step_of(PEERS["torch NCHW"], copy.deepcopy(model).double(), x.double()))
     allowed = max(TOLERANCE, TIMES * error_of(gradient(*step_of(PEERS["torch NCHW"], model, x)), want))
     peers = {peer: partial(checked, peer, model, x, want, allowed) for peer in PEERS}
-    return compare(f"batch {batch}", name, peers, seconds, {"batch": batch}, rounds=3)
+    with inductor.patch(fallback_random=True):  # torch.compile then drops out what torch does
+        return compare(f"batch {batch}", name, peers, seconds, {"batch": batch}, rounds=3)
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     options = parser("training", __doc__, NETWORKS, seconds=3.0, batches=(8,)).parse_args(arguments)
     names = options.only or NETWORKS
-    with inductor.patch(fallback_random=True):  # torch.compile then drops out what torch does
-        rows = [measure(name, batch, options.seconds) for batch in options.batch for name in names]
+    rows = [apart(measure, name, batch, options.seconds) for batch in options.batch for name in names]
     publish("training", "training step, fp32", rows, options)
