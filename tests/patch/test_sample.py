@@ -204,6 +204,30 @@ def test_a_wrong_kernel_is_named_and_undone(monkeypatch):
     assert type(model) is nn.Sequential
 
 
+class Chaotic(nn.Module):
+    """What it gives depends on how its sums are rounded."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.conv = nn.MaxPool2d(2), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x):
+        return (self.conv(self.pool(x)) * 1e4).sin()
+
+
+def test_as_near_to_the_exact_result_is_no_difference(monkeypatch):
+    model, x = Chaotic(), torch.randn(1, 16, 32, 32)
+    with torch.no_grad():
+        want = model(x)
+        tritonconv.patch(model, x, when="always")
+        assert (model(x) - want).abs().max() > 1e-3  # which is more than half of the digits
+        tritonconv.unpatch(model)
+    right = functional.max_pool2d
+    monkeypatch.setattr(functional, "max_pool2d", lambda *args, **kwargs: 1.5 * right(*args, **kwargs))
+    with pytest.raises(RuntimeError, match="Chaotic differs on the sample"):
+        tritonconv.patch(model, x, when="always")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_in_both_is_no_difference(value):
     x = torch.randn(SIZE)
