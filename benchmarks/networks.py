@@ -31,6 +31,7 @@ def checked(peer: Callable[..., Run], model: nn.Module, x: Tensor, directory: Pa
     return run
 
 
+@torch.no_grad()
 def measure(name: str, batch: int, seconds: float) -> Row:
     model = NETWORKS[name].build().eval().to(DEVICE)
     x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE)
@@ -40,7 +41,6 @@ def measure(name: str, batch: int, seconds: float) -> Row:
         return compare(f"batch {batch}", name, peers, seconds, {"batch": batch})
 
 
-@torch.no_grad()
 def main(arguments: Sequence[str] = ()) -> None:
     options = parser("networks", __doc__, NETWORKS, seconds=3.0, batches=(1, 8)).parse_args(arguments)
     names = options.only or NETWORKS
