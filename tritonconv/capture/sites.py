@@ -96,7 +96,8 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
             if type(module) is nn.Dropout and module.p:
                 site = _dropout_site(fqn, module, accept)
                 found.add(site, place[fqn])
-                leaves |= {} if site.status == "left" else {module: None}
+                if site.status != "left":
+                    leaves[module] = None
     without_kernel, rest = uncovered(model, found.listed(), forwards, refusals, note)
     for site in without_kernel:
         excluded = not accept(site.fqn, model.get_submodule(site.fqn))

@@ -232,11 +232,8 @@ def fprop_with_moments(
     """x ∗ weight + bias, [N, K, P, Q], and its partial statistics (`norm.finalize`)."""
     if isinstance(geometry, RowGeometry):
         return conv1d.fprop_with_moments(x, weight, bias, geometry, keep_pack, config)
-    if depthwise.takes(geometry):
-        y = depthwise.bind_fprop(x, weight, bias, geometry, None, keep_pack, config)(x)
-        return y, moments(y)
-    if config is None and linear.takes(x, geometry):
-        y = linear.bind_fprop(x, weight, bias, geometry)(x)
+    if depthwise.takes(geometry) or (config is None and linear.takes(x, geometry)):  # which take no statistics
+        y = fprop(x, weight, bias, geometry, None, keep_pack, config)
         return y, moments(y)
     if by_winograd("fprop", x, geometry, config):
         return winograd.fprop_with_moments(x, weight, bias, geometry, keep_pack)

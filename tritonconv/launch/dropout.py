@@ -102,8 +102,7 @@ def _room_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     for memory_format in (torch.contiguous_format, torch.channels_last):
         if x.is_contiguous(memory_format=memory_format):
             return empty(x, x.shape, dtype, memory_format)
-    storage = empty(x, (x.numel(),), dtype).untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(storage, 0, x.shape, x.stride())
+    return empty(x, (x.numel(),), dtype).as_strided_(x.shape, x.stride())
 
 
 def dropout(x: Tensor, keep: Tensor, p: float) -> Tensor:

@@ -284,15 +284,17 @@ def compare(model: nn.Module, sample: object, expected: object, sites: Iterable[
 
 
 def _is_as_near(model: nn.Module, sample: object, got: object, expected: object) -> bool:
-    """Whether `got` is as near to the exact result as `expected` is."""
-    exact = patch.unpatch(copy.deepcopy(model)).double()
+    """Whether `got` is as near to the exact result as `expected` is, by the length of what they are off by: of what is
+    rounded otherwise little is far off, of what is wrong much."""
     doubled = tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x.clone(), sample)
     try:
+        exact = patch.unpatch(copy.deepcopy(model)).double()
         with inference(exact):
             result = call(exact, doubled)
-    except ValueError:  # it cannot run in float64
+    except (RuntimeError, TypeError, ValueError):  # it cannot be copied, or run in float64
         return False
-    return _error(got, result) <= _TIMES * _error(expected, result)
+    length = torch.linalg.vector_norm
+    return _error(got, result, length) <= _TIMES * _error(expected, result, length)
 
 
 def _epsilon(x: Tensor) -> float:
@@ -301,14 +303,15 @@ def _epsilon(x: Tensor) -> float:
     return 2.0**-10 if precision_of(x) == "tf32" else torch.finfo(x.dtype).eps
 
 
-def _error(got: object, expected: object) -> float:
-    """The largest difference between floating-point results, in units of the largest magnitude expected."""
+def _error(got: object, expected: object, size: Callable[[Tensor], Tensor] = torch.max) -> float:
+    """The largest difference between floating-point results, in units of the largest magnitude expected; or by another
+    `size` of all."""
     worst = 0.0
     for ours, theirs in zip(tensors_of(got), tensors_of(expected), strict=True):
         if theirs.is_floating_point() and theirs.numel():
             ours, theirs = ours.double(), theirs.double()
             same = (ours == theirs) | (ours.isnan() & theirs.isnan())  # infinities too
-            difference = (ours - theirs).abs().masked_fill(same, 0).nan_to_num(float("inf")).max()
-            scale = theirs.masked_fill(~theirs.isfinite(), 0).abs().max()
-            worst = max(worst, (difference / scale).nan_to_num(0.0).item())
+            difference = (ours - theirs).abs().masked_fill(same, 0).nan_to_num(float("inf"))
+            scale = theirs.masked_fill(~theirs.isfinite(), 0).abs()
+            worst = max(worst, (size(difference) / size(scale)).nan_to_num(0.0).item())
     return worst
