@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import weakref
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from torch.nn import Parameter
 
 HUGE = 2 << 20  # bytes of a page
 POOLED = sys.platform != "win32"  # mappings there are of another kind
-LEAST = HUGE  # bytes of a result that gets a block of its own
-_AMPLE = 2  # how many times its size a result may have
+LEAST = HUGE  # bytes of a result that lies in the pool
+# Bytes that a pool has addresses for, half of what the machine has: nothing is behind them until they are written.
+ADDRESSES = os.sysconf("SC_PHYS_PAGES") // 2 * mmap.PAGESIZE if POOLED else 0
+_AMPLE = 1.25  # how many times what was in use together it may reach to; in training it comes to 1.0 to 1.18
 
 
 def _mapped(size: int) -> mmap.mmap:
@@ -34,57 +37,83 @@ def _mapped(size: int) -> mmap.mmap:
     return block
 
 
+class Stretch(NamedTuple):
+    """Bytes of a pool, from `start` to before `end`."""
+
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
 class Pool:
-    """Blocks that tensors lie in, each its own mapping, and those that are free for the next ones: together never more
-    than were once in use together."""
+    """Addresses that tensors lie in side by side, with memory behind those that were used. What dies becomes one with
+    what is free beside it, and what comes takes the smallest stretch that holds it: so a training step soon finds all
+    that it needs where the one before left it."""
 
     def __init__(self):
-        self._used: dict[int, tuple[weakref.ref, mmap.mmap]] = {}  # by the identity of what tells when a view dies
-        self._free: list[mmap.mmap] = []
+        self._whole: mmap.mmap | None = None
+        self._free: list[Stretch] = [Stretch(0, ADDRESSES)]  # in order, none right behind another
+        self._dead: list[Stretch] = []  # to be united with what is free
+        self._used: dict[int, tuple[weakref.ref, Stretch]] = {}  # by the identity of what tells when a view dies
         self._most = 0  # bytes that were in use together
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def take(self, size: int) -> memoryview:
-        """`size` bytes, which are given back when no one has them any more."""
+        """`size` bytes, which are given back when no one has them any more. Raises `MemoryError` if they do not fit."""
         with self.lock:
-            block = self._fitting(size) or self._fresh(size)
-            view = memoryview(block)[:size]
+            if self._whole is None:
+                self._whole = _mapped(ADDRESSES)
+            self._unite()
+            stretch = self._cut(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+            view = memoryview(self._whole)[stretch.start : stretch.start + size]
             death = weakref.ref(view, self._give_back)
-            self._used[id(death)] = death, block
-            self._most = max(self._most, self.used())
+            self._used[id(death)] = death, stretch
         return view
 
     def used(self) -> int:
         """Bytes in use."""
-        return sum(len(block) for _, block in list(self._used.values()))
-
-    def free(self) -> int:
-        """Bytes that are free for the next results."""
-        return sum(map(len, self._free))
+        return ADDRESSES - sum(stretch.size for stretch in [*self._free, *self._dead])
 
     def release(self) -> None:
-        """Gives what is free back to the system. Called wherever a model dies, within `take` too, so without a lock."""
-        self._free.clear()
+        """Gives the memory of what is free back to the system."""
+        # Called wherever a model dies, within `take` too: that thread has the lock already, and what it holds in its
+        # hands, in neither list, keeps its memory.
+        with self.lock:
+            if self._whole is not None:
+                for stretch in [*self._free, *self._dead]:
+                    self._whole.madvise(mmap.MADV_DONTNEED, stretch.start, stretch.size)
 
-    def _fitting(self, size: int) -> mmap.mmap | None:
-        fitting = [block for block in self._free if size <= len(block) <= _AMPLE * size]
+    def _unite(self) -> None:
+        stretches, united = self._free.copy(), []
+        while self._dead:
+            stretches.append(self._dead.pop())
+        for stretch in sorted(stretches):
+            if united and united[-1].end == stretch.start:
+                stretch = Stretch(united.pop().start, stretch.end)
+            united.append(stretch)
+        self._free = united
+
+    def _cut(self, size: int) -> Stretch:
+        most = max(self._most, self.used() + size)
+        fitting = [
+            (stretch.size, at)
+            for at, stretch in enumerate(self._free)
+            if stretch.size >= size and stretch.start + size <= _AMPLE * most
+        ]
         if not fitting:
-            return None
-        block = min(fitting, key=len)
-        with contextlib.suppress(ValueError):  # released meanwhile
-            self._free.remove(block)
-        return block
-
-    def _fresh(self, size: int) -> mmap.mmap:
-        used = self.used() + size
-        while self._free and used + self.free() > self._most:
-            del self._free[:1]  # free for longest
-        return _mapped(size)
+            raise MemoryError
+        self._most, (_, at) = most, min(fitting)
+        start, end = self._free[at]
+        self._free[at : at + 1] = [Stretch(start + size, end)] if start + size < end else []
+        return Stretch(start, start + size)
 
     def _give_back(self, death: weakref.ref) -> None:
         # Called wherever the last tensor dies, within `take` too: so it takes no lock, and each step is atomic.
-        _, block = self._used.pop(id(death))
-        self._free.append(block)
+        _, stretch = self._used.pop(id(death))
+        self._dead.append(stretch)
 
 
 results = Pool()
@@ -111,7 +140,7 @@ def empty(
         and not torch._C._len_torch_dispatch_stack()
         and math.prod(shape) * dtype.itemsize >= LEAST
     ):
-        with contextlib.suppress(OSError):  # of memory, which torch says in its own words
+        with contextlib.suppress(OSError, MemoryError):  # which torch says in its own words, where it has none either
             room = torch.frombuffer(results.take(math.prod(shape) * dtype.itemsize), dtype=dtype)
             like_it = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
             # Nobody else may hold its storage: autograd then adds gradients up where they lie.
