@@ -168,6 +168,28 @@ def test_a_loop_in_a_branch_in_a_loop(n):
     check(loop_in_branch, (1,), torch.arange(N).float(), torch.zeros(N), n, N)
 
 
+@triton.jit
+def summed_up(x, out, n, N: tl.constexpr):
+    """Sums, products and the last values, of two types, over rows of which the last columns are masked off; then read
+    across."""
+    i = tl.arange(0, N)[None, :]
+    total, last, half = tl.zeros([1, N], tl.float32), tl.zeros([1, N], tl.float32), tl.full([1, N], 1, tl.float16)
+    for a in range(n):
+        for b in range(a % 3):
+            row = tl.load(x + a + b + i, mask=i < N - 3, other=-1.0)
+            total, last = total + row * b, row
+        half = half * 2 + tl.load(x + a + i).to(tl.float16)
+    tl.store(out + i, total + tl.sum(total, 1)[:, None])
+    tl.store(out + N + (N - 1 - i), tl.trans(tl.trans(last)) + half)
+
+
+@pytest.mark.parametrize("width", (16, 32, 64))
+@pytest.mark.parametrize("n", (0, 1, 2, 7))
+def test_loops_carry_tensors_of_a_few_vectors_in_registers(n, width):
+    """Or in memory where they are wider, by the same code."""
+    check(summed_up, (1,), torch.arange(128.0) % 11, torch.zeros(2 * width), n, N=width)
+
+
 def test_grid():
     check(program_ids, (3, 4, 2), torch.zeros(N), torch.zeros(N), 0, N)
     out = torch.zeros(N)

@@ -131,6 +131,22 @@ def test_products_stay_in_registers(processor, vectors, kernel):
     assert len([line for line in loop if re.search(r"\(%[re]sp|\[sp", line)]) <= spilled
 
 
+@pytest.mark.parametrize("vectors", [1, 2])
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_sums_of_a_depthwise_gradient_stay_in_registers(processor, vectors):
+    """One of dy's vectors, read once, for each tap of a row."""
+    p = PROCESSORS[processor]
+    geometry = ConvGeometry(1, 64, 56, 56, 64, 3, 3, (1, 1), ((1, 1), (1, 1)), groups=64)
+    config = TileConfig(1, vectors * p.lanes, BK=9 if 9 * vectors < p.target(processor).registers - vectors else 3)
+    made = launch.depthwise.wgrad_launch("cpu", geometry, torch.float32, config)
+    request = engine.request(made, (torch.float32,) * 3)
+    lines = assembly(processor, request.kernel, request.signature, request.constexprs, disjoint=True)
+    loop = product_loop(lines, p.multiply)
+    assert len([line for line in loop if re.match(p.multiply, line)]) == 3 * vectors
+    assert not [line for line in loop if re.search(r"\(%[re]sp|\[sp", line)]
+    assert not [line for line in loop if re.match(r"v?mov[au]p[sd] .*\)$|st[rp] q", line)]  # a vector written
+
+
 @pytest.mark.parametrize(
     ("processor", "K", "multiply"),
     [

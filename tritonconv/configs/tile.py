@@ -16,7 +16,7 @@ class TileConfig:
     GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is
     in cache. SPLIT: parts that the reduction is cut into. `boxed`: operands come as boxes, through tensor descriptors,
     where they can. OUT: Winograd's algorithm takes BM tiles of OUT × OUT outputs. Pooling takes BM rows of BK pixels of
-    BN channels.
+    BN channels, the gradient of a depthwise weight BK taps, which may be any number.
     """
 
     BM: int

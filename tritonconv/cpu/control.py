@@ -6,7 +6,7 @@ in registers.
 
 from __future__ import annotations
 
-from . import interchange, ir
+from . import carrying, interchange, ir
 from .code import Level
 from .elements import Buffer, Fixed
 from .loops import ForLoop
@@ -157,3 +157,5 @@ def lower_for(low, op):
         low.elements.region = outer
     state.bind("", loop.result, code.depth, op.results, counter=False)
     low.used = held if op.results else used
+    if state.lanes and not carrying.width(low, op.block.parent):
+        state.store(op.results)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from . import ir
+from . import carrying, ir
 from .elements import PURE, Buffer, Fixed, Moving
 from .plan import SHAPE
-from .values import REG, SIZE, Aff, Ptr, const
+from .values import REG, SIZE, TRUE, Aff, Ptr, const
 
 
 @dataclass
 class Carried:
-    """A loop-carried value: a scalar, a moving integer/pointer tensor, or a tensor in memory."""
+    """A loop-carried value: a scalar, a moving integer/pointer tensor, or a tensor in a register or in memory."""
 
     value: ir.Value  # the body's argument
     first: ir.Value
     last: ir.Value  # what the body yields
     step: ir.Value | None = None  # scalar that a moving tensor advances by
+    lanes: int = 0  # of the register
     buffers: tuple[Buffer, ...] = ()  # two that swap, or one that is updated in place
     spare: Buffer | None = None  # where the next turn's value goes
 
@@ -58,13 +60,16 @@ class ForLoop:
     def __init__(self, low, op: ir.Op, skip: tuple[ir.Value, ...] = ()):
         self.low, self.op = low, op
         body = op.body
+        self.lanes = carrying.width(low, op)
         self.carried: list[Carried] = []
         for first, argument, last in zip(op.operands[3:], body.args[1:], body.ops[-1].operands, strict=True):
             item = Carried(argument, first, last)
             if argument not in skip:
                 if argument.type.rank and not argument.type.is_float:
                     item.step = moving_step(argument, last)
-                if argument.type.rank and item.step is None:
+                if argument.type.rank and self.lanes:
+                    item.lanes = self.lanes
+                elif argument.type.rank and item.step is None:
                     one = last.op is not None and last.op.block is body and _elementwise(argument, last)
                     item.buffers = tuple(
                         low.allocate(argument.type.elem, argument.type.shape) for _ in range(1 if one else 2)
@@ -81,6 +86,8 @@ class ForLoop:
             if c.buffers:
                 low.fill(c.buffers[0], c.first)
                 out += [("ptr", e.address(b.base)[0]) for b in c.buffers if len(c.buffers) == 2]
+            elif c.lanes:
+                out.append((e.typed(c.value.type.elem, c.lanes), self._register(c.first)))
             elif c.step:
                 out.append(("i64" if c.value.type.elem == "ptr" else REG[c.value.type.elem], "0"))
             else:
@@ -102,10 +109,33 @@ class ForLoop:
                 e.bound[value] = Buffer(
                     Ptr(current, depth, const("i64", 0)), elem, value.type.shape, c.buffers[0].strides
                 )
+            elif c.lanes:
+                e.bound[value] = Fixed(e.wrap(elem, next(at), depth, c.lanes))
             elif c.step:
                 e.bound[value] = Moving(c.first, Aff("i64" if elem == "ptr" else elem, ((depth, next(at)),), (), 0, 0))
             else:
                 e.bound[value] = Fixed(e.wrap(elem, next(at), depth, 0))
+
+    @contextmanager
+    def _in_registers(self):
+        """What is written inside works on whole tensors that are carried in registers."""
+        e, outer = self.low.elements, self.low.elements.width
+        e.width = self.lanes
+        yield e
+        e.width = outer
+
+    def _register(self, value: ir.Value) -> str:
+        with self._in_registers() as e:
+            return e.vector(e.at(value, carrying.place(value.type)))[0]
+
+    def store(self, results: list[ir.Value]):
+        """Writes what was carried in registers to memory, where any nest can read it."""
+        with self._in_registers() as e:
+            for value in results:
+                if value.type.rank:
+                    dest, at = self.low.allocate(value.type.elem, value.type.shape), carrying.place(value.type)
+                    e.store(dest.pointer(e, at), e.at(value, at)._replace(elem=dest.stored), TRUE)
+                    e.bound[value] = dest
 
     def arguments(self) -> list[ir.Value]:
         return [c.value for c in self.carried]
@@ -127,6 +157,9 @@ class ForLoop:
                 if len(c.buffers) == 2:
                     current, other = next(at), next(at)
                     out += [other, current]
+            elif c.lanes:
+                next(at)
+                out.append(self._register(c.last))
             elif c.step:
                 offset = Aff("i64" if c.value.type.elem == "ptr" else c.value.type.elem, ((depth, next(at)),), (), 0, 0)
                 by = e.at(c.step, (const("index", 0),) * c.step.type.rank)

@@ -33,6 +33,12 @@ class Target:
         return max(1, self.vector_bytes // size)
 
     @property
+    def registers(self) -> int:
+        """Vectors that a loop can hold: accumulators of a product, and what a step of it needs beside them."""
+        rows, vectors = self.dot_tiles[0]
+        return rows * vectors + vectors + 1
+
+    @property
     def halves(self) -> bool:
         """Whether half a vector takes half the time of a whole one, which is worked on in two parts."""
         return self.cpu == "znver4" and self.vector_bytes == 64

@@ -180,16 +180,29 @@ def depthwise_dgrad(
 
 
 @triton.jit
-def column_sum(
-    p_dy, p_x, q0, stop, m_k, C: tl.constexpr, K: tl.constexpr, STRIDE_W: tl.constexpr,
-    BM: tl.constexpr, ACC: tl.constexpr, FULL: tl.constexpr,
+def tap_products(
+    acc, p_dy, p_x, q0, w0, m_k, W, Q, C: tl.constexpr, K: tl.constexpr, STRIDE_W: tl.constexpr, DIL_W: tl.constexpr,
+    BM: tl.constexpr, ACC: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """[BN] sums over the columns q0, …, q0 + BM − 1 below `stop` of dy[q] · x[q·STRIDE_W]. FULL: all of them are."""
+    """acc[s] + dy[q] · x[w0 + q·STRIDE_W + s·DIL_W], [BM, BN] each, for the columns q of q0, …, q0 + BM − 1.
+
+    `p_dy` and `p_x` [1, BN] point at column 0 of a row of dy and column w0 of one of x. Columns that do not exist are
+    left out: an inf of dy must not meet a padded pixel's zero. INSIDE: all of them exist.
+    """
     q = (q0 + tl.arange(0, BM))[:, None]
-    mask = m_k if FULL else (q < stop) & m_k
-    dy = tl.load(p_dy[None, :] + q.to(tl.int64) * K, mask=mask, other=0.0)  # [BM, BN]
-    x = tl.load(p_x[None, :] + q.to(tl.int64) * (STRIDE_W * C), mask=mask, other=0.0)  # [BM, BN]
-    return tl.sum(dy.to(ACC) * x.to(ACC), 0)
+    dy = tl.load(p_dy + q.to(tl.int64) * K, mask=m_k if INSIDE else (q < Q) & m_k, other=0.0).to(ACC)  # [BM, BN]
+    sums = ()
+    for s in tl.static_range(len(acc)):
+        p_tap = p_x + (q.to(tl.int64) * STRIDE_W + s * DIL_W) * C
+        if INSIDE:
+            x = tl.load(p_tap, mask=m_k, other=0.0)  # [BM, BN]
+            sums += (acc[s] + dy * x.to(ACC),)
+        else:
+            w = w0 + q * STRIDE_W + s * DIL_W
+            m_tap = (q < Q) & (w >= 0) & (w < W)
+            x = tl.load(p_tap, mask=m_tap & m_k, other=0.0)  # [BM, BN]
+            sums += (acc[s] + tl.where(m_tap, dy, 0.0) * x.to(ACC),)
+    return sums
 
 
 @triton.jit
@@ -197,32 +210,43 @@ def depthwise_wgrad(
     dy_ptr, x_ptr, dw_ptr, N, H, W, P, Q, rows, stride_split, stride_k, stride_tap,
     C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dw[split][k, r, s] = Σ dy[n, p, q, k] x[n, p·stride − pad + r·dilation, …, c] over a split's rows (n, p).
 
-    A split has `rows` rows of output pixels, the last what remains. Grid: (taps, tiles of K, splits): programs that run
+    A program sums for a block of TAPS_H × TAPS_W taps, so that it reads dy and x once for all of them. A split has
+    `rows` rows of output pixels, the last what remains. Grid: (blocks of taps, tiles of K, splits): programs that run
     next to each other read the same pixels. Strides are those of `dw_ptr`, in elements.
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    tap = tl.program_id(0)
+    r0 = tl.program_id(0) // (S // TAPS_W) * TAPS_H
+    s0 = tl.program_id(0) % (S // TAPS_W) * TAPS_W
     split = tl.program_id(2)
     k = tl.program_id(1) * BN + tl.arange(0, BN)
-    h0 = tap // S * DIL_H - PAD_H
-    w0 = tap % S * DIL_W - PAD_W
-    # Columns whose tap lies in the image. The others are left out: an inf of dy must not meet a padded pixel's zero.
-    first = tl.maximum(tl.cdiv(-w0, STRIDE_W), 0)
-    last = tl.minimum(tl.cdiv(W - w0, STRIDE_W), Q)
-    full = first + (last - first) // BM * BM
-    acc = tl.zeros((BN,), ACC)
+    m_k = tail_mask(k, K, BN)
+    w0 = s0 * DIL_W - PAD_W
+    # Tiles of columns all of whose taps lie in the image are those from `left` on; the others are `edges` columns.
+    left = tl.cdiv(tl.maximum(-w0, 0), STRIDE_W * BM) * BM
+    right = tl.minimum(tl.cdiv(W - w0 - (TAPS_W - 1) * DIL_W, STRIDE_W), Q)
+    inner = tl.maximum(right - left, 0) // BM * BM
+    acc = (tl.zeros((BM, BN), ACC),) * (TAPS_H * TAPS_W)
     for row in range(split * rows, tl.minimum((split + 1) * rows, N * P)):
-        h = row % P * STRIDE_H + h0
-        if (h >= 0) & (h < H):
-            p_dy = dy_ptr + tl.cast(row, tl.int64) * Q * K + k
-            p_x = x_ptr + ((tl.cast(row // P, tl.int64) * H + h) * W + w0) * C + k // (K // C)
-            for q0 in range(first, full, BM):
-                acc += column_sum(p_dy, p_x, q0, full, tail_mask(k, K, BN), C, K, STRIDE_W, BM, ACC, True)
-            for q0 in range(full, last, BM):
-                acc += column_sum(p_dy, p_x, q0, last, tail_mask(k, K, BN), C, K, STRIDE_W, BM, ACC, False)
-    p_dw = dw_ptr + split.to(tl.int64) * stride_split + k * stride_k + tap * stride_tap
-    tl.store(p_dw, acc.to(dw_ptr.dtype.element_ty), mask=k < K)
+        p_dy = dy_ptr + tl.cast(row, tl.int64) * Q * K + k[None, :]
+        sums = ()
+        for r in tl.static_range(TAPS_H):
+            h = row % P * STRIDE_H - PAD_H + (r0 + r) * DIL_H
+            p_x = x_ptr + ((tl.cast(row // P, tl.int64) * H + h) * W + w0) * C + (k // (K // C))[None, :]
+            exists = (h >= 0) & (h < H)
+            part = acc[r * TAPS_W : (r + 1) * TAPS_W]
+            for q0 in range(left, tl.where(exists, left + inner, left), BM):
+                part = tap_products(part, p_dy, p_x, q0, w0, m_k, W, Q, C, K, STRIDE_W, DIL_W, BM, ACC, True)
+            for edge in range(0, tl.where(exists, Q - inner, 0), BM):
+                q0 = tl.where(edge < left, edge, edge + inner)
+                part = tap_products(part, p_dy, p_x, q0, w0, m_k, W, Q, C, K, STRIDE_W, DIL_W, BM, ACC, False)
+            sums += part
+        acc = sums
+    p_dw = dw_ptr + split.to(tl.int64) * stride_split + k * stride_k
+    for i in tl.static_range(TAPS_H * TAPS_W):
+        tap = (r0 + i // TAPS_W) * S + s0 + i % TAPS_W
+        tl.store(p_dw + tap * stride_tap, tl.sum(acc[i], 0).to(dw_ptr.dtype.element_ty), mask=k < K)

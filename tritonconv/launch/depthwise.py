@@ -51,9 +51,10 @@ def wgrad_launch(target: str, geometry: ConvGeometry, dtype, config=None) -> Lau
     """Tensors: dy, x, and either dw (one split) or [splits, elements of dw] partial sums, in dw's order of elements."""
     config = config or config_of("depthwise_wgrad", geometry, dtype, target)
     rows = cdiv(geometry.N * geometry.P, config.SPLIT)
-    grid = geometry.taps, cdiv(geometry.K, config.BN), cdiv(geometry.N * geometry.P, rows)
+    grid = geometry.taps // config.BK, cdiv(geometry.K, config.BN), cdiv(geometry.N * geometry.P, rows)
     numbers = *sizes(geometry), rows, geometry.parameters, geometry.taps, 1
-    constexprs = _constexprs(geometry, config)
+    block = {"TAPS_H": cdiv(config.BK, geometry.S), "TAPS_W": min(config.BK, geometry.S)}
+    constexprs = _constexprs(geometry, config) | block
     return Launch(depthwise.depthwise_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
