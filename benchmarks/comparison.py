@@ -6,14 +6,11 @@ import argparse
 import gc
 import itertools
 import math
-import multiprocessing
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -21,7 +18,7 @@ from rich.table import Table
 
 from tritonconv.timing import turns
 
-from .measure import DEVICE, about, provenance, reason, save
+from .measure import DEVICE, about, provenance, reason, save, stem
 
 OURS = "ours"
 WIDTH = 130  # of what is printed, wherever that is
@@ -29,7 +26,6 @@ SETTLE = 0.5  # seconds at most until a peer's threads sleep
 LEAST = 0.02  # seconds of a peer's turn, once to warm up and once to be timed
 WARM = 4  # calls of each peer before; what is recorded and compiled with the first ones says nothing of the later ones
 
-T = TypeVar("T")
 Figure = tuple[float, float, float]  # lower quartile, median, upper quartile
 
 
@@ -95,17 +91,13 @@ def figure(values: Sequence[float]) -> Figure:
     return tuple(statistics.quantiles(values, n=4, method="inclusive"))
 
 
-def apart(run: Callable[..., T], *arguments: object) -> T:
-    """run(*arguments) in a process of its own, as a user's is: how long memory takes to get depends on what a process
-    had before."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(run, *arguments).result()
+Prepare = Callable[[], Callable[[], object]]
 
 
 def compare(
     group: str,
     name: str,
-    peers: Mapping[str, Callable[[], Callable[[], object]]],
+    peers: Mapping[str, Prepare],
     seconds: float,
     facts: Mapping[str, object] | None = None,
     least: float = LEAST,
@@ -113,16 +105,36 @@ def compare(
 ) -> Row:
     """Times, in milliseconds, what the values of `peers` return, having run it. A peer that raises is left out."""
     torch._dynamo.reset()  # a network's graphs are of no use to the next
+    return timed(group, name, *prepared(peers), seconds, facts, least, rounds)
+
+
+def prepared(peers: Mapping[str, Prepare]) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """What the values of `peers` return, and of those that raise why."""
     runs, left_out = {}, {}
     for peer, prepare in peers.items():
         try:
             runs[peer] = prepare()
         except Exception as error:
             left_out[peer] = reason(error)
+    return runs, left_out
+
+
+def timed(
+    group: str,
+    name: str,
+    runs: Mapping[str, Callable[[], object]],
+    left_out: Mapping[str, str],
+    seconds: float,
+    facts: Mapping[str, object] | None = None,
+    least: float = LEAST,
+    rounds: int = 5,
+) -> Row:
+    """The row of what is prepared, in milliseconds."""
+    functions = tuple(runs.values())
     gc.collect()
     gc.disable()  # what a collection takes would fall to whoever's turn it is
     try:
-        times = turns(tuple(runs.values()), seconds, rounds, warm=WARM, settle=SETTLE, least=least, device=DEVICE)
+        times = turns(functions, seconds, rounds, warm=WARM, settle=SETTLE, least=least, device=DEVICE) if runs else []
     finally:
         gc.enable()
     figures = {peer: figure([1e3 * s for s in mine]) for peer, mine in zip(runs, times, strict=True)}
@@ -142,7 +154,7 @@ def parser(
     if names:
         text = f"of {', '.join(names)}; stored only by --out then"
         option("--only", metavar="NAME", nargs="+", choices=names, default=(), help=text)
-    option("--out", metavar="FILE", type=Path, help=f"store there, and not in results/{benchmark}.json")
+    option("--out", metavar="FILE", type=Path, help=f"store there, and not in results/{stem(benchmark)}.json")
     if seconds is not None:
         option("--seconds", type=float, default=seconds, help="at least, for each row (default: %(default)s)")
     if batches:

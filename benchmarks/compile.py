@@ -29,21 +29,14 @@ from tritonconv.geometry import ConvGeometry, NormGeometry
 from tritonconv.targets.machine_code import MATRIX, SPILL, TARGETS, compile_launch, matching
 
 from . import inductor
+from .arithmetic import ARITHMETICS
 from .calls import others
 from .measure import reason, save
 from .zoo import NETWORKS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "gpu-targets.md"
 BATCH, KINDS = 32, 12
-f16, bf16, f32, f64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-# name, dtype, precision of products; all but the first for one layer.
-ARITHMETICS = (
-    ("float16", f16, "ieee"),
-    ("bfloat16", bf16, "ieee"),
-    ("TF32", f32, "tf32"),
-    ("float32", f32, "ieee"),
-    ("float64", f64, "ieee"),
-)
+f16, f32, f64 = torch.float16, torch.float32, torch.float64
 FMA = r"[FD]FMA|v_(pk_)?fma"  # which products become without matrix instructions
 
 
@@ -167,6 +160,7 @@ def convolution(target: str, g: ConvGeometry, dtype: torch.dtype, precision: str
 
 def cases(target: str) -> Iterator[Case]:
     """All kernels, with their predicted configs."""
+    # All but the first arithmetic for one layer.
     problems = [(g, *ARITHMETICS[0]) for g in (*layers(), SMALL, DEPTHWISE)]
     problems += [(TYPICAL, *arithmetic) for arithmetic in ARITHMETICS]
     for g, name, dtype, precision in problems:

@@ -41,7 +41,13 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent.parent).stdout.strip()
+    """What git says of this checkout; "" where there is none."""
+    root = RESULTS.parent.parent
+    command = "git", "-c", f"safe.directory={root}", *arguments  # a copy of it may belong to another user
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=root).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def provenance() -> dict[str, object]:
@@ -57,7 +63,7 @@ def provenance() -> dict[str, object]:
         },
         "versions": {"python": platform.python_version()}
         | {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+        "commit": (_git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else ""),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -78,15 +84,25 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:160]
 
 
+def stem(benchmark: str) -> str:
+    """What its result is called: figures of a GPU are kept apart."""
+    return f"{benchmark}-gpu" if DEVICE.type == "cuda" else benchmark
+
+
 def result(benchmark: str, rows: Sequence[Mapping[str, object]], **more: object) -> dict[str, object]:
     """All that is stored of a run: `more`, its rows and where they come from."""
-    origin = {"schema": SCHEMA, "benchmark": benchmark, **provenance(), "seconds": round(time.monotonic() - _begin)}
+    origin = {
+        "schema": SCHEMA,
+        "benchmark": stem(benchmark),
+        **provenance(),
+        "seconds": round(time.monotonic() - _begin),
+    }
     return {**origin, **more, "rows": list(rows)}
 
 
 def save(benchmark: str, rows: Sequence[Mapping[str, object]], path: Path | None = None, **more: object) -> Path:
-    """Writes the result of a run to `path`, which is `results/BENCHMARK.json` unless given."""
-    path = path or RESULTS / f"{benchmark}.json"
+    """Writes the result of a run to `path`, which is `results/BENCHMARK.json` unless given, on a GPU BENCHMARK-gpu."""
+    path = path or RESULTS / f"{stem(benchmark)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result(benchmark, rows, **more), indent=1) + "\n", encoding="utf-8")
     return path

@@ -19,6 +19,7 @@ import torch
 import tritonconv
 from tritonconv.launch.room import results
 
+from .arithmetic import FLOAT32
 from .comparison import OURS, Row, figure, parser, publish
 from .measure import DEVICE
 from .peers import channels_last
@@ -56,7 +57,7 @@ def grown(step) -> tuple[int, int]:
 def child(name: str, batch: int, peer: str) -> None:
     """Prints the bytes kept, the peak and the total, as JSON."""
     x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE)
-    step, parameters = step_of(EAGER[peer], NETWORKS[name].build().to(DEVICE), x)
+    step, parameters = step_of(EAGER[peer], NETWORKS[name].build().to(DEVICE), x, FLOAT32)
     weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept = {}
 

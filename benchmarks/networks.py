@@ -1,4 +1,5 @@
-"""Inference of whole networks against torch, ONNX Runtime and OpenVINO: fp32, the same threads, interleaved.
+"""Inference of whole networks against torch, ONNX Runtime and OpenVINO: fp32, the same threads, interleaved. On a GPU
+against torch, in any arithmetic, with each peer's call captured in a CUDA graph, too.
 
 A peer whose result is wrong is left out. `ratio` is the median time of the fastest other peer over ours: above 1 ours
 is the fastest.
@@ -6,43 +7,50 @@ is the fastest.
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .comparison import Row, apart, compare, parser, publish
+from . import models
+from .arithmetic import MEASURED
+from .comparison import Row, publish
 from .measure import DEVICE
 from .peers import PEERS, Run
 from .zoo import NETWORKS
 
-# Of the largest output. Rounding to float32 stays below; to a smaller type it would not: one to TF32 is off by 5e-4.
-TOLERANCE = 1e-4
+# Of the largest output a result may be off by so much, or by so many times what torch's own, in NCHW memory, is off by.
+# Rounding to float32 stays below; to a smaller type it would not: one to TF32 is off by 5e-4.
+TOLERANCE, TIMES = 1e-4, 4
 
 
-def checked(peer: Callable[..., Run], model: nn.Module, x: Tensor, directory: Path, want: Tensor) -> Run:
-    run = peer(model, x, directory)
-    error = float((run() - want).abs().max() / want.abs().max())
-    if not error <= TOLERANCE:
+def error_of(got: Tensor, want: Tensor) -> float:
+    return float((got - want).abs().max() / want.abs().max())
+
+
+def check(want: Tensor, allowed: float, run: Run) -> None:
+    error = error_of(run(), want)
+    if not error <= allowed:
         raise ValueError(f"its result is off by {error:.1e} of the largest element, so it is not timed")
-    return run
 
 
 @torch.no_grad()
-def measure(name: str, batch: int, seconds: float) -> Row:
-    model = NETWORKS[name].build().eval().to(DEVICE)
-    x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE)
+def measure(arithmetic: str, batch: int, name: str, seconds: float | None) -> list[Row]:
+    chosen = MEASURED[arithmetic]
+    chosen.choose()
+    model = NETWORKS[name].build().eval().to(DEVICE, chosen.dtype)
+    x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE, dtype=chosen.dtype)
+    want = copy.deepcopy(model).double()(x.double())
+    right = partial(check, want, max(TOLERANCE, TIMES * error_of(model(x), want)))
     with tempfile.TemporaryDirectory() as directory:
-        problem = model, x, Path(directory), model(x)
-        peers = {peer: partial(checked, make, *problem) for peer, make in PEERS.items()}
-        return compare(f"batch {batch}", name, peers, seconds, {"batch": batch})
+        peers = {peer: partial(make, model, x, Path(directory)) for peer, make in PEERS.items()}
+        return models.compare_in_groups(arithmetic, batch, name, peers, right, seconds)
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    options = parser("networks", __doc__, NETWORKS, seconds=3.0, batches=(1, 8)).parse_args(arguments)
-    names = options.only or NETWORKS
-    rows = [apart(measure, name, batch, options.seconds) for batch in options.batch for name in names]
-    publish("networks", "inference, fp32", rows, options)
+    options = models.options_of("networks", __doc__, (1, 8), arguments)
+    publish("networks", f"inference, {', '.join(options.arithmetic)}", models.rows(measure, options), options)

@@ -37,7 +37,9 @@ def rendered(text: str) -> str:
         try:
             return f"{begin}{figures(name)}\n{end}"
         except FileNotFoundError:
-            return f"{begin}`python -m benchmarks {name}` has not been run.\n{end}"
+            command, gpu, _ = name.partition("-gpu")
+            where = " on a GPU" if gpu else ""
+            return f"{begin}`python -m benchmarks {command}` has not been run{where}.\n{end}"
 
     return _BLOCK.sub(render, text)
 

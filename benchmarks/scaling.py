@@ -12,7 +12,8 @@ from torch import nn
 
 from .comparison import OURS, Row, compare, parser, publish
 from .measure import DEVICE
-from .networks import checked
+from .models import checked
+from .networks import TOLERANCE, check
 from .peers import eager, eager_channels_last, ours
 from .zoo.layers import conv_bn
 
@@ -54,7 +55,8 @@ def measure(axis: str, value: int, block: Block, seconds: float) -> Row:
     model = nn.Sequential(*conv_bn(block.C, block.C)).eval().to(DEVICE)
     x = torch.randn(block.N, block.C, block.H, block.H, device=DEVICE)
     with threads(block.threads):
-        peers = {peer: partial(checked, make, model, x, None, model(x)) for peer, make in PEERS.items()}
+        right = partial(check, model(x), TOLERANCE)
+        peers = {peer: partial(checked, partial(make, model, x, None), right) for peer, make in PEERS.items()}
         facts = {"value": value, "flops": block.flops}
         return compare(axis, str(value), peers, seconds, facts, LEAST)
 

@@ -199,6 +199,8 @@ def tuned(stored: dict) -> list[Table]:
 TABLES: Mapping[str, Callable[[dict], list[Table]]] = {
     "networks": speedups,
     "training": speedups,
+    "networks-gpu": speedups,
+    "training-gpu": speedups,
     "memory": medians,
     "startup": first_calls,
     "kernels": kinds,

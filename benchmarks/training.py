@@ -1,5 +1,6 @@
 """A training step of whole networks (forward, backward, SGD) against torch: fp32, the same threads, interleaved, each
-network in a process of its own.
+network in a process of its own. On a GPU in any arithmetic, halves by autocast, each peer's step captured in a CUDA
+graph, too, and without dropout, whose numbers depend there on dtype and memory format.
 
 A peer whose gradient is wrong is left out. `ratio` is the median time of the fastest other peer over ours: above 1 ours
 is the fastest.
@@ -18,7 +19,9 @@ from torch._inductor import config as inductor
 
 import tritonconv
 
-from .comparison import OURS, Row, apart, compare, parser, publish
+from . import models
+from .arithmetic import EXACT, MEASURED, Arithmetic
+from .comparison import OURS, Row, publish
 from .measure import DEVICE
 from .peers import channels_last
 from .zoo import NETWORKS
@@ -42,53 +45,72 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def step_of(peer: Peer, model: nn.Module, x: Tensor) -> tuple[Callable[[], None], list[nn.Parameter]]:
-    """A training step of the peer's own copy of `model`, and that copy's parameters."""
+Step = Callable[[], list[Tensor]]
+
+
+def step_of(peer: Peer, model: nn.Module, x: Tensor, arithmetic: Arithmetic) -> tuple[Step, list[nn.Parameter]]:
+    """A training step of the peer's own copy of `model`, which returns the gradients, and that copy's parameters."""
     place, make = peer
     model, x = place(model.train(), x)
-    parameters, run = list(model.parameters()), make(model, x)
+    for module in model.modules() if DEVICE.type == "cuda" else ():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    parameters = list(model.parameters())
+    with arithmetic.autocast(DEVICE):
+        run = make(model, x)
     # So slow that the weights stay what they are: a step takes longer where numbers overflow or underflow.
     optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9)
 
-    def step() -> None:
-        y = run(x)
+    def step() -> list[Tensor]:
+        with arithmetic.autocast(DEVICE):
+            loss = loss_of(run(x))
         optimizer.zero_grad()
-        F.mse_loss(y, torch.ones_like(y)).backward()
+        loss.backward()
         optimizer.step()
+        return [parameter.grad for parameter in parameters]
 
     return step, parameters
 
 
-def gradient(step: Callable[[], None], parameters: Sequence[nn.Parameter]) -> Tensor:
+def loss_of(y: Tensor) -> Tensor:
+    """The mean square distance from one; on a GPU times the root of how many there are, so that the gradients of many
+    stay large enough for float16."""
+    loss = F.mse_loss(y, torch.ones_like(y))
+    return loss if DEVICE.type == "cpu" else loss * y.numel() ** 0.5
+
+
+def gradient(step: Step) -> Tensor:
     torch.manual_seed(1)  # of dropout
-    step()
-    return torch.cat([parameter.grad.flatten() for parameter in parameters])
+    return torch.cat([gradient.flatten() for gradient in step()])
 
 
 def error_of(got: Tensor, want: Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-def checked(peer: str, model: nn.Module, x: Tensor, want: Tensor, allowed: float) -> Callable[[], None]:
-    step, parameters = step_of(PEERS[peer], model, x)
-    error = error_of(gradient(step, parameters), want)
+def check(want: Tensor, allowed: float, step: Step) -> None:
+    error = error_of(gradient(step), want)
     if not error <= allowed:
         raise ValueError(f"its gradient is off by {error:.1e} of its length, so it is not timed")
-    return step
 
 
-def measure(name: str, batch: int, seconds: float) -> Row:
+def measure(arithmetic: str, batch: int, name: str, seconds: float | None) -> list[Row]:
+    chosen = MEASURED[arithmetic]
+    chosen.choose()
     model = NETWORKS[name].build().to(DEVICE)
     x = torch.randn(batch, *NETWORKS[name].input, device=DEVICE)
-    want = gradient(*step_of(PEERS["torch NCHW"], copy.deepcopy(model).double(), x.double()))
-    allowed = max(TOLERANCE, TIMES * error_of(gradient(*step_of(PEERS["torch NCHW"], model, x)), want))
-    peers = {peer: partial(checked, peer, model, x, want, allowed) for peer in PEERS}
+
+    def made(peer: str, model: nn.Module, x: Tensor, arithmetic: Arithmetic) -> Step:
+        return step_of(PEERS[peer], model, x, arithmetic)[0]
+
+    want = gradient(made("torch NCHW", copy.deepcopy(model).double(), x.double(), EXACT))
+    allowed = max(TOLERANCE, TIMES * error_of(gradient(made("torch NCHW", model, x, chosen)), want))
+    peers = {peer: partial(made, peer, model, x, chosen) for peer in PEERS}
     with inductor.patch(fallback_random=True):  # torch.compile then drops out what torch does
-        return compare(f"batch {batch}", name, peers, seconds, {"batch": batch}, rounds=3)
+        right = partial(check, want, allowed)
+        return models.compare_in_groups(arithmetic, batch, name, peers, right, seconds, rounds=3)
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    options = parser("training", __doc__, NETWORKS, seconds=3.0, batches=(8,)).parse_args(arguments)
-    names = options.only or NETWORKS
-    rows = [apart(measure, name, batch, options.seconds) for batch in options.batch for name in names]
-    publish("training", "training step, fp32", rows, options)
+    options = models.options_of("training", __doc__, (8,), arguments)
+    publish("training", f"training step, {', '.join(options.arithmetic)}", models.rows(measure, options), options)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import ceilings, kernels, layers, loading, predictor, scaling
+from benchmarks import ceilings, kernels, layers, loading, measure, models, networks, predictor, scaling, training
+from benchmarks.arithmetic import EXACT, MEASURED
 from benchmarks.comparison import OURS, parser
 from tritonconv import timing
 from tritonconv.cpu import engine
@@ -73,6 +74,103 @@ def test_a_gpu_is_timed_by_its_own_events(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
     assert timing._seconds(lambda: log.append("call"), 3, torch.device("cuda")) == pytest.approx(0.004)
     assert log == ["wait", "record", "call", "call", "call", "record", "wait"]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """What is measured takes this to be a GPU, on which replaying a captured call is to call it again."""
+    monkeypatch.setattr(models, "DEVICE", torch.device("cuda"))
+    monkeypatch.setattr(models, "captured", lambda run: run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arithmetic", "float16", "float32"], "--arithmetic must be float32 on a CPU, got float16 float32"),
+        (["--arithmetic", "float64"], "invalid choice: 'float64'"),
+        (["--prepare", "0"], "--prepare must be at least 1, got 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(arguments, said, capsys):
+    for benchmark in networks, training:
+        with pytest.raises(SystemExit):
+            benchmark.main(arguments)
+        assert said in capsys.readouterr().err
+
+
+def test_a_gpu_takes_every_arithmetic(gpu):
+    options = models.options_of("networks", "", (1,), ["--arithmetic", *MEASURED, "--prepare", "4"])
+    assert options.arithmetic == ["float16", "bfloat16", "TF32", "float32"] and options.prepare == 4
+
+
+def test_on_a_gpu_each_peer_is_measured_twice_and_prepared_once(gpu, monkeypatch):
+    prepared, checked = [], []
+
+    def make(peer):
+        prepared.append(peer)
+        return lambda: peer
+
+    def capture(run):
+        if run() == "stubborn":
+            raise RuntimeError("cannot be captured")
+        return lambda: f"{run()}, captured"
+
+    def check(run):
+        checked.append(run())
+        if run() in ("wrong", "lost, captured"):
+            raise ValueError("off")
+
+    monkeypatch.setattr(models, "captured", capture)
+    peers = {peer: lambda peer=peer: make(peer) for peer in (OURS, "wrong", "stubborn", "lost")}
+    called, captured = models.compare_in_groups("TF32", 4, "net", peers, check, 0.0, rounds=1)
+    assert (called.group, captured.group) == ("batch 4, TF32", "batch 4, TF32, captured")
+    assert list(called.figures) == [OURS, "stubborn", "lost"] and list(captured.figures) == [OURS]
+    refused = {"wrong": "ValueError: off", "stubborn": "RuntimeError: cannot be captured", "lost": "ValueError: off"}
+    assert called.left_out == {"wrong": "ValueError: off"} and captured.left_out == refused
+    assert prepared == list(peers) and checked == [*peers, f"{OURS}, captured", "lost, captured"]
+    assert models.compare_in_groups("TF32", 4, "net", peers, check, None) == []
+
+
+def test_a_row_that_fails_does_not_cost_the_others(capsys):
+    options = models.options_of("networks", "", (1,), ["--only", "LeNet-5", "--batch", "2", "1", "--prepare", "2"])
+    failed, right = models.rows(only_one_image, options)
+    assert (failed.group, right.group) == ("batch 2", "batch 1") and right.figures == {OURS: (1, 1, 1)}
+    assert not failed.figures and failed.left_out == {OURS: "ValueError: 2 images"}
+    options.minutes = 1e-9
+    assert models.rows(only_one_image, options) == []
+    assert "no time left for float32, 2, LeNet-5\n" in capsys.readouterr().out
+
+
+def only_one_image(arithmetic, batch, name, seconds):
+    if batch > 1:
+        raise ValueError(f"{batch} images")
+    return [] if seconds is None else [models.Row(models.group_of(arithmetic, batch), name, "ms", {OURS: (1, 1, 1)})]
+
+
+def test_gradients_are_judged_beside_those_in_float64(gpu):
+    """In bfloat16, by autocast; and a step returns the gradients that a replay would write."""
+    model, x = networks.NETWORKS["LeNet-5"].build(), torch.randn(2, 1, 32, 32)
+    theirs, ours = training.PEERS["torch NCHW"], training.PEERS[OURS]
+    exact = training.gradient(training.step_of(theirs, model.double(), x.double(), EXACT)[0])
+    step, _ = training.step_of(ours, model.float(), x, MEASURED["bfloat16"])
+    training.check(exact, 0.1, step)
+    with pytest.raises(ValueError, match="its gradient is off by .* of its length, so it is not timed"):
+        training.check(exact, 1e-4, step)  # bfloat16 has 8 bits
+    for gradient in step():
+        gradient.fill_(float("nan"))
+    training.check(exact, 0.1, step)
+    with pytest.raises(ValueError, match="off by nan"):
+        training.check(exact, 0.1, lambda: [torch.full_like(exact, float("nan"))])
+
+
+def test_results_of_a_gpu_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    assert measure.save("networks", []).name == "networks.json"
+    monkeypatch.setattr(measure, "DEVICE", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    found = measure.load(measure.save("networks", []))
+    assert found["benchmark"] == "networks-gpu" and found["machine"]["processor"] == "a GPU"
+    assert found["commit"] == "unknown"  # there is no checkout
 
 
 def test_ceilings_are_measured_by_kernels_that_compute_what_they_say():

@@ -55,6 +55,18 @@ def test_documents_take_their_figures_from_what_is_stored(results):
     assert readme.rendered(text) == text
 
 
+def test_documents_have_the_figures_of_a_gpu_group_by_group(results, monkeypatch):
+    text = "<!-- figures: networks-gpu -->\nold\n<!-- end -->"
+    assert "`python -m benchmarks networks` has not been run on a GPU.\n<!-- end -->" in readme.rendered(text)
+    groups = [f"batch 32, {name}{end}" for name in ("float16", "TF32") for end in ("", ", captured")]
+    rows = [row((ours,) * 3, group=group, name=name) for group in groups for name, ours in (("net", 5), ("slow", 20))]
+    (results / "networks-gpu.json").write_text(json.dumps(stored(*rows, benchmark="networks-gpu")))
+    text = readme.rendered(text)
+    for group in groups:
+        assert f"| {group} | ours, ms | spread | torch | the best of them |" in text
+    assert text.count("| slow | 20 | 0% | 0.50 | 0.50 |") == 4 == text.count("| geometric mean |  |  | 1.00 | 1.00 |")
+
+
 def test_documents_tell_what_each_benchmark_took(results):
     text = readme.rendered("<!-- figures: minutes -->\n<!-- end -->")
     assert [line.split(" | ")[0] for line in text.splitlines()[3:-1]] == ["| `kernels`", "| `networks`", "| `scaling`"]
