@@ -1,5 +1,7 @@
 """What the benchmarks launch are the library's kernels as they are now; no time is judged here."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -129,6 +131,50 @@ def test_on_a_gpu_each_peer_is_measured_twice_and_prepared_once(gpu, monkeypatch
     assert called.left_out == {"wrong": "ValueError: off"} and captured.left_out == refused
     assert prepared == list(peers) and checked == [*peers, f"{OURS}, captured", "lost, captured"]
     assert models.compare_in_groups("TF32", 4, "net", peers, check, None) == []
+
+
+def test_a_call_is_captured_on_a_stream_of_its_own_and_replayed(monkeypatch):
+    class Stream:
+        def wait_stream(self, other):
+            log.append("wait")
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+            y.fill_(2)
+
+    @contextmanager
+    def within(*what, stream):
+        log.append("capture")
+        yield
+        log.append("captured")
+
+    @contextmanager
+    def on(stream):
+        log.append("on")
+        try:
+            yield
+        finally:
+            log.append("off")
+
+    def run():
+        log.append("call")
+        return [y]
+
+    def fail():
+        raise RuntimeError("not while a stream is captured")
+
+    fakes = {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "graph": within, "stream": on}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    log, y = [], torch.ones(2)
+    replay = models.captured(run)
+    assert log == ["wait", "on", *["call"] * 3, "capture", "call", "captured", "off", "wait"]
+    assert y.isnan().all()  # what a replay does not write shows
+    assert replay() == [y] and y.tolist() == [2, 2] and log[-1] == "replay"
+    with pytest.raises(RuntimeError, match="not while"):
+        models.captured(fail)
+    assert log[-1] == "off"
 
 
 def test_a_row_that_fails_does_not_cost_the_others(capsys):
