@@ -12,7 +12,7 @@ from ..configs import TileConfig
 from ..engines import Launch
 from ..geometry import NormGeometry
 from ..kernels import norm
-from .common import accumulator_of, config_of, is_channels_last, prepare, sum_splits
+from .common import accumulator_of, config_of, is_channels_last, prepare, summed
 from .room import empty
 
 
@@ -161,10 +161,9 @@ def backward_sums(
     geometry, memory_format = _seen(x)
     launch, run = prepare(x.device, backward_sums_launch, geometry, x.dtype, norm.eps, activation, config)
     dy, y, x, residual = _laid(memory_format, dy, y, x, residual)
-    partial = torch.empty((launch.grid[0], 2, x.shape[1]), dtype=accumulator_of(x), device=x.device)
-    run(dy, y, x, *norm.tensors, residual, partial)
-    sums = torch.empty_like(partial[0])
-    sum_splits(partial, sums)
+    sums = torch.empty((2, geometry.C), dtype=accumulator_of(x), device=x.device)
+    given = dy, y, x, *norm.tensors, residual
+    summed(lambda partial: run(*given, partial), launch.grid[0], sums)
     return sums
 
 
@@ -200,8 +199,6 @@ def prelu_backward(
     if not needs_sums:
         run(dy, x, slope.contiguous(), dx, None)
         return [dx]
-    partial = torch.empty((launch.grid[0], geometry.C), dtype=accumulator_of(x), device=x.device)
-    run(dy, x, slope.contiguous(), dx, partial)
-    sums = torch.empty_like(partial[0])
-    sum_splits(partial, sums)
+    sums = torch.empty(geometry.C, dtype=accumulator_of(x), device=x.device)
+    summed(lambda partial: run(dy, x, slope.contiguous(), dx, partial), launch.grid[0], sums)
     return [dx, sums]

@@ -80,8 +80,10 @@ def activation(text: str | Tensor) -> Activation:
     """What a canonical text, or slopes, stand for."""
     if isinstance(text, Tensor):
         return Activation(lambda x: F.prelu(x, text))
+    if text in _PLAIN:
+        return _PLAIN[text]
     name, number = parse(text)
-    return _PLAIN[name] if number is None else _WITH_NUMBER[name][0](number)
+    return _WITH_NUMBER[name][0](number)
 
 
 def gradient_at(text: str, dy: Tensor, x: Tensor) -> Tensor:

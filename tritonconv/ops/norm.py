@@ -164,9 +164,8 @@ def _update(running_mean: Tensor | None, running_var: Tensor | None, mean, var, 
     if running_mean is None:
         return
     with torch.no_grad():
-        running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
-        unbiased = var * (count / (count - 1))
-        running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
+        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+        running_var.mul_(1 - momentum).add_(var, alpha=momentum * count / (count - 1))  # unbiased
 
 
 def normalize(y: Tensor, norm: Norm, batch: bool, residual, activation) -> Tensor:
