@@ -25,6 +25,14 @@ def device(request):
 
 
 @pytest.fixture(autouse=True)
+def true_float32():
+    """What is compared in float32 is computed in it: torch's default lets cuDNN round operands to TF32."""
+    before, torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.conv.fp32_precision, "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
 def nothing_is_shipped(monkeypatch):
     """Tests do the same on every machine."""
     monkeypatch.setattr(shipped, "_shipped", [])

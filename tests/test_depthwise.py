@@ -64,9 +64,9 @@ def test_norm_residual_and_activation(dtype, device):
     x, weight, bias = operands(case, dtype=dtype, device=device)
     K = case.kernel[0]
     channel = [integers((K,), torch.float32, device, seed=seed) for seed in (4, 5, 6)]
-    norm = Norm(channel[0], torch.full((K,), 0.25, device=device), channel[1], channel[2], 0.0)
+    norm = Norm(channel[0], torch.full((K,), 0.125, device=device), channel[1], channel[2], 0.125)
     wide = [t.double() for t in (x, weight, bias)]
-    z = F.batch_norm(F.conv2d(*wide, **case.options), *(t.double() for t in norm[:4]), eps=0.0)
+    z = F.batch_norm(F.conv2d(*wide, **case.options), *(t.double() for t in norm[:4]), eps=0.125)
     residual = integers(z.shape, dtype, device, seed=7)
     got = launch.conv.fprop(x, weight, bias, case.geometry, "relu", norm=norm, residual=residual)
     assert torch.equal(got, torch.relu(z + residual.double()).to(dtype))

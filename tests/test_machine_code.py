@@ -279,7 +279,8 @@ def test_1d_convolution_fits_the_target(dtype, target):
 
 @pytest.mark.parametrize(("target", "block"), (("sm_90", 1 << 13), ("gfx942", 1 << 15)))
 def test_what_does_not_fit_shows(target, block):
-    reduction = replace(launch.common.sum_splits_launch(target, 4, 1 << 20), constexprs={"BLOCK": block}, num_warps=1)
+    large = {"TOGETHER": 1, "BLOCK": block}
+    reduction = replace(launch.common.sum_splits_launch(target, 4, 1 << 20), constexprs=large, num_warps=1)
     assert matching(compile_launch(reduction, (f32, f32), target).code, SPILL)
     large = compiled(Case("fprop", "3x3", f16, config=TileConfig(128, 128, 256, num_warps=8, num_stages=3)), target)
     assert large.shared_bytes > TARGETS[target].shared_program

@@ -1,6 +1,7 @@
 """batch_norm and conv2d_batch_norm against torch: statistics, values, gradients of all orders."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch.nn.functional as F
 from cases import FLOATS, integers, normal
 from tolerance import assert_as_good_as, assert_bounded
 
-from tritonconv import configs, launch
+from tritonconv import configs, engines, launch
+from tritonconv.configs import TileConfig
+from tritonconv.configs.tile import MACHINES, kind_of
 from tritonconv.functional import batch_norm, conv1d_batch_norm, conv2d, conv2d_batch_norm
 from tritonconv.geometry import NormGeometry
 from tritonconv.ops.activations import activation, canonical
@@ -100,17 +103,36 @@ def test_every_config(shape, memory_format, device):
     planar = memory_format is torch.contiguous_format
     geometry = NormGeometry(H * W, C, N, planar) if planar else NormGeometry(N * H * W, C)
     for config in {c for t in (target, "cpu") for c in configs.space("norm_apply", geometry, x.dtype, t)}:
-        found = launch.norm.finalize(launch.norm.moments(x, config), N * H * W)
-        torch.testing.assert_close(found[0].double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
         variance = x.double().var((0, 2, 3), correction=0)
-        assert_bounded(found[1], variance, variance, N * H * W)
+        several = replace(config, BM=4, BK=3)  # tiles of a program, the last of which has fewer
+        for each in (config, several):
+            found = launch.norm.finalize(launch.norm.moments(x, each), N * H * W)
+            torch.testing.assert_close(found[0].double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+            assert_bounded(found[1], variance, variance, N * H * W)
         y = launch.norm.apply(x, given, dy, "relu", config)
         assert torch.equal(y, ((x - mean[:, None, None]) / 2 + dy).relu())
         da = torch.where(y <= 0, 0, dy)
         _, got_da = launch.norm.backward(dy, y, x, given, None, "relu", True, None, config)
         assert torch.equal(got_da, da)
-        sums = launch.norm.backward_sums(dy, y, x, given, None, "relu", config)
-        assert torch.equal(sums, torch.stack((da.sum((0, 2, 3)), (da * (x - mean[:, None, None]) / 2).sum((0, 2, 3)))))
+        exact = torch.stack((da.sum((0, 2, 3)), (da * (x - mean[:, None, None]) / 2).sum((0, 2, 3))))
+        for each in (config, several):
+            assert torch.equal(launch.norm.backward_sums(dy, y, x, given, None, "relu", each), exact)
+
+
+@pytest.mark.parametrize("parts", (1, 2, 63, 64, 65, 200))
+def test_parts_are_added_up_side_by_side(parts, device, monkeypatch):
+    """As on a GPU, on every engine."""
+    kind = kind_of(engines.engine_for(device).target(device))
+    monkeypatch.setitem(MACHINES, kind, replace(MACHINES[kind], programs=132, together=64))
+    launch.common.forget()
+    partial, total = integers((parts, 70), torch.float32, device), torch.empty(70, device=device)
+    launch.common.sum_splits(partial, total)
+    assert torch.equal(total, partial.sum(0))
+    x = integers((1, 70, parts, 3), torch.float32, device).contiguous(memory_format=torch.channels_last)
+    found = launch.norm.finalize(launch.norm.moments(x, TileConfig(1, 64)), 3 * parts)
+    exact = x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close([t.double() for t in found], list(exact), rtol=1e-6, atol=1e-6)
+    launch.common.forget()
 
 
 def test_layouts_give_torchs_strides(device):
@@ -239,7 +261,7 @@ def test_one_dimension_in_any_memory(device):
     x = normal((3, 5, 8), torch.float32, device).transpose(1, 2).contiguous().transpose(1, 2)
     mean, var = torch.zeros(5, device=device), torch.ones(5, device=device)
     got, want = (f(x, mean, var, training=False) for f in (batch_norm, F.batch_norm))
-    assert got.stride() == want.stride()
+    assert got.is_contiguous() and (x.is_cuda or want.is_contiguous())  # on GPUs torch's is as x is
     torch.testing.assert_close(got, want)
 
 

@@ -136,7 +136,8 @@ def test_unpooling(layout, dtype, device):
         x, indices = x.to(device, dtype).requires_grad_(), indices.to(device)
         got, want = (unpool(x, indices, **options) for unpool in (max_unpool2d, F.max_unpool2d))
         assert torch.equal(got, want)
-        assert layout == "mixed" or got.stride() == want.stride()
+        # On GPUs torch unpools into NCHW memory always.
+        assert layout == "mixed" or x.is_cuda or got.stride() == want.stride()
         dy = integers(want.shape, dtype, device, seed=1)
         assert torch.equal(*(torch.autograd.grad(y, x, dy)[0] for y in (got, want)))
         with torch.no_grad():

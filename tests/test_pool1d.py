@@ -44,8 +44,9 @@ def test_integers_and_their_gradients(name, arguments, shape, dtype, device):
 @pytest.mark.parametrize(("name", "arguments"), CASES, ids=str)
 def test_any_strides_give_torchs(name, arguments, device):
     x = normal((2, 12, 9), torch.float64, device).transpose(1, 2)
-    for mine, torchs in zip(results(functional, name, arguments, x), results(F, name, arguments, x), strict=True):
-        torch.testing.assert_close(mine, torchs)
+    # On the CPU: on GPUs torch 2.11 averages such memory wrongly.
+    for mine, torchs in zip(results(functional, name, arguments, x), results(F, name, arguments, x.cpu()), strict=True):
+        torch.testing.assert_close(mine.cpu(), torchs)
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,10 @@ def test_in_the_kernel_of_a_convolution(case, slopes, device):
 @pytest.mark.parametrize("kind", KINDS)
 def test_behind_a_norm_in_every_dtype(kind, dtype, device):
     x, weight, bias, slope = operands(KINDS[kind], dtype, device, 6)
-    norm = torch.ones_like(bias), torch.full_like(bias, 0.25), slope, bias
-    y = getattr(functional, f"{kind}_batch_norm")(x, weight, bias, *norm, eps=0.0, activation=slope)
+    norm = torch.ones_like(bias), torch.full_like(bias, 0.125), slope, bias
+    y = getattr(functional, f"{kind}_batch_norm")(x, weight, bias, *norm, eps=0.125, activation=slope)
     z = getattr(F, kind)(*(t.double() for t in (x, weight, bias)))
-    assert torch.equal(y, F.prelu(F.batch_norm(z, *(t.double() for t in norm), eps=0.0), slope.double()).to(dtype))
+    assert torch.equal(y, F.prelu(F.batch_norm(z, *(t.double() for t in norm), eps=0.125), slope.double()).to(dtype))
 
 
 @pytest.mark.parametrize("one", (False, True))

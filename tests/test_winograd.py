@@ -13,7 +13,7 @@ from tolerance import assert_bounded
 
 import autotune
 from autotune import store
-from tritonconv import configs, functional, launch
+from tritonconv import configs, engines, functional, launch
 from tritonconv.configs import TileConfig
 from tritonconv.cpu.target import Caches
 from tritonconv.geometry import ConvGeometry
@@ -43,6 +43,7 @@ FOURS = (
     ConvCase((1, 1, 1, 2), (1, 4, 4), stride=(2, 2), padding=(3, 1)),
     ConvCase((1, 2, 9, 20), (4, 5, 5), stride=(2, 2), padding=(2, 3)),
 )
+LEAST = 16 if "triton" in engines.available() else 2  # of a product on a GPU
 OUTS = 4, 2  # outputs of a tile along an axis
 FILTERS = (4, 3), (2, 3), (2, 5), (4, 2), (2, 2)  # and taps
 PHASES = {2: 2}  # along an axis, of a window whose phases have so many taps; of other windows one
@@ -50,7 +51,7 @@ PHASES = {2: 2}  # along an axis, of a window whose phases have so many taps; of
 
 def small(OUT):
     """Blocks that the tiles do not fill, tiles that the channels do not, several turns of the product's loop."""
-    return TileConfig(8, 4, 2, OUT=OUT)
+    return TileConfig(8, 4, LEAST, OUT=OUT)
 
 
 WIDE = ConvCase((2, 24, 14, 15), (20, 3, 3), padding=(1, 1))
@@ -104,7 +105,7 @@ def test_gradients_of_weights(case, memory_format, OUT, device, monkeypatch):
 def test_any_number_of_programs_shares_the_work(case, threads, device, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x, weight, bias = operands(case, torch.float64, device)
-    config = TileConfig(2, 4, 4, OUT=4)  # several blocks, 2 tiles of K
+    config = TileConfig(2, 4, max(4, LEAST), OUT=4)  # several blocks, 2 tiles of K
     y = fprop(x, weight, bias, case.geometry, config=config)
     assert close(y, conv(x, weight, bias, case))
     dx = launch.winograd.dgrad(y, weight, None, case.geometry, config=config)
@@ -233,7 +234,7 @@ def test_rounding_is_bounded(OUT, R, dtype, device):
     case = replace(WIDE, kernel=(20, side, side), stride=(count, count), padding=(side // 2, side // 2))
     x, weight, _ = operands(case, dtype, device)
     wide = x.double(), weight.double()
-    y = fprop(x, weight, None, case.geometry, config=replace(small(OUT), BN=16, BK=8))
+    y = fprop(x, weight, None, case.geometry, config=replace(small(OUT), BN=16, BK=max(8, LEAST)))
     exact = conv(*wide, None, case)
     bound = magnitude(*(t.cpu() for t in wide), case.padding, OUT, count).to(device)
     assert_bounded(y, exact, bound, count**2 * case.input[1] + 24)

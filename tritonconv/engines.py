@@ -51,8 +51,10 @@ class Launch:
     num_stages: int
     boxes: Mapping[int, Box] = field(default_factory=dict)
 
-    def operands(self, tensors: Sequence[Tensor | None]) -> list[Tensor | TensorDescriptor | None]:
+    def operands(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | TensorDescriptor | None]:
         """What the kernel is given for its tensors."""
+        if not self.boxes:
+            return tensors
         return [self.boxes[at].descriptor(t) if at in self.boxes else t for at, t in enumerate(tensors)]
 
     @property
@@ -88,22 +90,32 @@ def _bind_triton(launch: Launch) -> Callable[..., None]:
     names = launch.kernel.arg_names[-len(launch.constexprs) :]
     scalars = (*launch.sizes, *(launch.constexprs[name] for name in names))
 
-    def run(*tensors):
+    def start(device: torch.device, tensors: tuple[Tensor | None, ...]) -> None:
         operands = launch.operands(tensors)
-        alike = tuple([None if t is None else _compiled_by(t) for t in tensors])
-        with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
-            if alike in prepared:
-                prepared[alike](*operands, *scalars)
-                return
-            kernel = launch.kernel[launch.grid](*operands, *launch.sizes, **launch.constexprs, **launch.options)
-            if isinstance(kernel, CompiledKernel):  # and not, as within Triton's AsyncCompileMode, a promise of one
-                prepared[alike] = kernel[launch.grid]
+        alike = (device, *map(_compiled_by, tensors))
+        if (known := prepared.get(alike)) is not None:
+            known(*operands, *scalars)
+            return
+        kernel = launch.kernel[launch.grid](*operands, *launch.sizes, **launch.constexprs, **launch.options)
+        if isinstance(kernel, CompiledKernel):  # and not, as within Triton's AsyncCompileMode, a promise of one
+            prepared[alike] = kernel[launch.grid]
+
+    def run(*tensors):
+        device = tensors[0].device
+        if device.index is None or device.index == torch.cuda.current_device():  # on which Triton launches
+            start(device, tensors)
+        else:
+            with torch.cuda.device(device):
+                start(device, tensors)
 
     return run
 
 
-def _compiled_by(tensor: Tensor) -> tuple:
-    return tensor.dtype, tensor.device, tensor.data_ptr() % 16 == 0, tensor.untyped_storage().nbytes() < 2**31
+def _compiled_by(tensor: Tensor | None) -> tuple | None:
+    if tensor is None:
+        return None
+    alike = tensor.dtype, tensor.data_ptr() % 16 == 0
+    return (*alike, tensor.untyped_storage().nbytes() < 2**31) if torch.version.hip else alike
 
 
 def _triton_target(device: torch.device) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from triton import next_power_of_2
+from triton import cdiv, next_power_of_2
 
 from ..geometry import NormGeometry
 from .tile import MACHINES, TileConfig, kind_of
@@ -18,6 +20,10 @@ _TILES = {
 # On a CPU what a tile computes and leaves for each channel takes as long as some pixels: few large tiles take less, as
 # long as there are so many for each thread.
 _LARGE, _EACH = (1 << 16, 1), 8
+# On GPUs, which take small tiles, what each leaves for another kernel to add up would be as much to read again: there
+# so many programs, all of which run at once, take several tiles each.
+_SUMS = "norm_moments", "norm_backward_sums"
+_PARTS = {kind: 8 * MACHINES[kind].programs for kind in ("cuda", "hip")}
 
 
 def space(op: str, geometry: NormGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
@@ -27,7 +33,16 @@ def space(op: str, geometry: NormGeometry, dtype: torch.dtype, target: str) -> t
     enough = _EACH * MACHINES["cpu"].programs * _LARGE[0]
     if target == "cpu" and not geometry.planar and geometry.M * channels >= enough:
         tiles = (_LARGE, *tiles)
-    return tuple(dict.fromkeys(_fit(area, warps, geometry, channels) for area, warps in tiles))
+    fitted = dict.fromkeys(_fit(area, warps, geometry, channels) for area, warps in tiles)
+    if op in _SUMS and kind_of(target) in _PARTS:
+        return tuple(_in_parts(tile, geometry, _PARTS[kind_of(target)]) for tile in fitted)
+    return tuple(fitted)
+
+
+def _in_parts(tile: TileConfig, geometry: NormGeometry, parts: int) -> TileConfig:
+    """`tile`, of which a program takes as many along M as leave about so many programs."""
+    tiles = geometry.N * cdiv(geometry.M, tile.BM) * cdiv(geometry.C, tile.BN)
+    return replace(tile, BK=next_power_of_2(cdiv(tiles, parts)))
 
 
 def _fit(area: int, num_warps: int, geometry: NormGeometry, channels: int) -> TileConfig:

@@ -16,7 +16,7 @@ class TileConfig:
     GROUP_M: tiles along M that run next to each other for each tile along N, so that they share its panel while it is
     in cache. SPLIT: parts that the reduction is cut into. `boxed`: operands come as boxes, through tensor descriptors,
     where they can. OUT: Winograd's algorithm takes BM tiles of OUT × OUT outputs. Pooling takes BM rows of BK pixels of
-    BN channels, the gradient of a depthwise weight BK taps, which may be any number.
+    BN channels, the gradient of a depthwise weight BK taps, which may be any number, a norm's sums BK times BM pixels.
     """
 
     BM: int
@@ -37,7 +37,8 @@ class Machine:
     `programs` run at a time; starting one costs as much as `start` multiply-adds, a further kernel as `launch`, a turn
     of a program's loop as `turn`, loading an element of an operand as `load`. `smallest` is the least extent of a dot,
     `ragged_BK` the greatest where channels do not fill vectors of 16 bytes: their elements are loaded one by one, each
-    through a pointer of its own. `loops`: whether a reduction should take two turns at least, since a loop of one is
+    through a pointer of its own. `together`: parts of a sum that a program adds up side by side: a GPU waits for memory
+    as long for many as for one. `loops`: whether a reduction should take two turns at least, since a loop of one is
     dissolved into code that the CPU target does worse on.
     """
 
@@ -48,6 +49,7 @@ class Machine:
     load: int
     smallest: int
     ragged_BK: int
+    together: int = 1
     loops: bool = False
 
 
@@ -57,8 +59,8 @@ class Machine:
 STRETCH = {"cpu": 256, "interpreter": 512}
 _LONG = 28
 MACHINES = {
-    "cuda": Machine(programs=132, start=100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16),
-    "hip": Machine(programs=304, start=100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16),
+    "cuda": Machine(132, 100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16, together=64),
+    "hip": Machine(304, 100_000, launch=3_000_000, turn=150_000, load=16, smallest=16, ragged_BK=16, together=64),
     "cpu": Machine(torch.get_num_threads(), 10_000, 0, 0, load=1, smallest=1, ragged_BK=1 << 10, loops=True),
     "interpreter": Machine(programs=1, start=1_000_000, launch=0, turn=0, load=1, smallest=1, ragged_BK=1 << 10),
 }

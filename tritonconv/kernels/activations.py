@@ -7,6 +7,8 @@ PReLU's slopes are a tensor: one for each channel of "prelu", one for all of "pr
 import triton
 import triton.language as tl
 
+from .common import quotient
+
 
 @triton.constexpr_function
 def parse(text):
@@ -55,7 +57,7 @@ def tanh(x):
         r = n * 2.12194440e-4 + (n * -0.693359375 + b)
         p = (((1.38145604e-3 * r + 8.36873520e-3) * r + 4.16683890e-2) * r + 1.66665211e-1) * r + 4.99999940e-1
         m = (p * r * r + r) * power + (power - 1)
-        y = m / (m + 2)
+        y = quotient(m, m + 2)
         sign = x.to(tl.int32, bitcast=True) & -0x80000000
         return (y.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
     # Near zero 1 − 2 / (e²ˣ + 1) would lose what is small in the one: there x + x³·P(x²)/Q(x²) (Cephes, S. Moshier).
@@ -88,7 +90,7 @@ def activate(x, ACTIVATION: tl.constexpr, slope_ptr=None, c=0, m_c=True):
     elif NAME == "elu":
         # exp(x) − 1 near zero: e²ʰ − 1 = 2·tanh h / (1 − tanh h)
         t = tanh(tl.where(x > 0, 0.0, x) * 0.5)
-        x = tl.where(x > 0, x, NUMBER * (2 * t / (1 - t)))
+        x = tl.where(x > 0, x, NUMBER * quotient(2 * t, 1 - t))
     elif NAME == "sigmoid":
         x = sigmoid(x)
     elif NAME == "tanh":

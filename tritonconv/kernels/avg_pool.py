@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import inside
+from .common import inside, quotient
 from .windows import cells_of, covered_by, covering, few, most_windows, pixels_of, reach, span, tile_of, window_step
 
 
@@ -54,9 +54,9 @@ def avg_pool(
     if DIVISOR == "padded" or DIVISOR == "inside":
         size_h = pixels_of(p, H, P, R, STRIDE_H, PAD_H, ADAPTIVE, DIVISOR == "padded")
         size_w = pixels_of(q, W, Q, S, STRIDE_W, PAD_W, ADAPTIVE, DIVISOR == "padded")
-        y = acc / (size_h * size_w).to(ACC)[:, None]
+        y = quotient(acc, (size_h * size_w).to(ACC)[:, None])
     else:
-        y = acc / DIVISOR
+        y = quotient(acc, DIVISOR)
     if NORM == 2:
         y = tl.sqrt(y * (R * S))
     o_y = ((n * P + p) * Q + q).to(tl.int64)[:, None] * C + c[None, :]
@@ -184,4 +184,4 @@ def global_avg_pool(x_ptr, y_ptr, N, C, T, BM: tl.constexpr, BN: tl.constexpr, B
         acc += tl.sum(tl.load(p_x, mask=mask, other=0.0).to(ACC), 1)  # [BM, BK, BN]
         p_x += BK * C
     o_y = n.to(tl.int64)[:, None] * C + c[None, :]
-    tl.store(y_ptr + o_y, (acc / T).to(y_ptr.dtype.element_ty), mask=m_y)
+    tl.store(y_ptr + o_y, quotient(acc, T).to(y_ptr.dtype.element_ty), mask=m_y)

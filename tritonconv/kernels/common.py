@@ -66,15 +66,27 @@ def taps_of(position, STRIDE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.con
 
 
 @triton.jit
-def sum_splits(partial_ptr, out_ptr, SPLIT, size, BLOCK: tl.constexpr):
-    """out[i] = Σ partial[split, i], in the order of the splits. Grid: (tiles of `size`)."""
+def quotient(x, y):
+    """x / y, rounded once. To GPUs `/` of float32 is an approximation, by which tanh may be more than 1."""
+    if x.dtype == tl.float32:
+        return tl.div_rn(x, tl.cast(y, tl.float32))
+    else:
+        return x / y
+
+
+@triton.jit
+def sum_splits(partial_ptr, out_ptr, SPLIT, size, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
+    """out[i] = Σ partial[split, i], TOGETHER splits at a time, always in the same order. Grid: (tiles of `size`)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    p_partial = partial_ptr + i
-    acc = tl.load(p_partial, mask=i < size, other=0.0)  # [BLOCK]
-    for _ in range(1, SPLIT):
-        p_partial += size
-        acc += tl.load(p_partial, mask=i < size, other=0.0)  # [BLOCK]
-    tl.store(out_ptr + i, acc.to(out_ptr.dtype.element_ty), mask=i < size)
+    split = tl.arange(0, TOGETHER)
+    mask = (i < size)[None, :]
+    p_partial = partial_ptr + split.to(tl.int64)[:, None] * size + i[None, :]
+    acc = tl.load(p_partial, mask=mask & (split < SPLIT)[:, None], other=0.0)  # [TOGETHER, BLOCK]
+    for first in range(TOGETHER, SPLIT, TOGETHER):
+        p_partial += size.to(tl.int64) * TOGETHER
+        there = mask if TOGETHER == 1 else mask & (split < SPLIT - first)[:, None]
+        acc += tl.load(p_partial, mask=there, other=0.0)  # [TOGETHER, BLOCK]
+    tl.store(out_ptr + i, tl.sum(acc, 0).to(out_ptr.dtype.element_ty), mask=i < size)
 
 
 @triton.jit

@@ -15,10 +15,10 @@ from .activations import activate, derivative, derivative_at, slopes
 
 @triton.jit
 def merge(count, mean, m2, count_b, mean_b, m2_b):
-    """Count, mean and M2 of two sets of values together, not both of them empty."""
+    """Count, mean and M2 of two sets of values together. Of an empty set all three are 0."""
     total = count + count_b
     delta = mean_b - mean
-    share = count_b / total
+    share = count_b / tl.maximum(total, 1.0)
     return total, mean + delta * share, m2 + m2_b + delta * delta * (count * share)
 
 
@@ -33,21 +33,26 @@ def store_partial(partial_ptr, tile, tiles, count, mean, m2, n, n_column, C: tl.
 
 
 @triton.jit
-def load_partial(p_partial, plane, m_column):
-    """Count, mean and M2 [BN], in float64, from where each lies a plane after the other."""
-    count = tl.load(p_partial, mask=m_column, other=1.0).to(tl.float64)  # [BN]
-    mean = tl.load(p_partial + plane, mask=m_column, other=0.0).to(tl.float64)  # [BN]
-    m2 = tl.load(p_partial + 2 * plane, mask=m_column, other=0.0).to(tl.float64)  # [BN]
+def load_partials(p_partial, plane, mask):
+    """Counts, means and M2s [tiles, BN], in float64, from where each lies a plane after the other."""
+    count = tl.load(p_partial, mask=mask, other=0.0).to(tl.float64)  # [tiles, BN]
+    mean = tl.load(p_partial + plane, mask=mask, other=0.0).to(tl.float64)  # [tiles, BN]
+    m2 = tl.load(p_partial + 2 * plane, mask=mask, other=0.0).to(tl.float64)  # [tiles, BN]
     return count, mean, m2
+
+
+@triton.jit
+def moments(values, m_row, count):
+    """Count, mean and M2 [BN] of the rows m_row [BM] of values [BM, BN], `count` of them."""
+    mean = tl.sum(tl.where(m_row[:, None], values, 0.0), 0) / count
+    deviation = tl.where(m_row[:, None], values - mean[None, :], 0.0)
+    return tl.zeros_like(mean) + count, mean, tl.sum(deviation * deviation, 0)
 
 
 @triton.jit
 def store_moments(partial_ptr, tile, tiles, values, m_row, count, n, n_column, C: tl.constexpr):
     """The partial of one tile: that of the rows m_row [BM] of values [BM, BN], `count` of them."""
-    mean = tl.sum(tl.where(m_row[:, None], values, 0.0), 0) / count
-    deviation = tl.where(m_row[:, None], values - mean[None, :], 0.0)
-    m2 = tl.sum(deviation * deviation, 0)
-    counts = tl.zeros_like(mean) + count
+    counts, mean, m2 = moments(values, m_row, count)
     store_partial(partial_ptr, tile, tiles, counts, mean, m2, n, n_column, C)
 
 
@@ -62,49 +67,67 @@ def store_row_moments(partial_ptr, tile, tiles, values, m_column, count, n, n_ro
 
 
 @triton.jit
-def place(M, C: tl.constexpr, PLANAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Of this program's tile: its pixels [BM] and channels [BN], and where its elements lie [BM, BN]."""
+def place(tile, M, C: tl.constexpr, PLANAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Of a tile along M: its pixels [BM], this program's channels [BN], and where its elements lie [BM, BN]."""
     # In int64 from the start: a sum in int32, which may wrap, is no run of addresses.
     c = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
     if PLANAR:
         tiles = tl.cdiv(M, BM)
-        n = (tl.program_id(0) // tiles).to(tl.int64)
-        m = (tl.program_id(0) % tiles).to(tl.int64) * BM + tl.arange(0, BM)
+        n = (tile // tiles).to(tl.int64)
+        m = (tile % tiles).to(tl.int64) * BM + tl.arange(0, BM)
         at = (n * C + c)[None, :] * M + m[:, None]
     else:
-        m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+        m = tl.cast(tile, tl.int64) * BM + tl.arange(0, BM)
         at = m[:, None] * C + c[None, :]
     return m, c, at
 
 
 @triton.jit
-def norm_moments(
-    x_ptr, partial_ptr, M, N, C: tl.constexpr, PLANAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):
-    """Partials [3, N·tiles of M, C] of x, one for each BM rows. Grid: (N·tiles of M, tiles of C)."""
+def moments_of(x_ptr, tile, M, C: tl.constexpr, PLANAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Count, mean and M2 [BN] of one tile of x."""
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    tile = tl.program_id(0)
-    m, c, at = place(M, C, PLANAR, BM, BN)
+    m, c, at = place(tile, M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-    count = tl.minimum(M - tile % tl.cdiv(M, BM) * BM, BM)
-    store_moments(partial_ptr, tile, tl.num_programs(0), x, m < M, count, c, c < C, C)
+    return moments(x, m < M, tl.minimum(M - tile % tl.cdiv(M, BM) * BM, BM))
 
 
 @triton.jit
-def norm_finalize(partial_ptr, mean_ptr, var_ptr, M, tiles, C: tl.constexpr, BN: tl.constexpr):
-    """Mean and (biased) variance [C] of M rows from the partials [3, tiles, C]: counts, means and M2s.
+def norm_moments(
+    x_ptr, partial_ptr, M, N,
+    C: tl.constexpr, PLANAR: tl.constexpr, TILES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Partials [3, parts, C] of x, one for each TILES tiles of BM rows. Grid: (parts, tiles of C)."""
+    first = tl.program_id(0) * TILES
+    count, mean, m2 = moments_of(x_ptr, first, M, C, PLANAR, BM, BN)
+    if TILES > 1:
+        for tile in range(first + 1, tl.minimum(first + TILES, N * tl.cdiv(M, BM))):
+            count_b, mean_b, m2_b = moments_of(x_ptr, tile, M, C, PLANAR, BM, BN)
+            count, mean, m2 = merge(count, mean, m2, count_b, mean_b, m2_b)
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    store_partial(partial_ptr, tl.program_id(0), tl.num_programs(0), count, mean, m2, c, c < C, C)
+
+
+@triton.jit
+def norm_finalize(
+    partial_ptr, mean_ptr, var_ptr, M, tiles, C: tl.constexpr, TOGETHER: tl.constexpr, BN: tl.constexpr
+):
+    """Mean and (biased) variance [C] of M rows from the partials [3, tiles, C]: counts, means and M2s, of TOGETHER
+    tiles at a time.
 
     Grid: (tiles of C).
     """
     c = tl.program_id(0) * BN + tl.arange(0, BN)
-    p_partial = partial_ptr + c
+    tile = tl.arange(0, TOGETHER)
+    p_partial = partial_ptr + tile[:, None] * C + c[None, :]
     plane = tl.cast(tiles, tl.int64) * C
-    count, mean, m2 = load_partial(p_partial, plane, c < C)
-    for _ in range(1, tiles):
-        p_partial += C
-        count_b, mean_b, m2_b = load_partial(p_partial, plane, c < C)
+    m_column = (c < C)[None, :]
+    count, mean, m2 = load_partials(p_partial, plane, (tile < tiles)[:, None] & m_column)
+    for first in range(TOGETHER, tiles, TOGETHER):
+        p_partial += TOGETHER * C
+        count_b, mean_b, m2_b = load_partials(p_partial, plane, (tile < tiles - first)[:, None] & m_column)
         count, mean, m2 = merge(count, mean, m2, count_b, mean_b, m2_b)
+    count, mean, m2 = tl.reduce((count, mean, m2), 0, merge)
     tl.store(mean_ptr + c, mean.to(mean_ptr.dtype.element_ty), mask=c < C)
     tl.store(var_ptr + c, (m2 / M).to(var_ptr.dtype.element_ty), mask=c < C)
 
@@ -179,7 +202,7 @@ def norm_apply(
     Grid: (N·tiles of M, tiles of C).
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    m, c, at = place(M, C, PLANAR, BM, BN)
+    m, c, at = place(tl.program_id(0), M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     o_x = at if PLANAR or PIXEL == C else m[:, None] * PIXEL + c[None, :]
     x = tl.load(x_ptr + o_x, mask=mask, other=0.0).to(ACC)  # [BM, BN]
@@ -198,22 +221,46 @@ def add_pairs(a, b, more_a, more_b):
 
 
 @triton.jit
-def norm_backward_sums(
-    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, partial_ptr, M, N,
+def products(
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, tile, M,
     C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Partials [N·tiles of M, 2, C] of Σ da and Σ da · x̂, where da is dy behind the activation and x̂ the normalized x.
-
-    Grid: (N·tiles of M, tiles of C).
-    """
+    """da and da · x̂ [BM, BN] of one tile: da is dy behind the activation, x̂ the normalized x."""
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    m, c, at = place(M, C, PLANAR, BM, BN)
+    m, c, at = place(tile, M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, _ = normalized(x, mean_ptr, var_ptr, c, C, EPS)
     da = behind(dy_ptr, y_ptr, x, weight_ptr, bias_ptr, residual_ptr, c, at, mask, C, ACTIVATION, ACC)
-    sum_da, sum_dax = tl.reduce((da, tl.where(mask, da * x, 0.0)), 0, add_pairs)
+    return da, tl.where(mask, da * x, 0.0)
+
+
+@triton.jit
+def norm_backward_sums(
+    dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr, partial_ptr, M, N,
+    C: tl.constexpr, PLANAR: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
+    TILES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Partials [parts, 2, C] of Σ da and Σ da · x̂ (see `products`), one for each TILES tiles of BM rows.
+
+    Grid: (parts, tiles of C).
+    """
+    first = tl.program_id(0) * TILES
+    da, dax = products(
+        dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr,
+        first, M, C, PLANAR, EPS, ACTIVATION, BM, BN,
+    )  # fmt: skip
+    if TILES > 1:
+        for tile in range(first + 1, tl.minimum(first + TILES, N * tl.cdiv(M, BM))):
+            more_da, more_dax = products(
+                dy_ptr, y_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, residual_ptr,
+                tile, M, C, PLANAR, EPS, ACTIVATION, BM, BN,
+            )  # fmt: skip
+            da += more_da
+            dax += more_dax
+    sum_da, sum_dax = tl.reduce((da, dax), 0, add_pairs)
+    c = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
     p_partial = partial_ptr + tl.program_id(0).to(tl.int64) * (2 * C) + c
     tl.store(p_partial, sum_da, mask=c < C)
     tl.store(p_partial + C, sum_dax, mask=c < C)
@@ -231,7 +278,7 @@ def norm_backward(
     Grid: (N·tiles of M, tiles of C).
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    m, c, at = place(M, C, PLANAR, BM, BN)
+    m, c, at = place(tl.program_id(0), M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     x, rstd = normalized(x, mean_ptr, var_ptr, c, C, EPS)
@@ -258,7 +305,7 @@ def prelu_backward(
     Grid: (N·tiles of M, tiles of C).
     """
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    m, c, at = place(M, C, PLANAR, BM, BN)
+    m, c, at = place(tl.program_id(0), M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
     dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]

@@ -15,12 +15,14 @@ import autotune
 
 from .. import configs, engines, tuned  # noqa: F401 (whose entries are looked up)
 from ..configs import Geometry, TileConfig
+from ..configs.tile import MACHINES, kind_of
 from ..engines import Engine, Launch
 from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
 from ..kernels import common
 from .room import empty, lasting
 
 Bound = tuple[Launch, Callable[..., None]]
+_SUMS = 1024  # elements that a program of `sum_splits` takes at a time
 
 
 def config_of(op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> TileConfig:
@@ -108,12 +110,16 @@ def accumulator_of(x: Tensor) -> torch.dtype:
 
 def sum_splits_launch(target: str, splits: int, size: int) -> Launch:
     """Tensors: partial [splits, size], out [size]."""
-    block = 1024
-    return Launch(common.sum_splits, (cdiv(size, block), 1, 1), (splits, size), {"BLOCK": block}, 4, 1)
+    machine, together = MACHINES[kind_of(target)], 1
+    while 1 < machine.together > together < splits and cdiv(size, _SUMS // together) < machine.programs:
+        together *= 2
+    block = _SUMS // together
+    constexprs = {"TOGETHER": together, "BLOCK": block}
+    return Launch(common.sum_splits, (cdiv(size, block), 1, 1), (splits, size), constexprs, 4, 1)
 
 
 def sum_splits(partial: Tensor, out: Tensor) -> None:
-    """out = Σ partial[split], in the order of the splits; partial [splits, elements of out]."""
+    """out = Σ partial[split], always in the same order; partial [splits, elements of out]."""
     _, run = prepare(out.device, sum_splits_launch, len(partial), out.numel())
     run(partial, out)
 

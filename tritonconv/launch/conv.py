@@ -195,14 +195,14 @@ def bind_fprop(
 
 def _bind_gemm(
     x, weight, bias, geometry, activation=None, keep_pack=True, config=None, norm=ABSENT
-) -> tuple[int | None, Callable[..., Tensor]]:
-    """The implicit GEMM of `bind_fprop`, whose function takes room for statistics too, and of how many pixels each."""
+) -> tuple[int, Callable[..., Tensor]]:
+    """The implicit GEMM of `bind_fprop`, whose function takes room for partial statistics too, and how many of them."""
     overlap = overlaps(geometry)
     problem = overlapping(geometry) if overlap else geometry
     made = problem, x.dtype, precision_of(x), activation, config, norm.eps, geometry.C
     launch, run = prepare(x.device, fprop_launch, *made)
     pixels = NormGeometry(geometry.N * geometry.P * geometry.Q, geometry.K)
-    rows, run = split.bind(x, launch, run, pixels, activation, norm.eps)
+    tiles, run = split.bind(x, launch, run, pixels, activation, norm.eps)
     panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
     bias = None if bias is None else bias.contiguous()
     vectors = norm.vectors
@@ -213,7 +213,7 @@ def _bind_gemm(
         run(x, panels, bias, y, *vectors, None if residual is None else nhwc(residual), moments)
         return y
 
-    return rows, fprop
+    return tiles, fprop
 
 
 def fprop(x: Tensor, weight: Tensor, bias: Tensor | None, *problem, residual: Tensor | None = None, **options):
@@ -237,11 +237,8 @@ def fprop_with_moments(
         return y, moments(y)
     if by_winograd("fprop", x, geometry, config):
         return winograd.fprop_with_moments(x, weight, bias, geometry, keep_pack)
-    rows, run = _bind_gemm(x, weight, bias, geometry, None, keep_pack, config)
-    if rows is None:
-        y = run(x)
-        return y, moments(y)
-    partial = empty_moments(x, cdiv(geometry.N * geometry.P * geometry.Q, rows), geometry.K)
+    tiles, run = _bind_gemm(x, weight, bias, geometry, None, keep_pack, config)
+    partial = empty_moments(x, tiles, geometry.K)
     return run(x, None, partial), partial
 
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from triton import cdiv
+from triton import cdiv, next_power_of_2
 
 from ..configs import TileConfig
+from ..configs.tile import MACHINES, kind_of
 from ..engines import Launch
 from ..geometry import NormGeometry
 from ..kernels import norm
@@ -38,6 +39,7 @@ class Norm(NamedTuple):
 
 
 ABSENT = Norm()
+_SUMS = norm.norm_moments, norm.norm_backward_sums  # of which a program takes several tiles
 
 
 def empty_moments(like: Tensor, tiles: int, C: int) -> Tensor:
@@ -53,21 +55,24 @@ def empty_statistics(like: Tensor, C: int) -> tuple[Tensor, Tensor]:
 
 def _launch(kernel, target: str, geometry: NormGeometry, dtype, constexprs: dict, config: TileConfig | None) -> Launch:
     config = config or config_of(kernel.__name__, geometry, dtype, target)
-    grid = geometry.N * cdiv(geometry.M, config.BM), cdiv(geometry.C, config.BN), 1
+    grid = cdiv(geometry.N * cdiv(geometry.M, config.BM), config.BK), cdiv(geometry.C, config.BN), 1
     constexprs = {"C": geometry.C, "PLANAR": geometry.planar, **constexprs, "BM": config.BM, "BN": config.BN}
+    if kernel in _SUMS:
+        constexprs["TILES"] = config.BK
     return Launch(kernel, grid, (geometry.M, geometry.N), constexprs, config.num_warps, 1)
 
 
 def moments_launch(target: str, geometry: NormGeometry, dtype, config=None) -> Launch:
-    """Tensors: x, partial [3, tiles, C]."""
+    """Tensors: x, partial [3, parts, C]."""
     return _launch(norm.norm_moments, target, geometry, dtype, {}, config)
 
 
 def finalize_launch(target: str, geometry: NormGeometry, tiles: int) -> Launch:
     """Tensors: partial [3, tiles, C], mean [C], var [C]."""
-    block = 64
-    constexprs = {"C": geometry.C, "BN": block}
-    return Launch(norm.norm_finalize, (cdiv(geometry.C, block), 1, 1), (geometry.M, tiles), constexprs, 2, 1)
+    together = min(MACHINES[kind_of(target)].together, next_power_of_2(tiles))
+    block = max(16, 64 // together)  # of few channels there are more programs
+    constexprs = {"C": geometry.C, "TOGETHER": together, "BN": block}
+    return Launch(norm.norm_finalize, (cdiv(geometry.C, block), 1, 1), (geometry.M, tiles), constexprs, 4, 1)
 
 
 def apply_launch(target: str, geometry: NormGeometry, dtype, eps: float, activation, config=None) -> Launch:
@@ -77,7 +82,7 @@ def apply_launch(target: str, geometry: NormGeometry, dtype, eps: float, activat
 
 
 def backward_sums_launch(target: str, geometry: NormGeometry, dtype, eps: float, activation, config=None) -> Launch:
-    """Tensors: dy, y or None, x, mean, var, weight, bias, residual (each or None), partial [tiles, 2, C]."""
+    """Tensors: dy, y or None, x, mean, var, weight, bias, residual (each or None), partial [parts, 2, C]."""
     return _launch(norm.norm_backward_sums, target, geometry, dtype, {"EPS": eps, "ACTIVATION": activation}, config)
 
 

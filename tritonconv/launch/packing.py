@@ -72,6 +72,7 @@ def kept(weight: Tensor, key: Hashable, keep: bool, make: Callable[[], Tensor]) 
     `keep`: whether the pack may serve again, which that of a weight in training cannot.
     """
     if not keep or weight.is_inference() or engines.is_listing():  # an inference tensor has no version counter
+        _kept.pop(weight, None)  # who trains may write to it in ways that do not show
         return make()
     snapshot, packs = _kept.get(weight, (None, None))
     if snapshot is None or not snapshot.shows(weight):
@@ -94,6 +95,7 @@ def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: b
     channels; "spread" reduces over output channels and has taps and input channels as columns.
     """
     if not keep:
+        _kept.pop(weight, None)
         return _packed(weight, geometry, layout, BN)
     if engines.is_listing():  # nobody reads it
         return weight.detach()

@@ -35,15 +35,15 @@ def bind(
     activation: str | None,
     eps: float = 0.0,
     apart: bool = False,
-) -> tuple[int | None, Callable[..., None]]:
-    """How many rows of the output share a partial statistic (None where they do not lie side by side), and a function
-    of the tensors that `launch` takes unsplit.
+) -> tuple[int, Callable[..., None]]:
+    """How many tiles of rows the output has, each with a partial statistic, and a function of the tensors that `launch`
+    takes unsplit.
 
     `run` runs the launch. The output is M × C elements of the dtype of `like`. `apart`: whether the epilogue must come
     after the sums even where they are not split, because its channels are not the launch's columns."""
     splits = launch.grid[2]
     if splits == 1 and not apart:
-        return None if launch.constexprs["BOX_N"] else launch.constexprs["BM"], run
+        return launch.grid[0] // cdiv(launch.constexprs["K"], launch.constexprs["BN"]), run
     finish, run_finish = prepare(like.device, finish_launch, geometry, like.dtype, splits, activation, eps)
     shape, dtype, device = (splits, geometry.M, geometry.C), accumulator_of(like), like.device
 
@@ -52,4 +52,4 @@ def bind(
         run(x, panels, None, partial, *(None,) * len(rest))
         run_finish(partial, bias, y, *rest, *(None,) * (_OPTIONAL - len(rest)))
 
-    return finish.constexprs["BM"], run_both
+    return finish.grid[0], run_both

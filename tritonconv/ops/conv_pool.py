@@ -64,9 +64,12 @@ class FpropMaxPoolWithTaps(Operator):
         save(ctx, x, weight, y if activation else None, geometry, activation, keep, taps)
         ctx.pooling = launch.pooling(geometry, window)
         ctx.mark_non_differentiable(taps)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, dy, _):
+        if dy is None:
+            return (None,) * 7
         weight, y, taps, *x = ctx.saved_tensors
         if ctx.activation:
             dy = activations.activation(ctx.activation).backward(dy, y)

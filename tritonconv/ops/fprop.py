@@ -70,9 +70,12 @@ class FpropWithMoments(Operator):
         x, weight, _, geometry, keep = inputs
         save(ctx, x, weight, None, geometry, None, keep)
         ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)  # else autograd fills zeros for both of the others
 
     @staticmethod
     def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 5
         weight, _, *x = ctx.saved_tensors
         return *gradients(ctx, dy, dy, weight, x), None, None
 
