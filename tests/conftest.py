@@ -27,9 +27,9 @@ def device(request):
 @pytest.fixture(autouse=True)
 def true_float32():
     """What is compared in float32 is computed in it: torch's default lets cuDNN round operands to TF32."""
-    before, torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.conv.fp32_precision, "ieee"
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     yield
-    torch.backends.cudnn.conv.fp32_precision = before
+    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(autouse=True)
