@@ -99,11 +99,11 @@ def compare_in_groups(
     rounds: int = 5,
 ) -> list[Row]:
     """The rows of a network, of the peers whose run passes `check`, which raises; on a GPU also of them captured."""
+    _give_back()  # what the result in float64 took
     runs, left_out = prepared({peer: partial(checked, make, check) for peer, make in peers.items()})
     if seconds is None:
         runs.clear()
-        gc.collect()
-        torch.cuda.empty_cache()  # the memory is for those that prepare beside this
+        _give_back()
         return []
     facts, group = {"batch": batch, "arithmetic": arithmetic}, group_of(arithmetic, batch)
     found = [timed(group, name, runs, left_out, seconds, facts, rounds=rounds)]
@@ -116,6 +116,12 @@ def compare_in_groups(
         medians = (f"{peer} {median:.3g}" for peer, (_, median, _) in row.figures.items())
         print(f"{row.group}: {row.name}: {', '.join(medians)} ms", flush=True)
     return found
+
+
+def _give_back() -> None:
+    """Leaves the GPU's memory that is free to the processes beside this one."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def checked(make: Prepare, check: Callable[[Run], None]) -> Run:
