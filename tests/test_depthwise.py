@@ -14,12 +14,13 @@ from tritonconv.launch.norm import Norm
 
 TARGETS = ("interpreter", "cpu", "sm_90", "gfx942")
 # Rows of one tile and of several, of which some lie inside the image; classes that few taps reach; two filters each;
-# windows wider than the image, whose taps are more than a block.
+# windows wider than the image, whose taps are more than a block; many classes, some of which no tap reaches.
 CASES = (
     ConvCase((2, 17, 3, 21), (17, 3, 3), padding=(1, 1), groups=17),
     ConvCase((1, 16, 5, 36), (16, 3, 5), stride=(2, 2), padding=(1, 2), groups=16),
     ConvCase((2, 8, 5, 20), (16, 2, 3), stride=(1, 3), padding=(0, 2), dilation=(3, 2), groups=8),
     ConvCase((1, 8, 4, 5), (8, 2, 9), padding=(0, 4), groups=8),
+    ConvCase((2, 8, 7, 22), (16, 3, 3), stride=(3, 2), padding=(2, 1), dilation=(1, 2), groups=8),
 )
 SPLIT = [("depthwise_wgrad", TileConfig(8, 16, SPLIT=split)) for split in (2, 3, 100)]
 

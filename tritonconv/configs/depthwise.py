@@ -10,32 +10,33 @@ from ..cpu.target import caches, host
 from ..geometry import ConvGeometry
 from .tile import MACHINES, TileConfig, kind_of
 
-# (BM, BN, num_warps)
+# (BM, BN, num_warps). The gradient of the weight has a tile of sums for each tap of a block: on a GPU a few elements
+# per thread, on a CPU one column of whole vectors, here counted, which stay in registers. That of the input has one for
+# each residue class of the stride.
 _GPU_TILES = ((16, 64, 4), (32, 64, 4), (8, 128, 4), (16, 32, 2))
+_NARROW = ((8, 64, 4), (16, 64, 4), (8, 128, 4), (16, 32, 2))
+_CPU_TILES = ((8, 64, 1), (8, 32, 1), (16, 32, 1), (64, 64, 1))
+_INTERPRETED = ((4096, 256, 1), (16, 16, 1))
 _TILES = {
-    "cuda": _GPU_TILES,
-    "hip": _GPU_TILES,
-    "cpu": ((16, 32, 1), (8, 32, 1), (64, 64, 1)),
-    "interpreter": ((4096, 256, 1), (16, 16, 1)),
+    "depthwise_fprop": {"cuda": _GPU_TILES, "hip": _GPU_TILES, "cpu": _CPU_TILES, "interpreter": _INTERPRETED},
+    "depthwise_dgrad": {"cuda": _NARROW, "hip": _GPU_TILES, "cpu": _CPU_TILES, "interpreter": _INTERPRETED},
+    "depthwise_wgrad": {
+        "cuda": ((8, 64, 4), (4, 128, 4), (8, 32, 2)),
+        "hip": ((16, 64, 4), (8, 128, 4), (16, 32, 2)),
+        "cpu": ((1, 2, 1), (1, 1, 1)),
+        "interpreter": _INTERPRETED,
+    },
 }
-# Of the gradient of the weight, which has a tile of sums for each tap of a block: on a GPU a few elements per thread,
-# on a CPU one column of whole vectors, here counted, which stay in registers.
-_SUMS = {
-    "cuda": ((8, 64, 4), (4, 128, 4), (8, 32, 2)),
-    "hip": ((16, 64, 4), (8, 128, 4), (16, 32, 2)),
-    "cpu": ((1, 2, 1), (1, 1, 1)),
-    "interpreter": _TILES["interpreter"],
-}
-_PROGRAMS = 8  # of that gradient, for each that runs at a time: the last ones to end leave others idle
+_PROGRAMS = 8  # of the gradient of the weight, for each that runs at a time: the last ones to end leave others idle
 _ROW = 7  # taps of a block on a GPU, at most a row of them
 
 
 def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     kind = kind_of(target)
     if op == "depthwise_wgrad":
-        configs = (_sums(*tile, geometry, dtype, kind) for tile in _SUMS[kind])
+        configs = (_sums(*tile, geometry, dtype, kind) for tile in _TILES[op][kind])
         return tuple(sorted(dict.fromkeys(configs), key=lambda config: -config.BK))  # the fewest blocks first
-    return tuple(dict.fromkeys(_fit(*tile, op, geometry) for tile in _TILES[kind]))
+    return tuple(dict.fromkeys(_fit(*tile, op, geometry) for tile in _TILES[op][kind]))
 
 
 def _fit(BM: int, BN: int, num_warps: int, op: str, geometry: ConvGeometry) -> TileConfig:

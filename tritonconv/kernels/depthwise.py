@@ -1,16 +1,15 @@
-"""Depthwise convolution, a window per channel: fprop, dgrad and wgrad over NHWC activations, without a dot.
+"""Depthwise convolution, a window per channel: fprop and wgrad over NHWC activations, without a dot.
 
 C channels go in, K come out; channel k reads channel k // (K / C) alone. Programs take columns of one row of pixels, so
-that all but the column is a number and not a tensor. Sizes that vary at run time: N, H, W of the
-input and P, Q of the output. An offset that is a multiple of the channel count is int64, since a tensor may have 2³¹
-elements or more.
+that all but the column is a number and not a tensor. Sizes that vary at run time: N, H, W of the input and P, Q of the
+output. An offset that is a multiple of the channel count is int64, since a tensor may have 2³¹ elements or more.
 """
 
 import triton
 import triton.language as tl
 
 from .activations import activate
-from .common import inside, tap_step, taps_of
+from .common import inside
 from .epilogue import normed
 
 
@@ -29,58 +28,44 @@ def tail_mask(n, N: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def tap_sum(
-    p_x, h, w, m_n, H, W, PIXEL: tl.constexpr, p_w, W_STEP_H: tl.constexpr, W_STEP_W: tl.constexpr,
-    taps_h, taps_w, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
-    DEPTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr, INSIDE: tl.constexpr,
+    p_x, h, w, m_n, H, W, PIXEL: tl.constexpr, p_w, R: tl.constexpr, S: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr,
+    INSIDE: tl.constexpr,
 ):  # fmt: skip
     """What `window_sum` returns. INSIDE: every pixel of every tap exists."""
     acc = tl.zeros((BM, BN), ACC)
     mask = m_n
-    for r in tl.static_range(TAPS_H):
-        for s in tl.static_range(TAPS_W):
-            m_tap = (r < taps_h) & (s < taps_w)
+    for r in tl.static_range(R):
+        for s in tl.static_range(S):
             if not INSIDE:
-                mask = (m_tap & inside(h + r * STEP_H, w + s * STEP_W, H, W))[:, None] & m_n
-            o_x = tl.cast(r * STEP_H * W, tl.int64) * PIXEL + s * STEP_W * PIXEL
-            o_w = (r * W_STEP_H + s * W_STEP_W) * (DEPTH * BN)
-            for i in tl.static_range(DEPTH):
-                x = tl.load(p_x + o_x + i, mask=mask, other=0.0).to(ACC)  # [BM, BN]
-                weight = tl.load(p_w + o_w + i * BN, mask=INSIDE or m_tap, other=0.0)  # [BN]
-                acc += x * weight.to(ACC)[None, :]
+                mask = inside(h + r * DIL_H, w + s * DIL_W, H, W)[:, None] & m_n
+            o_x = tl.cast(r * DIL_H * W, tl.int64) * PIXEL + s * DIL_W * PIXEL
+            x = tl.load(p_x + o_x, mask=mask, other=0.0).to(ACC)  # [BM, BN]
+            weight = tl.load(p_w + (r * S + s) * BN)  # [BN]
+            acc += x * weight.to(ACC)[None, :]
     return acc
 
 
 @triton.jit
 def window_sum(
-    x_ptr, h, w0, COLUMN: tl.constexpr, m_n, H, W, PIXEL: tl.constexpr,
-    p_w, W_STEP_H: tl.constexpr, W_STEP_W: tl.constexpr,
-    taps_h, taps_w, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
-    DEPTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr,
+    x_ptr, h, w0, STRIDE_W: tl.constexpr, m_n, H, W, PIXEL: tl.constexpr, p_w, R: tl.constexpr, S: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """[BM, BN] sums over taps r < taps_h, s < taps_w and i < DEPTH: image[h + r·STEP_H, w + s·STEP_W, n + i] × weight.
+    """[BM, BN] sums over taps (r, s) of image[h + r·DIL_H, w + s·DIL_W, n] × weight[r, s, n].
 
-    The columns w [BM] are w0, w0 + COLUMN, …; `x_ptr` [1, BN] points at pixel (0, 0) of the H × W image, channels n,
+    The columns w [BM] are w0, w0 + STRIDE_W, …; `x_ptr` [1, BN] points at pixel (0, 0) of the H × W image, channels n,
     PIXEL elements a pixel. Pixels outside the image count as zero. `p_w` [BN] points at tap (0, 0) of the weights
-    [taps, DEPTH, BN], r·W_STEP_H + s·W_STEP_W taps before (r, s). TAPS: the most taps there are.
+    [R·S, BN].
     """
-    REACH: tl.constexpr = (BM - 1) * COLUMN
-    w = w0 + tl.arange(0, BM) * COLUMN
-    p_x = x_ptr + (h.to(tl.int64) * W + w0) * PIXEL + (tl.arange(0, BM) * (COLUMN * PIXEL))[:, None]
-    h_end = h + (TAPS_H - 1) * STEP_H
-    w_end = w0 + (TAPS_W - 1) * STEP_W
-    fits_h = (tl.minimum(h, h_end) >= 0) & (tl.maximum(h, h_end) < H)
-    fits_w = (tl.minimum(w0, w_end) >= 0) & (tl.maximum(w0, w_end) + REACH < W)
+    w = w0 + tl.arange(0, BM) * STRIDE_W
+    p_x = x_ptr + (h.to(tl.int64) * W + w0) * PIXEL + (tl.arange(0, BM) * (STRIDE_W * PIXEL))[:, None]
+    fits_h = (h >= 0) & (h + (R - 1) * DIL_H < H)
+    fits_w = (w0 >= 0) & (w0 + (BM - 1) * STRIDE_W + (S - 1) * DIL_W < W)
     # Most programs need no mask for the image's border.
-    if fits_h & fits_w & (taps_h == TAPS_H) & (taps_w == TAPS_W):
-        acc = tap_sum(
-            p_x, h, w, m_n, H, W, PIXEL, p_w, W_STEP_H, W_STEP_W, taps_h, taps_w, TAPS_H, TAPS_W,
-            STEP_H, STEP_W, DEPTH, BM, BN, ACC, True,
-        )  # fmt: skip
+    if fits_h & fits_w:
+        acc = tap_sum(p_x, h, w, m_n, H, W, PIXEL, p_w, R, S, DIL_H, DIL_W, BM, BN, ACC, True)
     else:
-        acc = tap_sum(
-            p_x, h, w, m_n, H, W, PIXEL, p_w, W_STEP_H, W_STEP_W, taps_h, taps_w, TAPS_H, TAPS_W,
-            STEP_H, STEP_W, DEPTH, BM, BN, ACC, False,
-        )  # fmt: skip
+        acc = tap_sum(p_x, h, w, m_n, H, W, PIXEL, p_w, R, S, DIL_H, DIL_W, BM, BN, ACC, False)
     return acc
 
 
@@ -121,8 +106,7 @@ def depthwise_fprop(
     acc = window_sum(
         x_ptr + (row // P).to(tl.int64) * H * W * C + (k // (K // C))[None, :],
         row % P * STRIDE_H - PAD_H, q0 * STRIDE_W - PAD_W, STRIDE_W, tail_mask(k, K, BN), H, W, C,
-        w_ptr + tile_n * (R * S * BN) + tl.arange(0, BN), S, 1,
-        R, S, R, S, DIL_H, DIL_W, 1, BM, BN, ACC,
+        w_ptr + tile_n * (R * S * BN) + tl.arange(0, BN), R, S, DIL_H, DIL_W, BM, BN, ACC,
     )  # fmt: skip
 
     o_y = ((tl.cast(row, tl.int64) * Q + q) * K)[:, None] + k[None, :]
@@ -130,53 +114,6 @@ def depthwise_fprop(
         acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
         o_y, (q < Q)[:, None], tail_mask(k, K, BN), k, K, EPS, ACTIVATION,
     )  # fmt: skip
-
-
-@triton.jit
-def depthwise_dgrad(
-    dy_ptr, w_ptr, dx_ptr, N, H, W, P, Q,
-    C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """dx[n, h, w, c] = Σ dy[n, p, q, k] w[r, s, k] where p·stride + r·dilation = h + pad, and so for (q, s) and w.
-
-    Which taps take part depends only on (h, w) modulo the stride: a program takes pixels of one residue class.
-    Grid: (rows × tiles of columns of the largest class × tiles of C × classes). `w_ptr`: panels [tiles of C, R·S, K/C,
-    BN].
-    """
-    ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
-    MULTIPLIER: tl.constexpr = K // C
-    C_TILES: tl.constexpr = (C + BN - 1) // BN
-    TAP_H: tl.constexpr = tap_step(STRIDE_H, DIL_H)
-    TAP_W: tl.constexpr = tap_step(STRIDE_W, DIL_W)
-    # The class holds the pixels (h0 + i·STRIDE_H, w0 + j·STRIDE_W). Those of one tile run next to each other: they read
-    # the same dy, and write to the same rows of dx.
-    pid = tl.program_id(0) // (STRIDE_H * STRIDE_W)
-    h0 = tl.program_id(0) // STRIDE_W % STRIDE_H
-    w0 = tl.program_id(0) % STRIDE_W
-    rows = (H + STRIDE_H - 1) // STRIDE_H
-    row, j0 = row_tile(pid // C_TILES, (W + STRIDE_W - 1) // STRIDE_W, BM)
-    n = (row // rows).to(tl.int64)
-    i = row % rows
-    h = h0 + i * STRIDE_H
-    w = w0 + (j0 + tl.arange(0, BM)) * STRIDE_W
-    in_range = (h < H) & (w < W)
-    tile_n = pid % C_TILES
-    c = tile_n * BN + tl.arange(0, BN)
-    r, taps_h = taps_of(h0 + PAD_H, STRIDE_H, DIL_H, R)
-    s, taps_w = taps_of(w0 + PAD_W, STRIDE_W, DIL_W, S)
-    acc = window_sum(
-        dy_ptr + n * P * Q * K + (c * MULTIPLIER)[None, :],
-        i + (h0 + PAD_H - r * DIL_H) // STRIDE_H,  # exact: the class's taps are congruent
-        j0 + (w0 + PAD_W - s * DIL_W) // STRIDE_W, 1, tail_mask(c, C, BN), P, Q, K,
-        w_ptr + (tile_n * (R * S) + r * S + s) * (MULTIPLIER * BN) + tl.arange(0, BN), TAP_H * S, TAP_W,
-        taps_h, taps_w, (R + TAP_H - 1) // TAP_H, (S + TAP_W - 1) // TAP_W,
-        -(TAP_H * DIL_H // STRIDE_H), -(TAP_W * DIL_W // STRIDE_W), MULTIPLIER, BM, BN, ACC,
-    )  # fmt: skip
-    o_dx = (((n * H + h) * W + w) * C)[:, None]
-    m_dx = in_range[:, None] & tail_mask(c, C, BN)
-    tl.store(dx_ptr + o_dx + c[None, :], acc.to(dx_ptr.dtype.element_ty), mask=m_dx)
 
 
 @triton.jit

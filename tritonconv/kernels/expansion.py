@@ -88,8 +88,8 @@ def expand_depthwise(
             for q0 in range(0, Q, BQ):
                 q = q0 + tl.arange(0, BQ)
                 acc = tap_sum(
-                    p_row + (q * (STRIDE_W * BN))[:, None], 0, 0, tail_mask(k, K, BN), H, width, BN, p_w, S, 1,
-                    R, S, R, S, DIL_H, DIL_W, 1, BQ, BN, ACC, True,
+                    p_row + (q * (STRIDE_W * BN))[:, None], 0, 0, tail_mask(k, K, BN), H, width, BN, p_w,
+                    R, S, DIL_H, DIL_W, BQ, BN, ACC, True,
                 )  # fmt: skip
                 finish_window(
                     acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, None,

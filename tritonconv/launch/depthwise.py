@@ -13,9 +13,12 @@ from ..configs import TileConfig
 from ..engines import Launch
 from ..geometry import ConvGeometry
 from ..kernels import depthwise
+from ..kernels.depthwise_dgrad import depthwise_dgrad
 from . import packing
 from .common import config_of, empty_nhwc, nhwc, prepare, sizes, summed, window
 from .norm import ABSENT, Norm
+
+_CLASSES = 4  # the most residue classes of a stride that one program takes: its code grows with them
 
 
 def takes(geometry: ConvGeometry) -> bool:
@@ -42,9 +45,10 @@ def dgrad_launch(target: str, geometry: ConvGeometry, dtype, config=None) -> Lau
     config = config or config_of("depthwise_dgrad", geometry, dtype, target)
     stride_h, stride_w = geometry.stride
     tiles = geometry.N * cdiv(geometry.H, stride_h) * cdiv(cdiv(geometry.W, stride_w), config.BM)
-    grid = tiles * cdiv(geometry.C, config.BN) * stride_h * stride_w, 1, 1
-    constexprs = _constexprs(geometry, config)
-    return Launch(depthwise.depthwise_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
+    together = stride_h * stride_w <= _CLASSES
+    grid = tiles * cdiv(geometry.C, config.BN) * (1 if together else stride_h * stride_w), 1, 1
+    constexprs = _constexprs(geometry, config) | {"TOGETHER": together}
+    return Launch(depthwise_dgrad, grid, sizes(geometry), constexprs, config.num_warps, config.num_stages)
 
 
 def wgrad_launch(target: str, geometry: ConvGeometry, dtype, config=None) -> Launch:
