@@ -229,3 +229,19 @@ def test_autograd_adds_gradients_up_where_they_lie():
         y.sum().backward()
     adds = {event.key: event.count for event in profile.key_averages() if event.key.startswith("aten::add")}
     assert adds == {"aten::add_": 2}
+
+
+CALLS = {
+    "conv2d": TF.conv2d,
+    "conv_transpose2d": TF.conv_transpose2d,
+    "batch_norm": lambda x, w: TF.batch_norm(x, None, None, w.sum((1, 2, 3)), None, True),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_gradient_in_other_memory_is_copied_once(call):
+    x = torch.randn(2, 8, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
+    y = call(x, torch.randn(8, 8, 3, 3, requires_grad=True))
+    with torch.profiler.profile() as profile:
+        torch.autograd.backward(y, torch.randn(y.shape))
+    assert sum(event.count for event in profile.key_averages() if event.key == "aten::clone") == 1

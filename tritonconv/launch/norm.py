@@ -106,6 +106,11 @@ def _seen(x: Tensor) -> tuple[NormGeometry, torch.memory_format]:
     return NormGeometry(H * W, C, N, planar=True), torch.contiguous_format
 
 
+def laid(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors as kernels read them beside x, for two that would each copy them."""
+    return _laid(_seen(x)[1], *tensors)
+
+
 def _laid(memory_format: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.contiguous(memory_format=memory_format) for t in tensors]
 

@@ -15,7 +15,7 @@ from ..launch.norm import Norm, empty_statistics, finalize
 from . import activations
 from .again import kept, restored
 from .library import Operator
-from .support import is_channels_last, needs_gradient
+from .support import is_channels_last, is_stand_in, needs_gradient
 
 
 class Fprop(Operator):
@@ -92,6 +92,7 @@ def save(ctx, x, weight, y, geometry, activation, keep, *more) -> None:
 def gradients(ctx, dy, dz, weight, x) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those of x, weight and bias: dz is the gradient of x ∗ weight, and the sums of dy are those of dz."""
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    dz = laid(dz, ctx.geometry) if needs_x and needs_weight else dz
     # First what needs most memory for a while.
     dw = Wgrad.call(dz, restored(ctx.recipe_of_x, x), ctx.geometry, ctx.channels_last) if needs_weight else None
     dx = Dgrad.call(dz, weight, None, ctx.geometry, None, ctx.keep) if needs_x else None
@@ -123,6 +124,7 @@ class Dgrad(Operator):
         if ctx.activation:
             ddx = activations.activation(ctx.activation).backward(ddx, dx)
         needs_dy, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        ddx = laid(ddx, ctx.geometry) if needs_dy and needs_weight else ddx
         dw = None
         if needs_weight:
             dw = Wgrad.call(restored(ctx.recipe_of_x, dy), ddx, ctx.geometry, ctx.channels_last)
@@ -198,6 +200,11 @@ def empty_result(like: Tensor, shape: tuple[int, ...], geometry: ConvGeometry) -
     """Room for a result of the geometry's kernels."""
     memory_format = _format(not isinstance(geometry, RowGeometry))
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def laid(dy: Tensor, geometry: ConvGeometry) -> Tensor:
+    """dy as the geometry's kernels read it, for two that would each copy it."""
+    return dy if is_stand_in(dy) else dy.contiguous(memory_format=_format(not isinstance(geometry, RowGeometry)))
 
 
 def _format(channels_last: bool) -> torch.memory_format:

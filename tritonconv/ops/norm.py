@@ -98,6 +98,7 @@ class NormalizeBackward(Operator):
     @staticmethod
     def run(dy, y, x, weight, bias, residual, mean, var, eps, activation, needs_residual, needs_sums, batch):
         norm = Norm(mean, var, weight, bias, eps)
+        x, dy, y, residual = launch.laid(x, x, dy, y, residual)
         given = dy, y, x, norm, residual, activation
         sums = launch.backward_sums(*given) if needs_sums else None
         gradients = *launch.backward(*given, needs_residual, sums if batch else None), sums
