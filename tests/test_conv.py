@@ -1,6 +1,7 @@
 """conv2d against torch: exact sums, bounded errors, layouts, gradients of all orders."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from cases import CONV_CASES, FLOATS, ConvCase, integers, normal
 from tolerance import assert_as_good_as, assert_bounded
 
-from tritonconv import launch
+from tritonconv import engines, launch
 from tritonconv.functional import conv2d
 from tritonconv.geometry import ConvGeometry
 
@@ -53,7 +54,7 @@ def test_padding_for_each_side(groups, stride, padding, device):
     tensors = operands(case, integers, torch.float64, device)
     for got, want in zip(results(conv2d, tensors, case), results(reference, tensors, case), strict=True):
         assert torch.equal(got, want)
-    whole = [t.detach().long() for t in tensors]
+    whole = [t.detach().cpu().long() for t in tensors]  # which torch convolves on CPUs alone
     assert torch.equal(conv2d(*whole, **case.options), reference(*whole, **case.options))
 
 
@@ -129,6 +130,20 @@ def test_every_subset_of_requires_grad(needed, device):
     for got, want in zip(gradients(conv2d), gradients(F.conv2d), strict=True):
         assert (got is None) == (want is None)
         assert got is None or torch.equal(got, want)
+
+
+@pytest.mark.parametrize("keep", (True, False))
+@pytest.mark.parametrize("case", CONV_CASES, ids=str)
+def test_filters_turned_for_tf32_are_exact(case, keep, device, monkeypatch):
+    """As on sm_90, on every engine: small integers are exact in TF32."""
+    monkeypatch.setattr(engines, "_pinned", replace(engines.engine_for(device), target=lambda device: "sm_90"))
+    torch.backends.cudnn.allow_tf32 = True
+    x, weight, _ = operands(case, integers, torch.float32, device)
+    y = F.conv2d(x, weight, **case.options)
+    dy = integers(y.shape, y.dtype, device, seed=3)
+    dx = torch.nn.grad.conv2d_input(x.shape, weight, dy, **case.options)
+    assert torch.equal(launch.conv.fprop(x, weight, None, case.geometry, keep_pack=keep), y)
+    assert torch.equal(launch.conv.dgrad(dy, weight, None, case.geometry, keep_pack=keep), dx)
 
 
 def test_gradient_of_a_weight_has_its_strides(device):

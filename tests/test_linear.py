@@ -212,7 +212,7 @@ def test_convolutions_of_single_pixels_are_such_layers(device, few):
     x, w = x.view(5, 40, 1, 1), weight.view(24, 40, 1, 1)
     residual = integers((5, 24, 1, 1), torch.float32, device, seed=7)
     mean, gamma, beta = (integers((24,), torch.float32, device, seed=seed) for seed in (4, 5, 6))
-    statistics = mean, torch.full_like(mean, 0.25), gamma, beta, False, 0.1, 0.0
+    statistics = mean, torch.full_like(mean, 0.125), gamma, beta, False, 0.1, 0.125
     got = conv2d_batch_norm(x, w, bias, *statistics, residual=residual, activation="relu")
     want = F.relu(F.batch_norm(F.conv2d(x, w, bias), *statistics) + residual)
     assert torch.equal(got, want)

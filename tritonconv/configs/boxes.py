@@ -15,13 +15,17 @@ from .tile import TileConfig
 _LONGEST = 256  # of a box, along any axis
 
 
+def accelerated(target: str) -> bool:
+    """Whether it has a tensor memory accelerator, and matrix instructions that read shared memory."""
+    return target.startswith("sm_") and int(target[3:]) >= 90
+
+
 def boxable(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> bool:
     """Whether the panels, at least, can come as boxes: whole ones, on a GPU with a tensor memory accelerator.
 
     Half types only: where products are not of operands in shared memory nothing is gained.
     """
-    accelerated = target.startswith("sm_") and int(target[3:]) >= 90
-    return accelerated and op != "wgrad" and dtype.itemsize == 2 and geometry.gemm(op)[2] % 16 == 0
+    return accelerated(target) and op != "wgrad" and dtype.itemsize == 2 and geometry.gemm(op)[2] % 16 == 0
 
 
 @functools.lru_cache(maxsize=4096)

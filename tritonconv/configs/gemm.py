@@ -9,7 +9,7 @@ import torch
 from triton import cdiv, next_power_of_2
 
 from ..geometry import ConvGeometry
-from .boxes import boxable, m_tiles
+from .boxes import accelerated, boxable, m_tiles
 from .cpu import cycles as cpu_cycles
 from .cpu import residue_classes
 from .tile import MACHINES, Machine, TileConfig, in_stretches, kind_of
@@ -33,6 +33,7 @@ _GPU_TILES_32BIT = (  # eight warps where four run out of registers for true flo
     TileConfig(32, 64, 16, num_warps=4, num_stages=3),
     TileConfig(64, 16, 16, num_warps=4, num_stages=3),
 )
+_TF32_TILE = TileConfig(128, 128, 32, num_warps=8, num_stages=3)  # where products are of what is in shared memory
 _GPU_TILES_64BIT = (
     TileConfig(64, 32, 16, num_warps=4, num_stages=2),
     TileConfig(32, 32, 16, num_warps=4, num_stages=2),
@@ -88,6 +89,8 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
         listed = _CPU_STRETCHED_TILES if in_stretches(geometry) else _CPU_WGRAD_TILES
     if boxable(op, geometry, dtype, target):
         listed = _BOXED_TILES + listed
+    if accelerated(target) and dtype.itemsize == 4:
+        listed = (_TF32_TILE, *listed)
     fitted = (_fit(tile, op, geometry, MACHINES[kind]) for tile in listed)
     # Tables list large tiles first: of those that became equal in extent, the last has the warps meant for it.
     tiles = {(tile.BM, tile.BN, tile.BK, tile.SPLIT, tile.boxed): tile for tile in fitted}.values()
@@ -101,7 +104,7 @@ def cost(tile: TileConfig, op: str, geometry: ConvGeometry, dtype: torch.dtype, 
     kind = kind_of(target)
     if kind == "cpu":
         return cpu_cycles(tile, op, geometry, dtype.itemsize)
-    return _cost(tile, op, geometry, MACHINES[kind])
+    return _cost(tile, op, geometry, dtype.itemsize, MACHINES[kind])
 
 
 def programs_of(tile: TileConfig, op: str, geometry: ConvGeometry) -> int:
@@ -138,13 +141,22 @@ def _fit(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) ->
     return _split(tile, op, geometry, machine) if op == "wgrad" else tile
 
 
-def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, machine: Machine) -> float:
-    """Multiply-adds of a program, padding included, times how many programs run one after the other; and what adding
-    the splits up takes."""
-    step = machine.turn + tile.BK * (tile.BM * tile.BN + machine.load * (tile.BM + tile.BN))
-    waves = cdiv(programs_of(tile, op, geometry), machine.programs)
-    cost = waves * (machine.start + steps_of(tile, op, geometry) * step)
+def _cost(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int, machine: Machine) -> float:
+    """Waves of programs times what one takes: the work of the programs that a multiprocessor holds, padding included,
+    or the turns that each waits for; and what adding the splits up takes."""
+    held, turns = _held(tile, itemsize, machine), steps_of(tile, op, geometry)
+    turned = 3 if tile.boxed and tile.BN >= 128 else 1  # on its way out the tile passes through shared memory
+    work = turns * tile.BK * (tile.BM * tile.BN + machine.load * (tile.BM + tile.BN))
+    work += turned * machine.store * tile.BM * tile.BN
+    programs = programs_of(tile, op, geometry)
+    cost = cdiv(programs, held * machine.programs) * (machine.start + max(held * work, turns * machine.turn))
     if tile.SPLIT > 1:
-        sums = programs_of(tile, op, geometry) * tile.BM * tile.BN
-        cost += machine.launch + machine.load * cdiv(sums, machine.programs)
+        cost += machine.launch + machine.sum * programs * tile.BM * tile.BN / machine.programs
     return cost
+
+
+def _held(tile: TileConfig, itemsize: int, machine: Machine) -> int:
+    """Programs that a multiprocessor holds at a time, by its shared memory, its warps and its registers."""
+    shared = tile.num_stages * (tile.BM + tile.BN) * tile.BK * itemsize
+    registers = tile.BM * tile.BN + tile.num_warps * 32 * 64  # sums, and what else a thread needs
+    return max(1, min(machine.shared // shared, 16 // tile.num_warps, (1 << 16) // registers))

@@ -21,13 +21,14 @@ def implicit_gemm(
     taps_h, taps_w, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     split=0, SPLIT: tl.constexpr = 1, BOXED: tl.constexpr = False, POINTWISE: tl.constexpr = False,
-    WHOLE: tl.constexpr = False,
+    WHOLE: tl.constexpr = False, TURNED: tl.constexpr = 0,
 ):  # fmt: skip
     """[BM, BN] sums over taps (r, s) and channels c of image[h + r·STEP_H, w + s·STEP_W, c] × panel[tap, c, n].
 
     `a_ptr` [BM] points at channel 0 of pixel (h, w) of each row's H × W image, PIXEL elements a pixel; pixels outside
     the image and rows not `in_range` count as zero. `b_ptr` is the panel [·, C, BN] of one output tile, whose tap for
-    (r, s) is b_tap + r·B_STEP_H + s·B_STEP_W. Of SPLIT equal parts of the reduction it is the sum over the one `split`.
+    (r, s) is b_tap + r·B_STEP_H + s·B_STEP_W; if TURNED, it lies as [BN, ·, C], so many elements for each n.
+    Of SPLIT equal parts of the reduction it is the sum over the one `split`.
     If POINTWISE there is one tap, which sees the pixel itself. WHOLE: no tap of a row in range is outside of the image.
     If BOXED, `b_ptr` describes all panels as rows of BN elements, in boxes of BK, and b_tap counts from the first one.
     """
@@ -35,7 +36,8 @@ def implicit_gemm(
     o_c = tl.arange(0, BK)
     p_a = a_ptr[:, None] + o_c[None, :]
     if not BOXED:
-        p_b = b_ptr + o_c[:, None] * BN + tl.arange(0, BN)[None, :]
+        BESIDE: tl.constexpr = 1 if TURNED else BN
+        p_b = b_ptr + o_c[:, None] * BESIDE + tl.arange(0, BN)[None, :] * (TURNED if TURNED else 1)
     acc = tl.zeros((BM, BN), ACC)
     # One flat loop over (tap, channel block), which compilers pipeline; nested loops they do not.
     turns = taps_h * taps_w * C_BLOCKS
@@ -52,7 +54,7 @@ def implicit_gemm(
             m_row = in_range if WHOLE else in_range & inside(h + r * STEP_H, w + s * STEP_W, H, W)
         o_a = (r * STEP_H * W + s * STEP_W).to(tl.int64) * PIXEL + c
         b_row = (b_tap + r * B_STEP_H + s * B_STEP_W) * C + c
-        o_b = b_row * BN
+        o_b = b_row * BESIDE
         if C % BK == 0:
             a = tl.load(p_a + o_a, mask=m_row[:, None], other=0.0)  # [BM, BK]
             b = b_ptr.load([b_row, 0]) if BOXED else tl.load(p_b + o_b)  # [BK, BN]
@@ -74,7 +76,7 @@ def conv_fprop(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, WHOLE: tl.constexpr, PIXEL: tl.constexpr,
     PIXEL_Y: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, SPLIT: tl.constexpr,
-    BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     """y[n, p, q, k] = activation(norm(inner(bias[k] + Σ x[n, p·stride − pad + r·dilation, …, c] w[r, s, c, k])) +
     residual).
@@ -82,8 +84,9 @@ def conv_fprop(
     Pixels of x are PIXEL elements apart, those of y PIXEL_Y. WHOLE: all windows lie inside of the image. The rest of it
     is `finish`'s. If the sums are split in parts, `y_ptr` gets the parts, [SPLIT, N·P·Q, GROUPS·K], and `conv_finish`
     does the rest.
-    Grid: (tiles of N·P·Q × tiles of K, groups, SPLIT). `w_ptr`: panels [GROUPS, tiles of K, R·S·C, BN]. If BOXED it is
-    a descriptor, and if there are BOX_N × BOX_H × BOX_W = BM then so is `x_ptr`, and tiles are boxes of the output.
+    Grid: (tiles of N·P·Q × tiles of K, groups, SPLIT). `w_ptr`: panels [GROUPS, tiles of K, R·S·C, BN], or [GROUPS,
+    tiles of K, BN, R·S·C] if TURNED. If BOXED it is a descriptor, and if there are BOX_N × BOX_H × BOX_W = BM then so
+    is `x_ptr`, and tiles are boxes of the output.
     """
     ACC: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
     K_TILES: tl.constexpr = (K + BN - 1) // BN
@@ -122,7 +125,7 @@ def conv_fprop(
             x_ptr + group * C + pixel.to(tl.int64) * PIXEL, h, w, in_range, H, W, PIXEL,
             panels, tap, S, 1,
             R, S, DIL_H, DIL_W,
-            C, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED, PLAIN, WHOLE,
+            C, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED, PLAIN, WHOLE, R * S * C if TURNED else 0,
         )  # fmt: skip
 
     k = tile_n * BN + tl.arange(0, BN)
@@ -144,7 +147,7 @@ def conv_dgrad(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, SPLIT: tl.constexpr,
-    BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr,
+    BOXED: tl.constexpr, BOX_N: tl.constexpr, BOX_H: tl.constexpr, BOX_W: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     """dx[n, h, w, c] = activation(norm(bias[c] + Σ dy[n, p, q, k] w[r, s, k, c])), summed where p·stride + r·dilation =
     h + pad, and so for (q, s) and w. With bias, norm (see `conv_fprop`) and activation it is transposed convolution.
@@ -204,7 +207,7 @@ def conv_dgrad(
             dy_ptr + group * K + dy_pixel.to(tl.int64) * (GROUPS * K), p, q, in_range, P, Q, GROUPS * K,
             panels, tap + r * S + s, TAP_H * S, TAP_W,
             taps_h, taps_w, -(TAP_H * DIL_H // STRIDE_H), -(TAP_W * DIL_W // STRIDE_W),
-            K, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED, PLAIN,
+            K, BM, BN, BK, ACC, PRECISION, tl.program_id(2), SPLIT, BOXED, PLAIN, False, R * S * K if TURNED else 0,
         )  # fmt: skip
 
     c = tile_n * BN + tl.arange(0, BN)

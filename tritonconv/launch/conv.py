@@ -46,10 +46,15 @@ def conv_constexprs(geometry: ConvGeometry, precision: str, config: TileConfig) 
     }
 
 
-def _gemm_constexprs(op: str, geometry: ConvGeometry, config: TileConfig) -> dict:
-    """What fprop and dgrad take beside `conv_constexprs`."""
+def _gemm_constexprs(op: str, geometry: ConvGeometry, precision: str, config: TileConfig, target: str) -> dict:
+    """What both fprop and dgrad take.
+
+    Matrix instructions for TF32 in shared memory want what is summed over side by side, in both operands.
+    """
     box = dict(zip(("BOX_N", "BOX_H", "BOX_W"), boxes.box(config, op, geometry), strict=True))
-    return {"GROUP_M": config.GROUP_M, "SPLIT": config.SPLIT, "BOXED": config.boxed, **box}
+    turned = precision == "tf32" and boxes.accelerated(target) and not config.boxed
+    tile = {"GROUP_M": config.GROUP_M, "SPLIT": config.SPLIT, "BOXED": config.boxed, "TURNED": turned}
+    return {**conv_constexprs(geometry, precision, config), **tile, **box}
 
 
 def _described(op: str, geometry: ConvGeometry, config: TileConfig) -> dict[int, Box]:
@@ -112,7 +117,7 @@ def fprop_launch(
     if config.boxed:
         geometry = boxes.in_a_row(geometry)
     grid = boxes.m_tiles(config, "fprop", geometry) * cdiv(geometry.Kg, config.BN), geometry.groups, config.SPLIT
-    constexprs = conv_constexprs(geometry, precision, config) | _gemm_constexprs("fprop", geometry, config) | {
+    constexprs = _gemm_constexprs("fprop", geometry, precision, config, target) | {
         "WHOLE": geometry.are_inside,
         "PIXEL": pixel or geometry.C,
         "PIXEL_Y": geometry.K,
@@ -133,7 +138,7 @@ def dgrad_launch(
         geometry = boxes.in_a_row(geometry)
     tiles = boxes.m_tiles(config, "dgrad", geometry) * cdiv(geometry.Cg, config.BN)
     grid = tiles * geometry.stride[0] * geometry.stride[1], geometry.groups, config.SPLIT
-    constexprs = conv_constexprs(geometry, precision, config) | _gemm_constexprs("dgrad", geometry, config) | {
+    constexprs = _gemm_constexprs("dgrad", geometry, precision, config, target) | {
         "EPS": eps,
         "ACTIVATION": activation,
     }
@@ -203,7 +208,8 @@ def _bind_gemm(
     launch, run = prepare(x.device, fprop_launch, *made)
     pixels = NormGeometry(geometry.N * geometry.P * geometry.Q, geometry.K)
     tiles, run = split.bind(x, launch, run, pixels, activation, norm.eps)
-    panels = packing.panels(weight, geometry, "fprop", launch.constexprs["BN"], keep_pack)
+    tile = launch.constexprs
+    panels = packing.panels(weight, geometry, "fprop", tile["BN"], keep_pack, tile["TURNED"])
     bias = None if bias is None else bias.contiguous()
     vectors = norm.vectors
 
@@ -275,7 +281,8 @@ def dgrad(
         launch, run = prepare(dy.device, dgrad_launch, *problem)
     _, run = split.bind(dy, launch, run, seen, activation, norm.eps, apart)
     dx = empty_nhwc(dy, *geometry.input)
-    panels = packing.panels(weight, geometry, layout, launch.constexprs["BN"], keep_pack)
+    tile = launch.constexprs
+    panels = packing.panels(weight, geometry, layout, tile["BN"], keep_pack, tile["TURNED"])
     run(nhwc(dy), panels, None if bias is None else bias.contiguous(), dx, *vectors)
     return dx
 

@@ -88,19 +88,39 @@ def packs(weight: Tensor) -> list[Tensor]:
     return list(_kept.get(weight, (None, {}))[1].values())
 
 
-def panels(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: bool) -> Tensor:
-    """Panels [groups, ⌈columns/BN⌉, reduced, BN] of a weight [K, C/groups, R, S], R left out of a 1-D one.
+def panels(
+    weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: bool, turned: bool = False
+) -> Tensor:
+    """Panels [groups, ⌈columns/BN⌉, reduced, BN] of a weight [K, C/groups, R, S], R left out of a 1-D one; or, if
+    `turned`, [groups, ⌈columns/BN⌉, BN, reduced].
 
     `layout` "fprop" reduces over taps and input channels and has output channels as columns; "dgrad" exchanges the
     channels; "spread" reduces over output channels and has taps and input channels as columns.
     """
+    problem = weight, geometry, layout, BN
     if not keep:
         _kept.pop(weight, None)
-        return _packed(weight, geometry, layout, BN)
+        return _filters(*problem) if turned else _packed(*problem)
     if engines.is_listing():  # nobody reads it
         return weight.detach()
     key = layout, BN, geometry.groups, geometry.K
-    return kept(weight, key, keep, lambda: _pack(weight, geometry, layout, BN))
+    if turned:
+        return kept(weight, (*key, turned), keep, lambda: _filters(*problem).clone())
+    return kept(weight, key, keep, lambda: _pack(*problem))
+
+
+def _filters(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
+    """Turned panels: a view of the weight where it lies so."""
+    g = geometry
+    filters = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S)
+    if layout == "spread":
+        filters = filters.permute(_SPREAD).flatten(2).transpose(1, 2)  # [groups, columns, reduced]
+    else:
+        group, *taps, reduced, columns = _LAYOUTS[layout]
+        filters = filters.permute(group, columns, *taps, reduced).flatten(2)
+    if filters.shape[1] % BN:
+        filters = pad(filters, (0, 0, 0, -filters.shape[1] % BN))
+    return filters.contiguous().unflatten(1, (-1, BN))
 
 
 def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
