@@ -17,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
-import tritonconv
-
 from . import models
 from .arithmetic import EXACT, MEASURED, Arithmetic
 from .comparison import OURS, Row, publish
 from .measure import DEVICE
-from .peers import channels_last
+from .peers import channels_last, patched
 from .zoo import NETWORKS
 
 # A gradient may be off by so much of its length, or by so many times what torch's own, in NCHW memory, is off by:
@@ -38,7 +36,7 @@ def as_it_is(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 # How a peer lays out copies of a model and a batch in memory, and what it runs in the model's stead.
 Peer = tuple[Callable, Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]]
 PEERS: dict[str, Peer] = {
-    OURS: (channels_last, tritonconv.patch),
+    OURS: (channels_last, patched),
     "torch NCHW": (as_it_is, lambda model, x: model),
     "torch channels_last": (channels_last, lambda model, x: model),
     "torch.compile": (channels_last, lambda model, x: torch.compile(model)),
