@@ -146,6 +146,30 @@ def test_filters_turned_for_tf32_are_exact(case, keep, device, monkeypatch):
     assert torch.equal(launch.conv.dgrad(dy, weight, None, case.geometry, keep_pack=keep), dx)
 
 
+def test_operands_are_rounded_to_tf32(device, monkeypatch):
+    """To nearest, not cut off: then all sums would be too small."""
+    monkeypatch.setattr(engines, "_pinned", replace(engines.engine_for(device), target=lambda device: "sm_90"))
+    torch.backends.cudnn.allow_tf32 = True
+    case = ConvCase((2, 16, 9, 9), (24, 3, 3), padding=(1, 1))
+    x, weight, dy = (t.abs() for t in operands(case, normal, torch.float32, device))
+    x[0, 0, 0, 0], dy = 1 + 2**-11, normal((2, 24, 9, 9), torch.float32, device).abs()  # half of what TF32 resolves
+    near = [_to_tf32(t) for t in (x, weight, dy)]
+    assert near[0][0, 0, 0, 0] == 1 + 2**-10
+    for run, operand in (
+        (lambda x, w, dy: launch.conv.fprop(x, w, None, case.geometry), 0),
+        (lambda x, w, dy: launch.conv.dgrad(dy, w, None, case.geometry), 2),
+        (lambda x, w, dy: launch.conv.wgrad(dy, x, case.geometry), 2),
+    ):
+        assert not torch.equal(near[operand], (x, weight, dy)[operand])
+        assert torch.equal(run(x, weight, dy), run(*near))
+
+
+def _to_tf32(x):
+    """Of what is not negative: 11 bits in all, halves up."""
+    mantissa, exponent = torch.frexp(x.double())
+    return torch.ldexp(torch.floor(mantissa * 2**11 + 0.5), exponent - 11).float()
+
+
 def test_gradient_of_a_weight_has_its_strides(device):
     for layout in ("nchw", "channels_last"):
         weight = LAYOUTS[layout](integers((4, 5, 3, 2), torch.float32, device)).requires_grad_()

@@ -9,7 +9,7 @@ stride · channels], which is how the same memory is then described.
 import triton
 import triton.language as tl
 
-from .common import unravel
+from .common import product, unravel
 
 
 @triton.jit
@@ -79,8 +79,5 @@ def boxed_gemm(
             pixels = a.load([n0, at_h, h % STRIDE_H, at_w, w % STRIDE_W * PIXEL + c0 + c])  # [TN, TP, 1, TQ, BK]
         pixels = pixels.reshape(BM, BK)
         panel = b.load([b_row + (r * B_STEP_H + s * B_STEP_W) * C + c, 0])  # [BK, BN]
-        if TURNED:
-            acc = tl.dot(panel.T, pixels.T, acc, input_precision=PRECISION, out_dtype=ACC)
-        else:
-            acc = tl.dot(pixels, panel, acc, input_precision=PRECISION, out_dtype=ACC)
+        acc = product(panel.T, pixels.T, acc, PRECISION) if TURNED else product(pixels, panel, acc, PRECISION)
     return acc.T if TURNED else acc

@@ -75,6 +75,24 @@ def quotient(x, y):
 
 
 @triton.jit
+def to_tf32(x):
+    """x of float32 with the 10 bits that TF32 has after the first, rounded to nearest; what is not finite stays."""
+    bits = x.to(tl.int32, bitcast=True)
+    near = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(x) < float("inf"), near, x)
+
+
+@triton.jit
+def product(a, b, acc, PRECISION: tl.constexpr, READY: tl.constexpr = False):
+    """acc + a · b. Of operands in float32 tensor cores cut off what TF32 does not have, which makes every product a bit
+    too small, and layer by layer all of them: as in cuDNN they are rounded before. READY: b is already."""
+    if PRECISION == "tf32":
+        a = to_tf32(a)
+        b = b if READY else to_tf32(b)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+@triton.jit
 def sum_splits(partial_ptr, out_ptr, SPLIT, size, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
     """out[i] = Σ partial[split, i], TOGETHER splits at a time, always in the same order. Grid: (tiles of `size`)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

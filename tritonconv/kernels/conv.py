@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .boxes import box_of_tile, boxed_gemm, tiles_of
-from .common import advance, inside, pointwise, tap_step, taps_of, unravel
+from .common import advance, inside, pointwise, product, tap_step, taps_of, unravel
 from .epilogue import finish, store_rows
 
 
@@ -63,7 +63,7 @@ def implicit_gemm(
             m_c = o_c < C - c
             a = tl.load(p_a + o_a, mask=m_row[:, None] & m_c[None, :], other=0.0)  # [BM, BK]
             b = tl.load(p_b + o_b, mask=m_c[:, None], other=0.0)  # [BK, BN]
-        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
+        acc = product(a, b, acc, PRECISION, TURNED != 0)
     return acc
 
 
@@ -263,7 +263,7 @@ def conv_wgrad(
                     m_x = m_row[:, None] & (c < C)[None, :]
                     dy = tl.load(p_dy + o_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
                     x = tl.load(p_x + o_x, mask=m_x, other=0.0, eviction_policy="evict_last")  # [BK, BN]
-                    acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+                    acc = product(dy, x, acc, PRECISION)
         else:
             first = (split * rows).to(tl.int64) + t
             p_dy += first[None, :] * (GROUPS * K)
@@ -272,7 +272,7 @@ def conv_wgrad(
                 m_row = t < stop - start
                 dy = tl.load(p_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
                 x = tl.load(p_x, mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
-                acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+                acc = product(dy, x, acc, PRECISION)
                 p_dy += BK * GROUPS * K
                 p_x += BK * PIXEL
     elif STRETCH:
@@ -291,7 +291,7 @@ def conv_wgrad(
                 m_x = m_row[:, None] & (c < C)[None, :]
                 dy = tl.load(p_row + o_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
                 x = tl.load(p_image + o_x, mask=m_x, other=0.0, eviction_policy="evict_last")  # [BK, BN]
-                acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+                acc = product(dy, x, acc, PRECISION)
     else:
         n, p, q = unravel(split * rows + t, P, Q)
         step_n, step_p, step_q = unravel(BK, P, Q)
@@ -305,7 +305,7 @@ def conv_wgrad(
             m_row = (m < stop) & inside(h, w, H, W)
             dy = tl.load(p_dy + o_dy[None, :], mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
             x = tl.load(p_x + o_x[:, None], mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
-            acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc = product(dy, x, acc, PRECISION)
             n, p, q = advance(n, p, q, step_n, step_p, step_q, P, Q)
     p_dw = dw_ptr + split.to(tl.int64) * stride_split + tap * stride_tap
     o_dw = (group * K + k)[:, None] * stride_k + c[None, :] * stride_c

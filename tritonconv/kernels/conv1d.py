@@ -8,6 +8,7 @@ elements or more.
 import triton
 import triton.language as tl
 
+from .common import product
 from .epilogue import finished
 from .norm import store_row_moments
 
@@ -56,7 +57,7 @@ def conv1d(
             else:
                 a = tl.load(p_w + (s * C + c), mask=m_k, other=0.0)  # [BM, BK]
             b = tl.load(p_x + o_x, mask=m_x, other=0.0, eviction_policy="evict_last")  # [BK, BN]
-            acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc = product(a, b, acc, PRECISION)
 
     at = (image * K + k)[:, None] * Q + q[None, :]
     mask = (k < K)[:, None] & (q < Q)[None, :]
@@ -109,7 +110,7 @@ def conv1d_wgrad(
             o_x = (first + q + o_q) * (GROUPS * C)
             mask = m_q[:, None] & (c < C)[None, :]
             x = tl.load(p_x + o_x[:, None], mask=mask, other=0.0, eviction_policy="evict_last")  # [BK, BN]
-            acc = tl.dot(dy, x, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc = product(dy, x, acc, PRECISION)
     p_dw = dw_ptr + split.to(tl.int64) * stride_split + tap * stride_tap
     o_dw = (group.to(tl.int64) * K + k)[:, None] * stride_k + c[None, :] * stride_c
     tl.store(p_dw + o_dw, acc.to(dw_ptr.dtype.element_ty), mask=(k < K)[:, None] & (c < C)[None, :])

@@ -7,6 +7,7 @@ Neighbouring tiles are of different phases: they begin at neighbouring positions
 import triton
 import triton.language as tl
 
+from .common import product
 from .epilogue import finished
 from .winograd_transforms import transform_filter, transform_input, transform_output
 
@@ -87,7 +88,7 @@ def store_products(
                 m_c = o_c < C - c
                 u = tl.load(p_u + c, mask=(k < K)[:, None] & m_c[None, :], other=0.0)  # [BM, BK]
                 v = tl.load(p_v + c * BN, mask=m_c[:, None], other=0.0)  # [BK, BN]
-            acc = tl.dot(u, v, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc = product(u, v, acc, PRECISION)
         tl.store(m_ptr + (point * BM + tl.arange(0, BM))[:, None] * BN + o_n, acc)
 
 

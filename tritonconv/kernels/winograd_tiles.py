@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import inside, unravel
+from .common import inside, product, unravel
 from .winograd_transforms import column_of, transform_input, transform_output
 
 
@@ -81,7 +81,7 @@ def store_products(
                 m_c = o_c < C - c
                 v = tl.load(p_v + c, mask=m_c[None, :], other=0.0)  # [BM, BK]
                 u = tl.load(p_u + c * BN, mask=m_c[:, None], other=0.0)  # [BK, BN]
-            acc = tl.dot(v, u, acc, input_precision=PRECISION, out_dtype=v_ptr.dtype.element_ty)
+            acc = product(v, u, acc, PRECISION)
         tl.store(m_ptr + point * (BM * BN) + o_m * BN + o_n, acc)
 
 

@@ -11,6 +11,7 @@ the window is that of a phase, as in `winograd`, and gradients of all phases are
 import triton
 import triton.language as tl
 
+from .common import product
 from .winograd_tiles import count_tiles, load_square, tile_at
 from .winograd_transforms import column_of, transform_input, untransform_filter, untransform_output
 
@@ -81,7 +82,7 @@ def winograd_correlate(
     for start in range(0, count, BK):
         z = tl.load(p_z + start * BM)  # [BM, BK]
         v = tl.load(p_v + start * BN)  # [BK, BN]
-        acc = tl.dot(z, v, acc, input_precision=PRECISION, out_dtype=ACC)
+        acc = product(z, v, acc, PRECISION)
     k = tile_k * BM + tl.arange(0, BM)
     c = tile_c % C_TILES * BN + tl.arange(0, BN)
     p_u = u_ptr + (point * K + k[:, None]) * (PHASES * C) + tile_c // C_TILES * C + c[None, :]

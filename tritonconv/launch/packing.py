@@ -92,35 +92,20 @@ def panels(
     weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, keep: bool, turned: bool = False
 ) -> Tensor:
     """Panels [groups, ⌈columns/BN⌉, reduced, BN] of a weight [K, C/groups, R, S], R left out of a 1-D one; or, if
-    `turned`, [groups, ⌈columns/BN⌉, BN, reduced].
+    `turned`, [groups, ⌈columns/BN⌉, BN, reduced], rounded to TF32.
 
     `layout` "fprop" reduces over taps and input channels and has output channels as columns; "dgrad" exchanges the
     channels; "spread" reduces over output channels and has taps and input channels as columns.
     """
-    problem = weight, geometry, layout, BN
     if not keep:
         _kept.pop(weight, None)
-        return _filters(*problem) if turned else _packed(*problem)
+        return _packed(weight, geometry, layout, BN, turned)
     if engines.is_listing():  # nobody reads it
         return weight.detach()
     key = layout, BN, geometry.groups, geometry.K
     if turned:
-        return kept(weight, (*key, turned), keep, lambda: _filters(*problem).clone())
-    return kept(weight, key, keep, lambda: _pack(*problem))
-
-
-def _filters(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
-    """Turned panels: a view of the weight where it lies so."""
-    g = geometry
-    filters = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S)
-    if layout == "spread":
-        filters = filters.permute(_SPREAD).flatten(2).transpose(1, 2)  # [groups, columns, reduced]
-    else:
-        group, *taps, reduced, columns = _LAYOUTS[layout]
-        filters = filters.permute(group, columns, *taps, reduced).flatten(2)
-    if filters.shape[1] % BN:
-        filters = pad(filters, (0, 0, 0, -filters.shape[1] % BN))
-    return filters.contiguous().unflatten(1, (-1, BN))
+        return kept(weight, (*key, turned), keep, lambda: _packed(weight, geometry, layout, BN, turned))
+    return kept(weight, key, keep, lambda: _pack(weight, geometry, layout, BN))
 
 
 def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
@@ -153,16 +138,19 @@ def _retiled(panels: Tensor, columns: int, BN: int) -> Tensor:
     return lasting(rows.shape, rows.dtype, rows.device).copy_(rows)
 
 
-def pack_launch(target: str, shape: tuple[int, ...], strides: tuple[int, ...], BN: int) -> Launch:
+def pack_launch(
+    target: str, shape: tuple[int, ...], strides: tuple[int, ...], BN: int, turned: bool = False
+) -> Launch:
     """Tensors: a weight, seen as [groups, taps, rows, columns] with these strides, and its panels."""
     groups, taps, rows, columns = shape
     BK = 16 if kind_of(target) in ("cuda", "hip") else 64
     grid = taps * cdiv(rows, BK), cdiv(columns, BN), groups
-    constexprs = {"ROWS_BESIDE": strides[2] == 1, "COLUMNS_BESIDE": strides[3] == 1, "BK": BK, "BN": BN}
+    beside = {"ROWS_BESIDE": strides[2] == 1, "COLUMNS_BESIDE": strides[3] == 1}
+    constexprs = {**beside, "TURNED": turned, "BK": BK, "BN": BN}
     return Launch(kernels.pack, grid, (rows, columns, *strides), constexprs, 4, 1)
 
 
-def _packed(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tensor:
+def _packed(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int, turned: bool) -> Tensor:
     """The same by a kernel, which has to be there first, but then takes one launch."""
     g = geometry
     seen = weight.detach().reshape(g.groups, g.Kg, g.Cg, g.R, g.S)
@@ -174,8 +162,9 @@ def _packed(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Ten
         "dgrad": ((g.groups, g.taps, g.Kg, g.Cg), (group, tap, k, c)),
         "spread": ((g.groups, 1, g.Kg, g.taps * g.Cg), (group, 0, k, c)),
     }[layout]
-    launch, run = prepare(weight.device, pack_launch, shape, strides, BN)
+    launch, run = prepare(weight.device, pack_launch, shape, strides, BN, turned)
     reduced = shape[1] * shape[2]
-    panels = empty(weight, (g.groups, launch.grid[1], reduced, BN))
+    last = (BN, reduced) if turned else (reduced, BN)
+    panels = empty(weight, (g.groups, launch.grid[1], *last))
     run(seen, panels)
     return panels
