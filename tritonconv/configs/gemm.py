@@ -21,7 +21,7 @@ _GPU_TILES_16BIT = (
     TileConfig(64, 64, 64, num_warps=4, num_stages=4),
     TileConfig(128, 32, 64, num_warps=4, num_stages=4),
     TileConfig(64, 32, 64, num_warps=4, num_stages=4),
-    TileConfig(32, 64, 32, num_warps=4, num_stages=4),
+    TileConfig(32, 64, 32, num_warps=2, num_stages=4),
     TileConfig(64, 16, 32, num_warps=4, num_stages=4),
 )
 _GPU_TILES_32BIT = (  # eight warps where four run out of registers for true float32, which has no tensor cores
