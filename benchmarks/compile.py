@@ -254,7 +254,8 @@ def comparison(rows: Sequence[dict]) -> str:
 
 ABOUT = """# GPU targets
 
-What the kernels become for GPUs, compiled and disassembled; nothing has run. Written by `python -m benchmarks compile`.
+What the kernels become for GPUs, compiled and disassembled; nothing has run for this. Written by `python -m benchmarks
+compile`. What did run: [gpu.md](gpu.md).
 
 Tiles are BM × BN × BK; "/ 4" says that the reduction is split in four, "boxed" that operands come through tensor
 descriptors (UTMALDG). "programs" is how many a multiprocessor holds. "products" counts matrix instructions (else fused

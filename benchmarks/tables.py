@@ -71,11 +71,11 @@ def speedups(stored: dict) -> list[Table]:
     """Per group: ours, how far the times spread, and every kind of peer's time over ours."""
     tables = []
     for group, rows in _grouped(stored).items():
-        rows = [row for row in rows if OURS in row.figures]
         bars = {label: peers for label, peers in BARS.items() if any(row.over(peers) for row in rows)}
         lines = []
         for row in rows:
-            head = row.name, number(row.figures[OURS][1]), f"{row.spread:.0%}"
+            timed = (number(row.figures[OURS][1]), f"{row.spread:.0%}") if OURS in row.figures else ("left out", "")
+            head = row.name, *timed
             lines.append((*head, *(ratio(row.over(peers)) for peers in bars.values()), ratio(row.ratio)))
         means = (ratio(geometric_mean(row.over(peers) for row in rows)) for peers in bars.values())
         lines.append((MEAN, "", "", *means, ratio(geometric_mean(row.ratio for row in rows))))

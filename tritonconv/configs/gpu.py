@@ -8,7 +8,7 @@ empty: tail loss. A wave takes the longest of
 - the latency of a turn of the loop, which `num_stages` turns and the other programs hide,
 
 and no launch is faster than its operands and its result pass through memory once. Each access to spilled registers
-costs what it holds up. The rates are from the vendors' data sheets, rounded; none of it was measured on a GPU.
+costs what it holds up. The rates are from the vendors' data sheets, rounded; none of them was measured.
 """
 
 from __future__ import annotations
