@@ -119,7 +119,9 @@ def test_a_wide_layers_loop_has_the_targets_own_matrix_instruction_and_wide_load
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 @pytest.mark.parametrize("geometry", ("first 3x3", "1x1", "stride 2"))
 def test_operands_come_as_boxes(geometry, op, target):
-    made, dtypes = Case(op, geometry, f16).launch(target)
+    space = configs.space(op, GEOMETRIES[geometry], f16, target)
+    boxed = next(config for config in space if config.boxed and config.SPLIT == 1)
+    made, dtypes = Case(op, geometry, f16, config=boxed).launch(target)
     boxes = 1 if (op, geometry) == ("dgrad", "stride 2") else 2
     assert len(made.boxes) == boxes
     code = compile_launch(made, dtypes, target)

@@ -35,8 +35,8 @@ def implicit_gemm(
     C_BLOCKS: tl.constexpr = (C + BK - 1) // BK
     o_c = tl.arange(0, BK)
     p_a = a_ptr[:, None] + o_c[None, :]
+    BESIDE: tl.constexpr = 1 if TURNED else BN
     if not BOXED:
-        BESIDE: tl.constexpr = 1 if TURNED else BN
         p_b = b_ptr + o_c[:, None] * BESIDE + tl.arange(0, BN)[None, :] * (TURNED if TURNED else 1)
     acc = tl.zeros((BM, BN), ACC)
     # One flat loop over (tap, channel block), which compilers pipeline; nested loops they do not.
