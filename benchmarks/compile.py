@@ -172,7 +172,7 @@ def cases(target: str) -> Iterator[Case]:
 
 
 def compared(target: str, folder: Path) -> Iterator[Case]:
-    """fprop of the 3×3 layers, without an epilogue, in all configs of ours that split no sums, and all of Inductor's."""
+    """fprop of the 3×3 layers, without an epilogue, in all configs of ours that split no sums and all of Inductor's."""
     for g in COMPARED:
         for config in configs.space("fprop", g, f16, target):
             if config.SPLIT == 1:
