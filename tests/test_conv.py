@@ -132,12 +132,18 @@ def test_every_subset_of_requires_grad(needed, device):
         assert got is None or torch.equal(got, want)
 
 
+@pytest.fixture
+def in_tf32(device):
+    """As on sm_90, on every engine."""
+    torch.backends.cudnn.allow_tf32 = True
+    with engines._pin(replace(engines.engine_for(device), target=lambda device: "sm_90")):
+        yield
+
+
 @pytest.mark.parametrize("keep", (True, False))
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
-def test_filters_turned_for_tf32_are_exact(case, keep, device, monkeypatch):
-    """As on sm_90, on every engine: small integers are exact in TF32."""
-    monkeypatch.setattr(engines, "_pinned", replace(engines.engine_for(device), target=lambda device: "sm_90"))
-    torch.backends.cudnn.allow_tf32 = True
+def test_filters_turned_for_tf32_are_exact(case, keep, device, in_tf32):
+    """Small integers are."""
     x, weight, _ = operands(case, integers, torch.float32, device)
     y = F.conv2d(x, weight, **case.options)
     dy = integers(y.shape, y.dtype, device, seed=3)
@@ -146,10 +152,8 @@ def test_filters_turned_for_tf32_are_exact(case, keep, device, monkeypatch):
     assert torch.equal(launch.conv.dgrad(dy, weight, None, case.geometry, keep_pack=keep), dx)
 
 
-def test_operands_are_rounded_to_tf32(device, monkeypatch):
+def test_operands_are_rounded_to_tf32(device, in_tf32):
     """To nearest, not cut off: then all sums would be too small."""
-    monkeypatch.setattr(engines, "_pinned", replace(engines.engine_for(device), target=lambda device: "sm_90"))
-    torch.backends.cudnn.allow_tf32 = True
     case = ConvCase((2, 16, 9, 9), (24, 3, 3), padding=(1, 1))
     x, weight, dy = (t.abs() for t in operands(case, normal, torch.float32, device))
     x[0, 0, 0, 0], dy = 1 + 2**-11, normal((2, 24, 9, 9), torch.float32, device).abs()  # half of what TF32 resolves
