@@ -111,7 +111,7 @@ def accumulator_of(x: Tensor) -> torch.dtype:
 def sum_splits_launch(target: str, splits: int, size: int) -> Launch:
     """Tensors: partial [splits, size], out [size]."""
     machine, together = MACHINES[kind_of(target)], 1
-    while 1 < machine.together > together < splits and cdiv(size, _SUMS // together) < machine.programs:
+    while together < min(machine.together, splits) and cdiv(size, _SUMS // together) < machine.programs:
         together *= 2
     block = _SUMS // together
     constexprs = {"TOGETHER": together, "BLOCK": block}
