@@ -172,10 +172,11 @@ def cases(target: str) -> Iterator[Case]:
 
 
 def compared(target: str, folder: Path) -> Iterator[Case]:
-    """fprop of the 3×3 layers, without an epilogue, in all configs of ours that split no sums and all of Inductor's."""
+    """fprop of the 3×3 layers, without an epilogue, in our configs that take boxes and split no sums, and all of
+    Inductor's. Smaller tiles of ours have other, smaller matrix instructions, which say nothing beside these."""
     for g in COMPARED:
         for config in configs.space("fprop", g, f16, target):
-            if config.SPLIT == 1:
+            if config.boxed and config.SPLIT == 1:
                 made = launch.conv.fprop_launch(target, g, f16, "ieee", None, config)
                 dtypes = (f16, f16, None, f16) + (None,) * 7
                 yield Case(target, describe(g), "float16", "ours", tile_of(made), made, dtypes)
@@ -267,7 +268,8 @@ BESIDE = """## Beside PyTorch Inductor
 
 fprop in float16 on {target}, and the Triton template of `torch._inductor.kernel.conv` rendered for the same layer with
 each of its default configs and compiled by the same Triton. Shown is the config of either with the fewest other
-instructions for each product, of those that fit and spill nothing, which need not be the fastest: that takes a GPU.
+instructions for each product, of those that fit and spill nothing, of ours those that take boxes. It need not be the
+fastest: that takes a GPU.
 """
 
 
