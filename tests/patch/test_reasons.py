@@ -59,9 +59,9 @@ FORMS = {
         "nothing fused: Calls.forward cannot be traced: it branches on gt",
     ),
     "in a forward that iterates over as many values as there are": (
-        lambda m, x: torch.cat([m.it(m.conv(part)) for part in x.chunk(2)]),
+        lambda m, x: torch.cat([m.it(m.conv(part)) for part in x.split(1)]),
         RELU,
-        "nothing fused: Calls.forward cannot be traced: it iterates over chunk",
+        "nothing fused: Calls.forward cannot be traced: it iterates over split",
     ),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ PADDING = 4  # its place among their arguments
 NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.ConvTranspose2d: nn.BatchNorm2d}
 ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 IN_PLACE_ADDS = {operator.iadd, "add_"}
-_ACTIVATION_CALLS = {
+ACTIVATION_CALLS = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
     **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"), "sigmoid"),
     **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), "tanh"),
@@ -54,7 +54,7 @@ def activation_of(module: nn.Module, node: fx.Node) -> str | None:
         return PRELU if isinstance(text, Tensor) else text or None
     if node.target in _PRELU_CALLS:
         return PRELU if slopes_of(node) is not None else None
-    if node.op not in ("call_function", "call_method") or (name := _ACTIVATION_CALLS.get(node.target)) is None:
+    if node.op not in ("call_function", "call_method") or (name := ACTIVATION_CALLS.get(node.target)) is None:
         return None
     given = {key: value for key, value in node.kwargs.items() if key not in ("input", "inplace")}
     number = node.args[1] if name in _NUMBERS and len(node.args) > 1 else given.pop(_NUMBERS.get(name), None)

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..blocks.modules import LEAVES
 from ..patching.reporting import Site
 from .match import Match
+from .parts import joined
 from .patterns import KINDS, matches
 from .rest import LAZY, is_lazy, uncovered
 from .through import Traces, name_of, needed
@@ -156,7 +157,7 @@ def _blocks(
     """The traces of `module` with the blocks in each, and the modules that they look through. Raises `CannotTrace`."""
 
     def refusal(node):
-        return "" if accept(_join(fqn, name_of(node)), module) else EXCLUDED
+        return "" if accept(joined(fqn, name_of(node)), module) else EXCLUDED
 
     def found(chosen):
         traces = recorded.through(module, chosen)
@@ -229,7 +230,7 @@ def block_site(names: Mapping[nn.Module, str], owner: nn.Module, match: Match) -
     """The site of a block in a forward of `owner`. A module that is in the model twice goes by its first name."""
     block, paths = match.block, dict.fromkeys((*match.block.members, *sorted(needed(match.nodes))))
     members = dict.fromkeys(names[owner.get_submodule(path)] for path in paths)
-    fqn = _join(names[owner], match.name) if block.site is None else names[owner.get_submodule(block.site)]
+    fqn = joined(names[owner], match.name) if block.site is None else names[owner.get_submodule(block.site)]
     return Site(fqn, block.pattern, match.status, match.reason, tuple(members))
 
 
@@ -241,7 +242,3 @@ def _depth_first_place(module: nn.Module, node: fx.Node) -> int:
         return 0
     names = [name for name, _ in module.named_modules(remove_duplicate=False)]
     return max(place for place, name in enumerate(names) if f"{name}.".startswith(f"{node.target}."))
-
-
-def _join(parent: str, name: str) -> str:
-    return f"{parent}.{name}" if parent else name

@@ -15,7 +15,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..blocks.modules import intercepted
 from .nodes import asks_dimensions, is_activated_copy
-from .trace import CannotTrace, Trace, structure, traces
+from .parts import Conditions, Effect, effect_of, joined, sizes_of
+from .trace import AsksEffect, CannotTrace, Trace, structure, traces
 
 # Of torch's own modules those that are looked through; what the others do, nobody needs to see.
 _OPEN = (nn.Identity, nn.Sequential, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -47,11 +48,35 @@ class Traces:
         for found in alike:
             if all(trace.suits(module) for trace in found):
                 return found
-        try:
-            alike.append(traces(module))
-        except CannotTrace as refusal:
-            return refusal
-        return alike[-1]
+        effects: dict[str, Effect | None] = {}
+        while True:
+            try:
+                alike.append(traces(module, effects))
+                return alike[-1]
+            except AsksEffect as question:
+                (path,) = question.args
+                effects[path] = self._effect(module.get_submodule(path))
+            except CannotTrace as refusal:
+                return refusal
+
+    def _effect(self, module: nn.Module) -> Effect | None:
+        """What it does to sizes, in both modes; None if it is not known."""
+        if (effect := effect_of(module)) is not None or not self._is_open(module):
+            return effect
+        conditions, found = Conditions(), [trace for trace in self.of(module) if trace.arity == 1]
+        for trace in found:
+            conditions.update("", trace.reads, ("", *trace.through))
+        conditions.reads.get("", {}).pop("training", None)
+        outputs = (next(reversed(trace.graph.nodes)).args[0] for trace in found)
+
+        def inner(path: str) -> Effect | None:
+            return self._effect(module.get_submodule(path))
+
+        sizes = {isinstance(y, fx.Node) and sizes_of(y, inner, conditions) or None for y in outputs}
+        both = {trace.training for trace in found} in ({None}, {True, False})
+        if len(sizes) > 1 or None in sizes or not both or any(trace.asks or trace.inputs for trace in found):
+            return None
+        return Effect(sizes.pop(), conditions.reads, tuple(conditions.through))
 
     def through(self, module: nn.Module, chosen: Callable[[str], bool]) -> Iterator[Trace]:
         """Those of its forward, with the children whose paths are `chosen` looked through if that can be."""
@@ -75,7 +100,7 @@ class Traces:
                 reads.setdefault(path, {})["training"] = mode
                 return None
             for trace in self.of(inner):
-                if not trace.asks and trace.training in (None, mode) and trace.arity == 1:
+                if not trace.asks and not trace.inputs and trace.training in (None, mode) and trace.arity == 1:
                     return trace
             return None
 
@@ -84,10 +109,11 @@ class Traces:
             is known; returns its output."""
             owner = within[-1] if within else ""
             for path, noted in trace.reads.items():
-                reads.setdefault(_join(owner, path), {}).update(noted)
+                reads.setdefault(joined(owner, path), {}).update(noted)
+            through.update((joined(owner, path), None) for path in trace.through)
             into = {}
             for node in trace.graph.nodes:
-                path = _join(owner, node.target) if node.op in ("call_module", "get_attr") else node.target
+                path = joined(owner, node.target) if node.op in ("call_module", "get_attr") else node.target
                 if node.op == "output":
                     return fx.map_arg(node.args[0], into.get)
                 if node.op == "placeholder" and value is not None:
@@ -100,11 +126,11 @@ class Traces:
                 else:
                     into[node] = graph.node_copy(node, into.get)
                     into[node].target = path
-                    into[node].meta = {"within": within, "name": _join(owner, node.name), "passed": []}
+                    into[node].meta = {"within": within, "name": joined(owner, node.name), "passed": []}
             raise AssertionError("a graph without an output")
 
         graph.output(copy(own))
-        trace = Trace(graph, reads, own.kind, own.asks, tuple(through))
+        trace = Trace(graph, reads, own.kind, own.asks, tuple(through), own.inputs)
         _simplify(module, graph)
         return trace
 
@@ -141,10 +167,6 @@ def owner_of(node: fx.Node) -> str:
 def name_of(node: fx.Node) -> str:
     """What a call in a trace goes by: its path below the module whose forward is traced."""
     return node.meta.get("name", node.name)
-
-
-def _join(owner: str, name: str) -> str:
-    return f"{owner}.{name}" if owner and name else owner or name
 
 
 def _simplify(module: nn.Module, graph: fx.Graph) -> None:

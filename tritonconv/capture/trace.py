@@ -13,7 +13,7 @@ import inspect
 import operator
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .parts import Conditions, Effect, parts_of
+
 # Every module has these; all but `training` serve torch's own bookkeeping or hold what a trace looks up late.
 _BOOKKEEPING = set(nn.Module().__dict__) - {"training"}
 _CONSTANTS = (NoneType, bool, int, float, str, torch.dtype, type, FunctionType, BuiltinFunctionType)
@@ -34,17 +36,22 @@ class CannotTrace(Exception):
     """The reason why a forward has no trace that could stand for it."""
 
 
+class AsksEffect(CannotTrace):
+    """To go on, a trace has to know the effect of the module at this path."""
+
+
 @dataclass(frozen=True)
 class Trace:
     """One recorded forward. It holds while every attribute has the value noted in `reads`, per path of the module that
-    has it, for inputs that are all of type `kind`, and while none of the modules looked `through` is hooked: calls of
-    these are not in the graph, but what they do is."""
+    has it, for inputs that are all of type `kind` and of the sizes that `inputs` ask for, and while none of the modules
+    looked `through` is hooked: what these do is in the graph in place of calls, or the sizes of what they give are."""
 
     graph: fx.Graph
     reads: dict[str, dict[str, object]]
     kind: type = Tensor
     asks: bool = False  # whether it asked for the type
     through: tuple[str, ...] = ()
+    inputs: tuple[Callable[[Tensor], bool], ...] = ()
 
     @property
     def arity(self) -> int:
@@ -54,6 +61,13 @@ class Trace:
     def training(self) -> bool | None:
         """The mode that it was recorded in; None if that makes no difference."""
         return next((noted["training"] for noted in self.reads.values() if "training" in noted), None)
+
+    def takes(self, *inputs: object) -> bool:
+        return (
+            len(inputs) == self.arity
+            and all(isinstance(value, self.kind) for value in inputs)
+            and all(condition(*inputs) for condition in self.inputs)
+        )
 
     def suits(self, module: nn.Module) -> bool:
         """Whether it would be the same of `module`, one of the same `structure`; whose own mode does not count."""
@@ -82,9 +96,29 @@ def structure(module: nn.Module) -> tuple:
     )
 
 
+def unpacked(values: Iterable, count: int) -> tuple:
+    """`values` as `a, b = values` takes them apart, here into `count` parts."""
+    parts = tuple(values)
+    if len(parts) != count:
+        exec(f"[{', '.join(f'_{number}' for number in range(count))}] = parts", {"parts": parts})  # raises its error
+    return parts
+
+
 class _Value(fx.Proxy):
     """A traced value. An input says that it is of the kind that is traced for (callers of a trace see to that), any
     other nothing."""
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        frame = sys._getframe(1)
+        code = frame.f_code.co_code
+        if dis.opname[code[frame.f_lasti]] != "UNPACK_SEQUENCE":
+            return self.tracer.iter(self)
+        count = code[frame.f_lasti + 1]
+        parts = self.tracer.create_proxy("call_function", unpacked, (self, count), {})
+        return iter([parts[number] for number in range(count)])
+
+    def __len__(self) -> int:
+        return self.tracer.length(self)
 
     def claimed(self) -> type:
         if self.node.op == "placeholder":
@@ -159,8 +193,9 @@ class _Finder:
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else in-place updates of a buffer would happen now instead of at every call
 
-    def __init__(self, kind: type, required: Sequence[str]):
+    def __init__(self, kind: type, required: Sequence[str], effects: Mapping[str, Effect | None]):
         super().__init__()
+        self.effects, self.conditions = effects, Conditions()
         self.modes = _modes()
         self.kind, self.kind_asked = kind, False
         self.required = required  # the inputs to trace for; all if there are none
@@ -177,7 +212,19 @@ class _Tracer(fx.Tracer):
         return _Value(node, self)
 
     def iter(self, obj: fx.Proxy):
-        raise CannotTrace(f"it iterates over {obj.node.name}")
+        return iter([obj[number] for number in range(self.length(obj))])
+
+    def length(self, obj: fx.Proxy) -> int:
+        """How many parts `obj` has, of a call that gives parts."""
+        count = parts_of(obj.node, self._effect, self.conditions)
+        if count is None:
+            raise CannotTrace(f"it iterates over {obj.node.name}")
+        return count
+
+    def _effect(self, path: str) -> Effect | None:
+        if path not in self.effects:
+            raise AsksEffect(path)
+        return self.effects[path]
 
     def to_bool(self, obj: fx.Proxy):
         raise CannotTrace(f"it branches on {obj.node.name}")
@@ -214,20 +261,24 @@ def is_constant(value: object) -> bool:
 @contextmanager
 def _watch_attributes(root: nn.Module) -> Iterator[dict[str, dict[str, object]]]:
     """Yields what fills with the plain attributes that are read, of `root` and, by their paths, of the modules in it;
-    refuses every other use of state.
+    refuses every other use of state. A list is read as a copy, which must stay as it is.
 
     Like fx itself it hooks nn.Module for the duration.
     """
-    reads = {}
+    reads, lists = {}, {}
     watched = {id(module): path for path, module in root.named_modules()}
     original_setattr = nn.Module.__setattr__
 
     def read(self, name):
         value = object.__getattribute__(self, name)
         if id(self) in watched and name not in _BOOKKEEPING and name in object.__getattribute__(self, "__dict__"):
+            noted = reads.setdefault(watched[id(self)], {})
+            if type(value) is list and is_constant(tuple(value)):
+                noted.setdefault(name, list(value))
+                return lists.setdefault((id(self), name), (list(value), noted[name]))[0]
             if not is_constant(value):
                 raise CannotTrace(f"it reads {name!r}, a {type(value).__name__} of {type(self).__name__}")
-            reads.setdefault(watched[id(self)], {})[name] = value
+            noted[name] = value
         return value
 
     def write(self, name, value):
@@ -238,6 +289,9 @@ def _watch_attributes(root: nn.Module) -> Iterator[dict[str, dict[str, object]]]
     nn.Module.__getattribute__, nn.Module.__setattr__ = read, write
     try:
         yield reads
+        for (_, name), (given, noted) in lists.items():
+            if given != noted:
+                raise CannotTrace(f"it changes {name!r}, a list")
     finally:
         del nn.Module.__getattribute__
         nn.Module.__setattr__ = original_setattr
@@ -263,11 +317,13 @@ def _trace(module: nn.Module, tracer: _Tracer) -> Trace:
         raise CannotTrace("the instance has a forward of its own")
     try:
         with _refuse_random_numbers(), _watch_attributes(module) as reads, _answer_isinstance(), _NoTensors():
-            return Trace(tracer.trace(module), reads, tracer.kind, tracer.kind_asked)
+            graph, found = tracer.trace(module), tracer.conditions
     except CannotTrace:
         raise
     except Exception as error:  # whatever a user's forward raises when it meets symbolic values
         raise CannotTrace(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+    found.update("", reads, ())
+    return Trace(graph, found.reads, tracer.kind, tracer.kind_asked, tuple(found.through), found.asked())
 
 
 def _inputs(module: nn.Module) -> list[tuple[str, ...]]:
@@ -282,28 +338,30 @@ def _inputs(module: nn.Module) -> list[tuple[str, ...]]:
     return [required, ()] if constant and 0 < len(required) < len(parameters) else [()]
 
 
-def _attempts(module: nn.Module) -> Iterator[Trace | CannotTrace]:
+def _attempts(module: nn.Module, effects: Mapping[str, Effect | None]) -> Iterator[Trace | CannotTrace]:
     """Its traces in its mode, and why there are no others."""
     for required in _inputs(module):
         for kind in (Tensor, list):
-            tracer = _Tracer(kind, required)
+            tracer = _Tracer(kind, required, effects)
             try:
                 yield _trace(module, tracer)
+            except AsksEffect:
+                raise
             except CannotTrace as refusal:
                 yield refusal
             if not tracer.kind_asked:
                 break
 
 
-def traces(module: nn.Module) -> list[Trace]:
-    """The traces of `module`: for inputs that are tensors and, if its forward asks for their type, lists of them;
-    without those that may be left out, and with them; in both modes if it asks for `self.training`. Raises
-    `CannotTrace` if there is none."""
+def traces(module: nn.Module, effects: Mapping[str, Effect | None]) -> list[Trace]:
+    """The traces of `module`, given the `effects` of modules in it by their paths: for inputs that are tensors and, if
+    its forward asks for their type, lists of them; without those that may be left out, and with them; in both modes if it asks for `self.training`. Raises
+    `CannotTrace` if there is none, `AsksEffect` if the effect of one more module must be known."""
     attempts, training = [], module.training
     try:
         for mode in (training, not training):
             module.training = mode
-            attempts += _attempts(module)
+            attempts += _attempts(module, effects)
             found = [each for each in attempts if isinstance(each, Trace)]
             if found and not any("training" in each.reads.get("", ()) for each in found):
                 break

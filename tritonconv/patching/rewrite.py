@@ -36,6 +36,7 @@ def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forwa
         fuses=any(match.in_caller for match in matches),
         arity=trace.arity,
         kind=trace.kind,
+        inputs=trace.inputs,
         parts={
             path: swap.Part(swap.children(module.get_submodule(path)), trace.reads.get(path, {}), path in trace.through)
             for path in sorted({*_holders(graph), *trace.reads, *trace.through})

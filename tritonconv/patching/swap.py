@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..blocks.modules import LEAVES, intercepted
 from ..replay import NOT_REPLAYED, Replays
@@ -59,6 +59,7 @@ class Forward:
     graph: what it computes; it calls children by their paths and holds none.
     fuses: whether that differs from what the module's own forward calls.
     arity, kind: how many inputs it takes; all must be given, as this type.
+    inputs: what must be true of the only input.
     parts: what must hold for the module ("") and for submodules, by path.
     """
 
@@ -67,6 +68,7 @@ class Forward:
     fuses: bool
     arity: int
     kind: type
+    inputs: tuple[Callable[[Tensor], bool], ...]
     parts: dict[str, Part]
 
     def __deepcopy__(self, memo) -> Forward:
@@ -80,6 +82,7 @@ class Forward:
         return (
             len(inputs) == self.arity
             and all(isinstance(value, self.kind) for value in inputs)
+            and all(condition(*inputs) for condition in self.inputs)
             and all(part.holds(module.get_submodule(path) if path else module) for path, part in self.parts.items())
         )
 

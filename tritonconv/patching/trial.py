@@ -197,7 +197,7 @@ def _watched(
 
     def forward(*args, **kwargs):
         for trace, _ in () if kwargs else forwards:
-            if len(args) == trace.arity and all(isinstance(value, trace.kind) for value in args):
+            if trace.takes(*args):
                 return Watch(owner, garbage_collect_values=False, graph=trace.graph).run(*args)
         return type(owner).forward(owner, *args, **kwargs)
 

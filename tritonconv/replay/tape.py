@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from .. import choice
 from ..blocks.modules import LEAVES
 from ..blocks.run import activated_block, activated_norm, averaged_convolution, conv_block, conv_call
+from ..capture.trace import unpacked
 from .graph import INTO, RecordedGraph
 from .recorded import views_of
 
@@ -208,6 +209,8 @@ def _takes(forward: Forward, stand_ins: list) -> bool:
 
 def is_torchs(target) -> bool:
     """Whether it is a function or a class of torch, or an operator of Python's: they keep nothing of what they see."""
+    if target is unpacked:  # Python's, written as a function
+        return True
     package = (getattr(target, "__module__", None) or "torch").partition(".")[0]
     return package in ("torch", "_operator", "math", "builtins")
 
