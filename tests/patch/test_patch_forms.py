@@ -294,7 +294,7 @@ def in_bfloat16(m, x):
 
 UNTRACEABLE = {
     "sets": (count, "it sets 'count'"),
-    "appends": (remember, "it reads 'seen', a list"),
+    "appends": (remember, "it changes 'seen', a list"),
     "branches on data": (lambda m, x: F.relu(m.conv(x)) if x.sum() < 1e9 else x, "it branches on lt"),
     "checks a type": (check, "it checks the type of conv"),
     "makes a tensor": (lambda m, x: F.relu(m.conv(x)) + torch.ones(()), "it calls aten.ones"),
@@ -303,7 +303,7 @@ UNTRACEABLE = {
     "no_grad": (without_gradient, "gradient mode"),
     "autocast": (in_bfloat16, "autocast"),
     "another dict": (lambda m, x: (OrderedDict(y=F.relu(m.conv(x)))["y"], m.named(OrderedDict(y=x))), "OrderedDict"),
-    "a child's state": (lambda m, x: F.relu(m.conv(x)) * len(m.named.seen), "it reads 'seen', a list of Named"),
+    "a child's state": (lambda m, x: F.relu(m.conv(x)) * len(m.named.seen), "it reads 'seen', a dict of Named"),
 }
 
 
@@ -316,7 +316,7 @@ class Named(nn.Module):
 def test_a_forward_that_no_trace_can_stand_for_is_left_and_says_why(form, kernel_calls):
     forward, reason = UNTRACEABLE[form]
     model = Calls(forward, named=Named())
-    model.count, model.seen, model.named.seen = 0, [], [1]
+    model.count, model.seen, model.named.seen = 0, [], {1: 1}
     patch = tritonconv.patch  # imported at first use, by libraries some of which draw numbers
     random_states = random.getstate(), np.random.get_state()[2], torch.get_rng_state()
     patch(model)
@@ -400,7 +400,7 @@ class Scaled(nn.Module):
 def test_modules_that_are_alike_are_traced_once(change, monkeypatch):
     model = nn.Sequential(Scaled(), Scaled(**change), Scaled(), Scaled(**change))
     traced = []
-    monkeypatch.setattr(through, "traces", lambda module: traced.append(module) or traces(module))
+    monkeypatch.setattr(through, "traces", lambda module, effects: traced.append(module) or traces(module, effects))
     tritonconv.patch(model)
     assert [module for module in traced if isinstance(module, Scaled)] == [model[0], model[1]]
     assert sum(site.pattern == "conv2d+relu" for site in tritonconv.report(model)) == 4

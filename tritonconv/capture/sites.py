@@ -20,7 +20,8 @@ from .parts import joined
 from .patterns import KINDS, matches
 from .rest import LAZY, is_lazy, uncovered
 from .through import Traces, name_of, needed
-from .trace import CannotTrace, Trace
+from .trace import Trace
+from .watch import CannotTrace
 
 EXCLUDED = "excluded"  # the reason of sites that the user excluded
 IN_TRAINING = "in training alone"

@@ -16,7 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..blocks.modules import intercepted
 from .nodes import asks_dimensions, is_activated_copy
 from .parts import Conditions, Effect, effect_of, joined, sizes_of
-from .trace import AsksEffect, CannotTrace, Trace, structure, traces
+from .trace import AsksEffect, Trace, structure, traces
+from .watch import CannotTrace
 
 # Of torch's own modules those that are looked through; what the others do, nobody needs to see.
 _OPEN = (nn.Identity, nn.Sequential, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

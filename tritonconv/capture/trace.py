@@ -11,29 +11,19 @@ import builtins
 import dis
 import inspect
 import operator
-import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder
-from types import BuiltinFunctionType, FrameType, FunctionType, ModuleType, NoneType
+from types import FrameType, ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .parts import Conditions, Effect, parts_of
-
-# Every module has these; all but `training` serve torch's own bookkeeping or hold what a trace looks up late.
-_BOOKKEEPING = set(nn.Module().__dict__) - {"training"}
-_CONSTANTS = (NoneType, bool, int, float, str, torch.dtype, type, FunctionType, BuiltinFunctionType)
-
-
-class CannotTrace(Exception):
-    """The reason why a forward has no trace that could stand for it."""
+from .watch import CannotTrace, NoTensors, is_constant, refuse_random_numbers, watch_attributes
 
 
 class AsksEffect(CannotTrace):
@@ -242,73 +232,9 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-class _NoTensors(TorchDispatchMode):
-    """While tracing every value is symbolic, so the result of an operation on tensors would be frozen in the trace."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        raise CannotTrace(f"it calls {func} on nothing that depends on its inputs")
-
-
 def _modes() -> tuple[bool, ...]:
     autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
-
-
-def is_constant(value: object) -> bool:
-    return isinstance(value, _CONSTANTS) or (isinstance(value, tuple) and all(map(is_constant, value)))
-
-
-@contextmanager
-def _watch_attributes(root: nn.Module) -> Iterator[dict[str, dict[str, object]]]:
-    """Yields what fills with the plain attributes that are read, of `root` and, by their paths, of the modules in it;
-    refuses every other use of state. A list is read as a copy, which must stay as it is.
-
-    Like fx itself it hooks nn.Module for the duration.
-    """
-    reads, lists = {}, {}
-    watched = {id(module): path for path, module in root.named_modules()}
-    original_setattr = nn.Module.__setattr__
-
-    def read(self, name):
-        value = object.__getattribute__(self, name)
-        if id(self) in watched and name not in _BOOKKEEPING and name in object.__getattribute__(self, "__dict__"):
-            noted = reads.setdefault(watched[id(self)], {})
-            if type(value) is list and is_constant(tuple(value)):
-                noted.setdefault(name, list(value))
-                return lists.setdefault((id(self), name), (list(value), noted[name]))[0]
-            if not is_constant(value):
-                raise CannotTrace(f"it reads {name!r}, a {type(value).__name__} of {type(self).__name__}")
-            noted[name] = value
-        return value
-
-    def write(self, name, value):
-        if id(self) in watched:
-            raise CannotTrace(f"it sets {name!r} of {type(self).__name__}")
-        original_setattr(self, name, value)
-
-    nn.Module.__getattribute__, nn.Module.__setattr__ = read, write
-    try:
-        yield reads
-        for (_, name), (given, noted) in lists.items():
-            if given != noted:
-                raise CannotTrace(f"it changes {name!r}, a list")
-    finally:
-        del nn.Module.__getattribute__
-        nn.Module.__setattr__ = original_setattr
-
-
-@contextmanager
-def _refuse_random_numbers() -> Iterator[None]:
-    """Python's and numpy's generators; torch's are behind `_NoTensors`."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        yield
-        drawn = any(np.any(new != old) for new, old in zip(np.random.get_state(), numpy_state, strict=True))
-        if drawn or random.getstate() != python_state:
-            raise CannotTrace("it draws random numbers")
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def _trace(module: nn.Module, tracer: _Tracer) -> Trace:
@@ -316,7 +242,7 @@ def _trace(module: nn.Module, tracer: _Tracer) -> Trace:
     if "forward" in vars(module):
         raise CannotTrace("the instance has a forward of its own")
     try:
-        with _refuse_random_numbers(), _watch_attributes(module) as reads, _answer_isinstance(), _NoTensors():
+        with refuse_random_numbers(), watch_attributes(module) as reads, _answer_isinstance(), NoTensors():
             graph, found = tracer.trace(module), tracer.conditions
     except CannotTrace:
         raise
@@ -355,8 +281,8 @@ def _attempts(module: nn.Module, effects: Mapping[str, Effect | None]) -> Iterat
 
 def traces(module: nn.Module, effects: Mapping[str, Effect | None]) -> list[Trace]:
     """The traces of `module`, given the `effects` of modules in it by their paths: for inputs that are tensors and, if
-    its forward asks for their type, lists of them; without those that may be left out, and with them; in both modes if it asks for `self.training`. Raises
-    `CannotTrace` if there is none, `AsksEffect` if the effect of one more module must be known."""
+    its forward asks for their type, lists of them; without those that may be left out, and with them; in both modes if
+    it asks for `self.training`. Raises `CannotTrace` if there is none, `AsksEffect` if it must know one more effect."""
     attempts, training = [], module.training
     try:
         for mode in (training, not training):

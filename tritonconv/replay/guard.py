@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..blocks.repeat import hooks_of
-from ..capture.trace import is_constant
+from ..capture.watch import is_constant
 from ..launch.packing import Snapshot, packs
 from .tape import Tape
 
