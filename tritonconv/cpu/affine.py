@@ -14,9 +14,7 @@ class Affine:
     def __init__(self, code: Code):
         self.code = code
         self.width = 1  # lanes of a Vec in the loop nest being written
-        self.assumed: list[str] | None = (
-            None  # conditions (i1) under which the code being written is right, if it may assume
-        )
+        self.assumed: list[str] | None = None  # where it may assume, the conditions (i1) under which the code is right
         self.assume_depth = 0  # the level on which they are checked: they may not depend on a deeper one
 
     # ---- into registers -------------------------------------------------------------------------------------------
@@ -28,9 +26,7 @@ class Affine:
         if isinstance(v, Ptr):
             return self.address(v)
         ty, pure = REG[v.elem], self.code.pure
-        parts = sorted(
-            [*v.terms, *((iv.depth, self._scaled(iv, c, ty)) for iv, c in v.ivs)],
-        )
+        parts = sorted([*v.terms, *((iv.depth, self._scaled(iv, c, ty)) for iv, c in v.ivs)])
         if not parts:
             return str(v.const), 0
         depth, acc = parts[0]

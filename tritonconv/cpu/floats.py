@@ -83,29 +83,14 @@ def _clampf(e, op, idx):
     return e.apply(top, e.apply(bottom, x, low), high)
 
 
-_FCMP = (
-    "false",
-    "oeq",
-    "ogt",
-    "oge",
-    "olt",
-    "ole",
-    "one",
-    "ord",
-    "ueq",
-    "ugt",
-    "uge",
-    "ult",
-    "ule",
-    "une",
-    "uno",
-    "true",
-)
+# of arith.cmpf, by number
+_PREDICATES = ("false", "oeq", "ogt", "oge", "olt", "ole", "one", "ord",
+               "ueq", "ugt", "uge", "ult", "ule", "une", "uno", "true")  # fmt: skip
 
 
 @pure("arith.cmpf")
 def _cmpf(e, op, idx):
-    return e.binary(f"fcmp {_FCMP[op.int('predicate')]} {{}}", *e.args(op, idx), "i1")
+    return e.binary(f"fcmp {_PREDICATES[op.int('predicate')]} {{}}", *e.args(op, idx), "i1")
 
 
 @pure("arith.sitofp", "arith.uitofp")

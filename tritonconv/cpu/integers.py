@@ -76,8 +76,7 @@ def _divide(e: Elements, op, idx):
         return _divide_run(e, how, a, b)
     if isinstance(b, Aff) and b.is_const and b.const not in (0, -1):
         return e.binary(how + " {}", a, b)
-    one = const(elem, 1)
-    b = e.select(e.binary("icmp eq {}", b, const(elem, 0), "i1"), one, b)
+    b = _divisor(e, b)
     if WIDTH[elem] <= 32 and is_uniform(a) and is_uniform(b):
         if e.scalar(b)[1] < e.scalar(a)[1] and WIDTH[elem] == 32:
             return _divide_by_invariant(e, how, a, b)
@@ -88,9 +87,16 @@ def _divide(e: Elements, op, idx):
             return _divide_in_double(e, how, a, b)
         # INT_MIN / -1 would trap: divide by 1 and negate instead
         minus = e.binary("icmp eq {}", b, const(elem, -1), "i1")
-        q = e.binary(how + " {}", a, e.select(minus, one, b))
+        q = e.binary(how + " {}", a, e.select(minus, const(elem, 1), b))
         return e.select(minus, e.add(const(elem, 0), q, -1), q)
     return e.binary(how + " {}", a, b)
+
+
+def _divisor(e: Elements, b: Val) -> Val:
+    """`b`, or 1 where it is 0."""
+    if isinstance(b, Aff) and b.is_const and b.const:
+        return b
+    return e.select(e.binary("icmp eq {}", b, const(b.elem, 0), "i1"), const(b.elem, 1), b)
 
 
 def _divide_by_invariant(e: Elements, how: str, a: Val, b: Val) -> Val:
@@ -126,12 +132,7 @@ def _divide_by_invariant(e: Elements, how: str, a: Val, b: Val) -> Val:
 def _divide_run(e: Elements, how: str, a: Aff, b: Val) -> Val:
     """Lanes a, a+1, …: while none of them crosses a multiple of b, the quotient is one number and the remainder runs
     on."""
-    first = a._replace(step=0)
-    b = (
-        b
-        if isinstance(b, Aff) and b.is_const
-        else e.select(e.binary("icmp eq {}", b, const(a.elem, 0), "i1"), const(a.elem, 1), b)
-    )
+    first, b = a._replace(step=0), _divisor(e, b)
     rem = e.binary(f"{how[0]}rem {{}}", first, b)
     e.assume_unbroken(a, signed=how[0] == "s")
     end = e.add(rem, const(a.elem, (e.width - 1) * a.step))
@@ -146,9 +147,7 @@ def _divide_run(e: Elements, how: str, a: Aff, b: Val) -> Val:
 def _divide_in_double(e: Elements, how: str, a: Val, b: Val) -> Val:
     """i32 division by way of double, which is exact and has vector instructions; truncates as C does."""
     x, y = (e.convert("sitofp", v, "f64") for v in (a, b))
-    q = e.convert("fptosi", e.binary("fdiv {}", x, y), "i32") if WIDTH[a.elem] == 32 else None
-    if q is None:
-        q = e.cast(e.convert("fptosi", e.binary("fdiv {}", x, y), "i32"), a.elem)
+    q = e.cast(e.convert("fptosi", e.binary("fdiv {}", x, y), "i32"), a.elem)
     return q if how == "sdiv" else e.add(a, e.mul(q, b), -1)
 
 
@@ -254,12 +253,11 @@ def _int_to_ptr(e, op, idx):
 
 @pure("tt.bitcast", "arith.bitcast")
 def _bitcast(e, op, idx):
-    (v,) = e.args(op, idx)
-    elem = op.result.type.elem
-    if elem == "ptr" or v.elem == elem if not isinstance(v, Ptr) else True:
+    (v,), elem = e.args(op, idx), op.result.type.elem
+    if isinstance(v, Ptr) or elem in ("ptr", v.elem):
         return v
-    raw, ty = e.to_memory(v, 0 if is_uniform(v) else e.width)
     width = 0 if is_uniform(v) else e.width
+    raw, ty = e.to_memory(v, width)
     memory = {"f16": "half", "bf16": "i16"}.get(elem, REG[elem])
     target = f"<{width} x {memory}>" if width else memory
     ssa = raw if ty == target else e.code.pure(v.depth, f"bitcast {ty} {raw} to {target}")

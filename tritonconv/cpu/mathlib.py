@@ -1,7 +1,7 @@
 """Elementary functions and roundings, written as vector code: no math library is needed for float.
 
-Polynomials for log, tanh: S. L. Moshier, Cephes Mathematical Library (logf, tanhf), public domain
-coefficients. Errors within 4 ulp. Double precision calls the C library lane by lane.
+Polynomials for log, tanh: S. L. Moshier, Cephes Mathematical Library (logf, tanhf), public domain coefficients. Errors
+within 4 ulp. Double precision calls the C library lane by lane.
 """
 
 from __future__ import annotations
@@ -232,8 +232,7 @@ def call(e, name: str, args: list[Val]) -> Val:
     return e.rounded(result._replace(elem=elem)) if elem in ("f16", "bf16") else result
 
 
-# ---- roundings between float types
-# ------------------------------------------------------------------------------------
+# ---- roundings between float types ------------------------------------------------------------------------------
 
 
 def float_cast(e, v: Val, elem: str) -> Val:
