@@ -7,11 +7,12 @@ ahead by itself within a page, but not from where one program's row ends to wher
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import contextmanager
 
 from . import ir
-from .elements import PURE, Index
+from .elements import PURE, Fixed, Index
 from .plan import Plan
-from .values import SIZE
+from .values import SIZE, const
 
 _ROW = 1 << 13  # bytes of a row for which it is worth it
 _PROGRAM = "tt.get_program_id"
@@ -48,6 +49,23 @@ def ask(low, nest: ir.Op, idx: Index) -> None:
     loads = low.ahead.get(nest)
     if not loads:
         return
-    with low.next_program():
+    with _next_program(low):
         for load in loads:
             low.elements.prefetch(load, idx, cache=2)
+
+
+@contextmanager
+def _next_program(low):
+    """What is asked for inside is as in the next program of a row of the grid."""
+    e, levels = low.elements, low.code.levels
+    ids = [op for op in low.function.body.ops if op.name == _PROGRAM and op.int("axis") == 0]
+    here = {op.result: e.bound[op.result] for op in ids}
+    memos = [level.memo for level in levels]
+    for level in levels:
+        level.memo = {}
+    for value, held in here.items():
+        e.bound[value] = Fixed(e.add(held.value, const("i32", 1)))
+    yield
+    e.bound.update(here)
+    for level, memo in zip(levels, memos, strict=True):
+        level.memo = memo

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from . import ir
 from .code import Iv
 from .elements import Buffer, Elements, Panels
-from .values import REG, SIZE, TRUE, Aff, Val, const, index, lanes, shift
+from .values import REG, SIZE, Aff, Val, const, index, lanes, shift
 
 UNROLL = 4  # turns of the innermost loop written out: fewer branches, and the end of a short loop is predicted
 
@@ -134,7 +134,7 @@ def lower_dot(low, op: ir.Op):
 
 
 def into(e: Elements, dest: Buffer):
-    return lambda idx, value: e.store(dest.pointer(e, idx), value._replace(elem=dest.stored), TRUE)
+    return lambda idx, value: dest.store(e, idx, value)
 
 
 def _panels(low, value: ir.Value, columns: int) -> Panels:

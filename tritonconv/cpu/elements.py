@@ -62,6 +62,9 @@ class Buffer:
         v = elements.load(self.pointer(elements, idx), self.stored, TRUE, None, elements.region)
         return v._replace(elem=self.elem) if v.elem != self.elem else v
 
+    def store(self, elements: Elements, idx: Index, value: Val):
+        elements.store(self.pointer(elements, idx), value._replace(elem=self.stored), TRUE)
+
 
 @dataclass(eq=False)
 class Panels(Buffer):
@@ -101,7 +104,7 @@ class Recorded:
     def at(self, elements: Elements, idx: Index) -> Val:
         op = self.value.op
         result = PURE[op.name](elements, op, idx)
-        elements.store(self.buffer.pointer(elements, idx), result._replace(elem=self.buffer.stored), TRUE)
+        self.buffer.store(elements, idx, result)
         return result
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from .elements import Fixed, Index
 from .errors import UnsupportedOp
-from .values import TRUE, const, index
+from .values import MEM, SIZE, TRUE, const, index
 
 
 @contextmanager
@@ -19,11 +19,56 @@ def elementwise(low, shape: tuple[int, ...]):
     low.elements.width = outer
 
 
+_RMW = {1: "and", 2: "or", 3: "xor", 4: "add", 5: "fadd", 6: "max", 7: "min", 8: "umax", 9: "umin", 10: "xchg"}
+
+
+def lower_atomic(low, op):
+    """Lanes that are masked off return 0."""
+    e, code, type = low.elements, low.code, op.result.type
+    ty, ordering = MEM[type.elem], "seq_cst"
+    dest = low.allocate(type.elem, type.shape) if type.rank and op.result.users else None
+    with elementwise(low, type.shape or ()) as idx:
+        p = e.pointer(e.at(op.operands[0], idx))
+        raw = [e.to_memory(e.at(v, idx), 0)[0] for v in op.operands[1 : 3 if op.name.endswith("cas") else 2]]
+        mask = TRUE
+        if op.name.endswith("rmw") and len(op.operands) > 2:
+            mask = e.at(op.operands[2], idx)
+        mask = e.checked(op, p, mask, code.depth)
+        address = e.address(p)[0]
+        with code.arm("on") as on:
+            if op.name.endswith("cas"):
+                # floats are compared by their bits
+                bits = f"i{8 * SIZE[type.elem]}"
+                if ty != bits:
+                    raw = [code.op(f"bitcast {ty} {r} to {bits}") for r in raw]
+                pair = code.op(f"cmpxchg ptr {address}, {bits} {raw[0]}, {bits} {raw[1]} {ordering} {ordering}")
+                old = code.op(f"extractvalue {{ {bits}, i1 }} {pair}, 0")
+                old = old if ty == bits else code.op(f"bitcast {bits} {old} to {ty}")
+            else:
+                how = _RMW[op.int("atomic_rmw_op")]
+                if type.elem == "bf16" and how == "fadd":
+                    raise UnsupportedOp(op, "a sum in bfloat16")
+                if type.is_float and how in ("max", "min"):
+                    how = "f" + how
+                old = code.op(f"atomicrmw {how} ptr {address}, {ty} {raw[0]} {ordering}, align {SIZE[type.elem]}")
+        with code.arm("off") as off:
+            pass
+        ends = code.branch(mask.ssa, on, off)
+        before = code.op(f"phi {ty} [ {old}, {ends[0]} ], [ zeroinitializer, {ends[1]} ]")
+        result = e.from_memory(type.elem, before, code.depth, 0)
+        if dest:
+            dest.store(e, idx, result)
+        elif not type.rank:
+            e.bound[op.result] = Fixed(result)
+    if dest:
+        e.bound[op.result] = dest
+
+
 def lower_histogram(low, op):
     """Counts per bin; what falls into none is left out."""
     e, code, (bins,) = low.elements, low.code, op.result.type.shape
     dest = low.allocate("i32", (bins,))
-    low.nest(dest.shape, lambda idx: e.store(dest.pointer(e, idx), const("i32", 0), TRUE), "i32")
+    low.nest(dest.shape, lambda idx: dest.store(e, idx, const("i32", 0)), "i32")
     source = op.operands[0]
     with elementwise(low, source.type.shape) as idx:
         bin = e.at(source, idx)
@@ -48,7 +93,7 @@ def lower_map(low, op):
             e.bound[argument] = Fixed(e.at(value, idx))
         used = low.region(blocks)
         for dest, value in zip(dests, blocks[-1].ops[-1].operands, strict=True):
-            e.store(dest.pointer(e, idx), e.at(value)._replace(elem=dest.stored), TRUE)
+            dest.store(e, idx, e.at(value))
         low.used = used
     for dest, result in zip(dests, op.results, strict=True):
         e.bound[result] = dest

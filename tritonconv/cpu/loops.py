@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from . import carrying, ir
 from .elements import PURE, Buffer, Fixed, Moving
 from .plan import SHAPE
-from .values import REG, SIZE, TRUE, Aff, Ptr, const
+from .values import REG, SIZE, Aff, Ptr, const
 
 
 @dataclass
@@ -134,7 +134,7 @@ class ForLoop:
             for value in results:
                 if value.type.rank:
                     dest, at = self.low.allocate(value.type.elem, value.type.shape), carrying.place(value.type)
-                    e.store(dest.pointer(e, at), e.at(value, at)._replace(elem=dest.stored), TRUE)
+                    dest.store(e, at, e.at(value, at))
                     e.bound[value] = dest
 
     def arguments(self) -> list[ir.Value]:

@@ -11,17 +11,18 @@ private to the calling thread, `Lowered.scratch` bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
-from . import ahead, control, dot, floats, integers, ir, lanewise, memory, reduce, shapes, sliding, turning  # noqa: F401  their rules fill the table PURE
+from . import ahead, control, dot, floats, integers, ir, lanewise, layout, memory, reduce, shapes, sliding, turning  # noqa: F401  their rules fill the table PURE
 from .checks import Check, Checks
 from .code import Code
-from .elements import PURE, Buffer, Elements, Fixed, Index, Recorded
+from .elements import PURE, Buffer, Elements, Fixed, Recorded
 from .errors import UnsupportedOp
 from .plan import Plan
 from .target import Target
-from .values import MEM, SIZE, TRUE, Ptr, const, index, lanes, shift
+from .values import MEM, SIZE, Aff, Ptr, const, index, lanes, shift
 
 # operation → what writes its code, given the Lowering and the operation
 STATEMENTS: dict[str, Callable] = {
@@ -30,8 +31,8 @@ STATEMENTS: dict[str, Callable] = {
     "tt.load": memory.lower_load,
     "tt.split": memory.lower_split,
     "tt.store": memory.lower_store,
-    "tt.atomic_rmw": memory.lower_atomic,
-    "tt.atomic_cas": memory.lower_atomic,
+    "tt.atomic_rmw": lanewise.lower_atomic,
+    "tt.atomic_cas": lanewise.lower_atomic,
     "tt.assert": control.lower_assert,
     "ttg.barrier": control.lower_nothing,
     "gpu.barrier": control.lower_nothing,
@@ -160,21 +161,6 @@ class Lowering:
         self.elements.region = outer
         return used
 
-    @contextmanager
-    def next_program(self):
-        """What is asked for inside is as in the next program of a row of the grid."""
-        e, levels = self.elements, self.code.levels
-        here = {op.result: e.bound[op.result] for op in self.function.body.ops if memory.first_axis(op)}
-        memos = [level.memo for level in levels]
-        for level in levels:
-            level.memo = {}
-        for value, held in here.items():
-            e.bound[value] = Fixed(e.add(held.value, const("i32", 1)))
-        yield
-        e.bound.update(here)
-        for level, memo in zip(levels, memos, strict=True):
-            level.memo = memo
-
     # ---- scratch memory -------------------------------------------------------------------------------------------
 
     def allocate(self, elem: str, shape: tuple[int, ...], order: tuple[int, ...] | None = None) -> Buffer:
@@ -192,7 +178,7 @@ class Lowering:
         if dest is None:
             dest = self.destinations.get(value)
         if dest is None:
-            order = self.order(value.type, lambda idx: self.elements.at(value, idx))
+            order = layout.order(self, value.type.shape, partial(self.elements.at, value), value.type.elem)
             dest = self.allocate(value.type.elem, value.type.shape, order)
         self.fill(dest, value)
         self.elements.bound[value] = dest
@@ -205,12 +191,11 @@ class Lowering:
         self.recording.setdefault(self.plan.recorded[value], []).append((value, dest))
 
     def fill(self, dest: Buffer, value: ir.Value):
-        e = self.elements
-        body = lambda idx: e.at(value, idx)  # noqa: E731
+        e, body = self.elements, partial(self.elements.at, value)
 
         def write(*places):
             for idx, v in zip(places, list(map(body, places)), strict=True):
-                e.store(dest.pointer(e, idx), v._replace(elem=dest.stored), TRUE)
+                dest.store(e, idx, v)
 
         lane = max(range(len(dest.shape)), key=lambda d: (dest.shape[d] > 1, -dest.strides[d])) if dest.shape else None
         along = None if lane is None else turning.source(self, dest, body, lane)
@@ -234,7 +219,7 @@ class Lowering:
         read what the next ones read (`sliding`), `body` takes several indices at once, each of one register."""
         e, outer = self.elements, self.elements.width
         if lane is None:
-            lane = self.order_of(shape, body, elem)[-1] if shape else None
+            lane = layout.order(self, shape, body, elem)[-1] if shape else None
         lanes_of = self.target.lanes(max(4, SIZE[elem]))
         e.width = width = min(shape[lane], lanes_of) if shape else 1
         along = None if value is None or width == 1 else sliding.dimension(self, value, lane)
@@ -244,13 +229,17 @@ class Lowering:
             idx = []
             for d, n in enumerate(shape):
                 step = width if d == lane else sliding.ROWS if d == along else 1
-                at = const("index", 0) if n == step else index(loops.enter_context(self.code.loop(n, step)).iv)
+                at = self.turns(loops, n, step)
                 idx.append(lanes(at) if d == lane and width > 1 else at)
             rows = range(1 if along is None else sliding.ROWS)
             places = [tuple(shift(i, row) if d == along else i for d, i in enumerate(idx)) for row in rows]
             e.width = width
             self.speculate(lambda: body(*places), hoist=True)
         e.width = outer
+
+    def turns(self, loops: ExitStack, n: int, step: int) -> Aff:
+        """An index from 0 to `n` in steps, by a loop that ends with `loops`; by none where there is a single turn."""
+        return const("index", 0) if n == step else index(loops.enter_context(self.code.loop(n, step)).iv)
 
     def speculate(self, body: Callable[[], Registers | None], hoist: bool = False) -> Registers | None:
         """Writes `body` assuming that masks are full and runs unbroken; where that has to be checked, also without.
@@ -285,29 +274,3 @@ class Lowering:
         return left and [
             (ty, code.op(f"phi {ty} [ {x}, {a} ], [ {y}, {b} ]")) for (ty, x), (_, y) in zip(left, other, strict=True)
         ]
-
-    def order(self, type: ir.Type, body) -> tuple[int, ...]:
-        return self.order_of(type.shape, lambda idx: body(idx) and None, type.elem)
-
-    def order_of(self, shape: tuple[int, ...], body: Callable[[Index], None], elem: str) -> tuple[int, ...]:
-        """Dimensions from slowest to fastest: the fastest is the one along which memory is best read and written."""
-        wide = [d for d in reversed(range(len(shape))) if shape[d] > 1]
-        if len(wide) > 1:
-            best = min(wide, key=lambda d: (self.probe(shape, body, elem, d), -d))
-        else:
-            best = wide[0] if wide else len(shape) - 1
-        return tuple(d for d in range(len(shape)) if d != best) + (best,)
-
-    def probe(self, shape, body, elem: str, lane: int) -> float:
-        """Cost per element of `body` with its lanes along `lane`: writes it to a level that is thrown away."""
-        e, code, depth = self.elements, self.code, self.code.depth
-        saved = e.width, e.spent, e.assumed
-        e.width, e.spent = min(shape[lane], self.target.lanes(4)), 0
-        e.assumed, e.assume_depth = [], depth + len(shape)
-        with ExitStack() as levels:
-            at = [index(levels.enter_context(code.probe(n))) if n > 1 else const("index", 0) for n in shape]
-            levels.enter_context(code.probe(1))
-            body(tuple(lanes(i) if d == lane else i for d, i in enumerate(at)))
-            cost = (e.spent + 1) / e.width
-        e.width, e.spent, e.assumed = saved
-        return cost

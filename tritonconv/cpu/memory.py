@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial, reduce
 
 from . import ahead, ir, streaming, turning
 from .elements import PURE, Buffer, Elements, Fixed, Index, pure
-from .errors import UnsupportedOp
 from .masks import mask_at
 from .plan import SHAPE
-from .values import MEM, SIZE, TRUE, Aff, Val, const, index, is_uniform
+from .values import TRUE, Aff, Val, const, is_uniform
 
 
 def lower_program_id(low, op):
     low.elements.bound[op.result] = Fixed(Aff("i32", ((1, low.program[op.int("axis")]),), (), 0, 0))
-
-
-def first_axis(op: ir.Op) -> bool:
-    return op.name == "tt.get_program_id" and op.int("axis") == 0
 
 
 def lower_num_programs(low, op):
@@ -124,55 +118,3 @@ def lower_store(low, op):
     loads = [load.result for store in stores for load in read_by_element(low, store.operands[1])]
     lane = turning.before(low, loads, write)
     low.nest(type.shape or (), write, type.elem, lane, vectors=2 if alone else 1, value=value)
-
-
-_RMW = {1: "and", 2: "or", 3: "xor", 4: "add", 5: "fadd", 6: "max", 7: "min", 8: "umax", 9: "umin", 10: "xchg"}
-
-
-def lower_atomic(low, op):
-    """One lane after another; lanes that are masked off return 0."""
-    e, code, type = low.elements, low.code, op.result.type
-    ty, ordering = MEM[type.elem], "seq_cst"
-    dest = low.allocate(type.elem, type.shape) if type.rank and op.result.users else None
-
-    def write(idx):
-        p = e.pointer(e.at(op.operands[0], idx))
-        raw = [e.to_memory(e.at(v, idx), 0)[0] for v in op.operands[1 : 3 if op.name.endswith("cas") else 2]]
-        mask = TRUE
-        if op.name.endswith("rmw") and len(op.operands) > 2:
-            mask = e.at(op.operands[2], idx)
-        mask = e.checked(op, p, mask, code.depth)
-        address = e.address(p)[0]
-        with code.arm("on") as on:
-            if op.name.endswith("cas"):
-                # floats are compared by their bits
-                bits = f"i{8 * SIZE[type.elem]}"
-                if ty != bits:
-                    raw = [code.op(f"bitcast {ty} {r} to {bits}") for r in raw]
-                pair = code.op(f"cmpxchg ptr {address}, {bits} {raw[0]}, {bits} {raw[1]} {ordering} {ordering}")
-                old = code.op(f"extractvalue {{ {bits}, i1 }} {pair}, 0")
-                old = old if ty == bits else code.op(f"bitcast {bits} {old} to {ty}")
-            else:
-                how = _RMW[op.int("atomic_rmw_op")]
-                if type.elem == "bf16" and how == "fadd":
-                    raise UnsupportedOp(op, "a sum in bfloat16")
-                if type.is_float and how in ("max", "min"):
-                    how = "f" + how
-                old = code.op(f"atomicrmw {how} ptr {address}, {ty} {raw[0]} {ordering}, align {SIZE[type.elem]}")
-        with code.arm("off") as off:
-            pass
-        zero = "zeroinitializer"
-        ends = code.branch(mask.ssa, on, off)
-        before = code.op(f"phi {ty} [ {old}, {ends[0]} ], [ {zero}, {ends[1]} ]")
-        result = e.from_memory(type.elem, before, code.depth, 0)
-        if dest:
-            e.store(dest.pointer(e, idx), result._replace(elem=dest.stored), TRUE)
-        elif not type.rank:
-            e.bound[op.result] = Fixed(result)
-
-    outer, e.width = e.width, 1
-    with ExitStack() as loops:
-        write(tuple(index(loops.enter_context(code.loop(n)).iv) for n in type.shape or ()))
-    e.width = outer
-    if dest:
-        e.bound[op.result] = dest

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from .ir import Op, Value, walk
 
-# Operations whose result points where their first operand does; those that choose among several.
-_MOVED = {"tt.addptr", "tt.bitcast", "tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans"}
+# Operations whose result comes from their first operand, and those whose result comes from one of several.
+_MOVED = {"tt.addptr", "tt.bitcast", "tt.splat", "tt.unsplat", "tt.broadcast", "tt.expand_dims", "tt.reshape",
+          "tt.trans"}  # fmt: skip
 _CHOSEN = {"arith.select": slice(1, 3), "tt.join": slice(0, 2), "tt.cat": slice(0, 2)}
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from . import ahead, tails
 from .code import Code, Iv
 from .elements import Elements, Fixed
-from .values import REG, SIZE, TRUE, Vec, const, index, is_uniform, lanes
+from .values import REG, SIZE, TRUE, Val, Vec, const, index, is_uniform, lanes
 
 
 def combine(e: Elements, op, left: list, right: list) -> list:
@@ -106,11 +106,22 @@ def _across(e: Elements, op, acc: list, width: int) -> list:
     return lane0
 
 
+def _beside(low, loops: ExitStack, shape: tuple[int, ...], axis: int, lane: int, width: int) -> dict[int, Val]:
+    """The indices of loops over all dimensions but the axis, of which `lane`, if it is one, is in lanes."""
+    at = {}
+    for d in range(len(shape)):
+        if d != axis:
+            here = low.turns(loops, shape[d], width if d == lane else 1)
+            at[d] = lanes(here) if d == lane and width > 1 else here
+    low.elements.width = width
+    return at
+
+
 def lower_reduce(low, op):
-    e, code = low.elements, low.code
+    e = low.elements
     shape, axis = op.operands[0].type.shape, op.int("axis")
     rest = [d for d in range(len(shape)) if d != axis]
-    size = max(4, *(v.type.numel and _size(v) for v in op.operands))
+    size = max(4, *(SIZE[v.type.elem] for v in op.operands))
     dests = [low.allocate(r.type.elem, r.type.shape) if r.type.rank else None for r in op.results]
     # lanes run along the reduced axis if it is the last one or nothing else is long enough
     lane = (
@@ -124,12 +135,7 @@ def lower_reduce(low, op):
         return _by_rows(low, op, axis, lane, dests)
     region, e.region = e.region, e.region
     with ExitStack() as loops:
-        at = {}
-        for d in rest:
-            step = width if d == lane else 1
-            here = const("index", 0) if shape[d] == step else index(loops.enter_context(code.loop(shape[d], step)).iv)
-            at[d] = lanes(here) if d == lane and width > 1 else here
-        e.width = width
+        at = _beside(low, loops, shape, axis, lane, width)
 
         def place(i):
             i = lanes(i) if axis == lane and width > 1 else i
@@ -143,7 +149,7 @@ def lower_reduce(low, op):
         idx = tuple(at[d] for d in rest)
         for dest, value, result in zip(dests, acc, op.results, strict=True):
             if dest:
-                e.store(dest.pointer(e, idx), value._replace(elem=dest.stored), TRUE)
+                dest.store(e, idx, value)
             else:
                 e.bound[result] = Fixed(value)
     e.width, e.region = outer, region
@@ -165,7 +171,7 @@ def _by_rows(low, op, axis: int, lane: int, dests: list):
             if more:
                 new = combine(e, op, [dest.at(e, place) for dest in dests], new)
             for dest, value in zip(dests, new, strict=True):
-                e.store(dest.pointer(e, place), value._replace(elem=dest.stored), TRUE)
+                dest.store(e, place, value)
 
         low.nest(rest, body, max(dests, key=lambda dest: SIZE[dest.elem]).elem, lane - (axis < lane))
 
@@ -177,10 +183,6 @@ def _by_rows(low, op, axis: int, lane: int, dests: list):
         e.bound[result] = dest
 
 
-def _size(value) -> int:
-    return SIZE[value.type.elem]
-
-
 def lower_scan(low, op):
     """A running combination along the axis, in lanes over another dimension where there is one."""
     e, code = low.elements, low.code
@@ -190,12 +192,7 @@ def lower_scan(low, op):
     lane = max(rest, key=lambda d: (shape[d], d), default=None)
     width, outer = min(shape[lane], low.target.lanes(4)) if rest else 1, e.width
     with ExitStack() as loops:
-        at = {}
-        for d in rest:
-            step = width if d == lane else 1
-            here = const("index", 0) if shape[d] == step else index(loops.enter_context(code.loop(shape[d], step)).iv)
-            at[d] = lanes(here) if d == lane and width > 1 else here
-        e.width = width
+        at = _beside(low, loops, shape, axis, lane, width)
 
         def place(i):
             i = e.add(const("index", shape[axis] - 1), i, -1) if reverse else i
@@ -203,7 +200,7 @@ def lower_scan(low, op):
 
         def write(i, values):
             for dest, v in zip(dests, values, strict=True):
-                e.store(dest.pointer(e, place(i)), v._replace(elem=dest.stored), TRUE)
+                dest.store(e, place(i), v)
 
         first = [e.at(v, place(const("index", 0))) for v in op.operands]
         write(const("index", 0), first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from . import ahead, ir, memory
+from . import ahead, ir, layout, memory
 from .access import LINE
 from .code import Iv
 from .values import SIZE, Aff, Val, const, index, lanes
@@ -17,16 +17,12 @@ def aligned(low, op: ir.Op) -> bool:
     shape, size, outer = type.shape or (), SIZE[type.elem], low.elements.width
     if not shape or not memory.streams(op):
         return False
-    lane = low.order_of(shape, lambda idx: memory.write_store(e, op, idx), type.elem)[-1]
+    lane = layout.order(low, shape, lambda idx: memory.write_store(e, op, idx), type.elem)[-1]
     n, width = shape[lane], 2 * low.target.lanes(max(4, size))
     if n < 2 * width or width * size % LINE or not _runs(low, op, lane):
         return False
     with ExitStack() as loops:
-        outside = (m > 1 and d != lane for d, m in enumerate(shape))
-        at = [
-            index(loops.enter_context(code.loop(m)).iv) if loop else const("index", 0)
-            for m, loop in zip(shape, outside, strict=True)
-        ]
+        at = [low.turns(loops, 1 if d == lane else m, 1) for d, m in enumerate(shape)]
 
         def write(i: Aff, within: Val | None = None):
             memory.write_store(e, op, tuple(lanes(i) if d == lane else j for d, j in enumerate(at)), within)

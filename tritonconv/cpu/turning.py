@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from . import ir
+from . import ir, layout
 from .code import Code
 from .elements import Buffer, Index
-from .values import REG, SIZE, Val, const, index, lanes, shift
+from .values import REG, SIZE, Val, lanes, shift
 
 Body = Callable[[Index], Val]
 
@@ -21,7 +21,7 @@ def source(low, dest: Buffer, body: Body, lane: int) -> int | None:
     long = [d for d, n in enumerate(shape) if n >= width > 1]
     if SIZE[dest.stored] != 4 or lane not in long or len(long) < 2:
         return None
-    cost = {d: low.probe(shape, lambda idx: body(idx) and None, dest.elem, d) for d in long}
+    cost = {d: layout.cost(low, shape, body, dest.elem, d) for d in long}
     along = min(long, key=cost.get)
     return along if 2 * cost[along] < cost[lane] else None
 
@@ -32,7 +32,7 @@ def before(low, loads: Sequence[ir.Value], write: Callable[..., None]) -> int | 
     if not loads:
         return None
     type = loads[0].type
-    *outer, lane = low.order_of(type.shape, write, type.elem)
+    *outer, lane = layout.order(low, type.shape, write, type.elem)
     for value in dict.fromkeys(loads):
         body, used = partial(low.elements.at, value), low.used
         dest = low.allocate(value.type.elem, type.shape, (*outer, lane))
@@ -50,7 +50,7 @@ def fill(low, dest: Buffer, body: Body, lane: int, along: int):
         at = {}
         for d in sorted(range(len(dest.shape)), key=lambda d: (d == along, d == lane)):
             n, step = dest.shape[d], width if d in (lane, along) else 1
-            at[d] = const("index", 0) if n == step else index(loops.enter_context(code.loop(n, step)).iv)
+            at[d] = low.turns(loops, n, step)
         e.width = width
 
         def place(i: Val, j: Val) -> Index:
