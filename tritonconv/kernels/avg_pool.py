@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import inside, quotient
+from .common import accumulator, inside, quotient
 from .windows import cells_of, covered_by, covering, few, most_windows, pixels_of, reach, span, tile_of, window_step
 
 
@@ -35,7 +35,7 @@ def avg_pool(
     DIVISOR is what a sum is divided by: a number, or "padded" or "inside" for the pixels that are in its window.
     Grid: (tiles of N·P, of Q, of C). WHOLE: all windows lie inside of the image.
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     n, p, q, in_range = tile_of(N, P, Q, BM, BK)
     c = tl.program_id(2) * BN + tl.arange(0, BN)
     first_h, end_h = span(p, H, P, STRIDE_H, PAD_H, ADAPTIVE)
@@ -72,7 +72,7 @@ def avg_pool_backward_cells(
 ):  # fmt: skip
     """What `avg_pool_backward` computes, of small regular windows. Grid: (tiles of N × rows of cells, of columns of
     cells, of C)."""
-    ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(dy_ptr.dtype.element_ty)
     REACH_W: tl.constexpr = reach(S, STRIDE_W, DIL_W)
     PADDED: tl.constexpr = DIVISOR == "padded"
     n, i, j, in_range = cells_of(N, H, W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, BM, BK)
@@ -138,7 +138,7 @@ def avg_pool_backward(
 
     Grid: (tiles of N·H, of W, of C).
     """
-    ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(dy_ptr.dtype.element_ty)
     STEP_H: tl.constexpr = window_step(STRIDE_H, DIL_H)
     STEP_W: tl.constexpr = window_step(STRIDE_W, DIL_W)
     COUNT_H: tl.constexpr = most_windows(R, STRIDE_H, DIL_H, ADAPTIVE)
@@ -172,7 +172,7 @@ def global_avg_pool(x_ptr, y_ptr, N, C, T, BM: tl.constexpr, BN: tl.constexpr, B
 
     BK pixels are summed at a time, side by side: few images of few channels keep many lanes busy, too.
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     n = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BN + tl.arange(0, BN)
     t = tl.arange(0, BK)

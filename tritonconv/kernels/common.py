@@ -6,6 +6,12 @@ import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def accumulator(dtype):
+    """What sums over elements of this dtype are taken in."""
+    return tl.float64 if dtype == tl.float64 else tl.float32
+
+
 @triton.jit
 def unravel(index, D1, D2):
     """The coordinates (i0, i1, i2) of a flat index, 32 bits wide, into an array of shape [·, D1, D2]."""

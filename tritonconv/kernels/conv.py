@@ -1,4 +1,4 @@
-"""Convolution as an implicit GEMM: fprop, dgrad and wgrad over NHWC activations and packed weights.
+"""Convolution as an implicit GEMM: fprop and dgrad over NHWC activations and packed weights.
 
 C and K are channels per group, GROUPS of them side by side in a pixel. Where x is read, pixels lie PIXEL elements
 apart: GROUPS·C, or fewer where they overlap (`launch.conv.overlapping`). Sizes that vary at run time: N, H, W of the
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .boxes import box_of_tile, boxed_gemm, tiles_of
-from .common import advance, inside, pointwise, product, tap_step, taps_of, unravel
+from .common import accumulator, inside, pointwise, product, tap_step, taps_of, unravel
 from .epilogue import finish, store_rows
 
 
@@ -88,7 +88,7 @@ def conv_fprop(
     tiles of K, BN, R·S·C] if TURNED. If BOXED it is a descriptor, and if there are BOX_N × BOX_H × BOX_W = BM then so
     is `x_ptr`, and tiles are boxes of the output.
     """
-    ACC: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(y_ptr.dtype.element_ty)
     K_TILES: tl.constexpr = (K + BN - 1) // BN
     M = N * P * Q
     pid = tl.program_id(0)
@@ -159,7 +159,7 @@ def conv_dgrad(
     Grid: (tiles of a class's pixels × tiles of C × classes, groups, SPLIT). `w_ptr`: panels [GROUPS, tiles of C,
     R·S·K, BN].
     """
-    ACC: tl.constexpr = tl.float64 if dx_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(dx_ptr.dtype.element_ty)
     C_TILES: tl.constexpr = (C + BN - 1) // BN
     TAP_H: tl.constexpr = tap_step(STRIDE_H, DIL_H)
     TAP_W: tl.constexpr = tap_step(STRIDE_W, DIL_W)
@@ -219,94 +219,3 @@ def conv_dgrad(
             acc, bias_ptr, dx_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, None, None,
             dx_pixel, in_range, 0, 0, group * C, c, C, GROUPS * C, GROUPS * C, EPS, ACTIVATION, BN,
         )  # fmt: skip
-
-
-@triton.jit
-def conv_wgrad(
-    dy_ptr, x_ptr, dw_ptr, N, H, W, P, Q, rows, stride_split, stride_k, stride_c, stride_tap,
-    GROUPS: tl.constexpr, C: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, PIXEL: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STRETCH: tl.constexpr,
-):  # fmt: skip
-    """dw[split][k, c, r, s] = Σ dy[n, p, q, k] x[n, p·stride − pad + r·dilation, …, c] over a split's (n, p, q).
-
-    A split has `rows` output pixels, the last what remains. Where there is a STRETCH a plain matrix product takes so
-    many of them at a time: few enough to stay in cache while the parts of the tile read them one after the other. Any
-    other takes a row of the image at a time, and `rows` is a multiple of Q.
-    Grid: (tiles of K × tiles of C, taps, groups × splits). Strides are those of `dw_ptr`, in elements.
-    """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    C_TILES: tl.constexpr = (C + BN - 1) // BN
-    tap = tl.program_id(1)
-    group = (tl.program_id(2) % GROUPS).to(tl.int64)
-    split = tl.program_id(2) // GROUPS
-    k = tl.program_id(0) // C_TILES * BM + tl.arange(0, BM)
-    c = tl.program_id(0) % C_TILES * BN + tl.arange(0, BN)
-    h0 = tap // S * DIL_H - PAD_H
-    w0 = tap % S * DIL_W - PAD_W
-    p_dy = dy_ptr + group * K + k[:, None]
-    p_x = x_ptr + group * C + c[None, :]
-    acc = tl.zeros((BM, BN), ACC)
-    stop = tl.minimum((split + 1) * rows, N * P * Q)
-    t = tl.arange(0, BK)
-    if PIXEL == GROUPS * C and pointwise(R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W):
-        # A plain matrix product, whose reduction is over pixels.
-        if STRETCH:
-            for first in range(split * rows, stop, STRETCH):
-                end = tl.minimum(first + STRETCH, stop)
-                for start in range(first, end, BK):
-                    m_row = t < end - start
-                    m = tl.cast(start, tl.int64) + t
-                    o_dy = m[None, :] * (GROUPS * K)
-                    o_x = m[:, None] * PIXEL
-                    m_x = m_row[:, None] & (c < C)[None, :]
-                    dy = tl.load(p_dy + o_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
-                    x = tl.load(p_x + o_x, mask=m_x, other=0.0, eviction_policy="evict_last")  # [BK, BN]
-                    acc = product(dy, x, acc, PRECISION)
-        else:
-            first = (split * rows).to(tl.int64) + t
-            p_dy += first[None, :] * (GROUPS * K)
-            p_x += first[:, None] * PIXEL
-            for start in range(split * rows, stop, BK):
-                m_row = t < stop - start
-                dy = tl.load(p_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
-                x = tl.load(p_x, mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
-                acc = product(dy, x, acc, PRECISION)
-                p_dy += BK * GROUPS * K
-                p_x += BK * PIXEL
-    elif STRETCH:
-        # Columns whose tap lies in the image. The others are left out: an inf of dy must not meet the zero of padding.
-        first = tl.maximum(tl.cdiv(-w0, STRIDE_W), 0)
-        last = tl.minimum(tl.cdiv(W - w0, STRIDE_W), Q)
-        for row in range(split * rows // Q, stop // Q):
-            h = row % P * STRIDE_H + h0
-            p_row = p_dy + tl.cast(row, tl.int64) * Q * (GROUPS * K)
-            p_image = p_x + ((tl.cast(row // P, tl.int64) * H + h) * W + w0) * PIXEL
-            for start in range(first, tl.where((h >= 0) & (h < H), last, first), BK):
-                m_row = t < last - start
-                q = tl.cast(start, tl.int64) + t
-                o_dy = q[None, :] * (GROUPS * K)
-                o_x = q[:, None] * (STRIDE_W * PIXEL)
-                m_x = m_row[:, None] & (c < C)[None, :]
-                dy = tl.load(p_row + o_dy, mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
-                x = tl.load(p_image + o_x, mask=m_x, other=0.0, eviction_policy="evict_last")  # [BK, BN]
-                acc = product(dy, x, acc, PRECISION)
-    else:
-        n, p, q = unravel(split * rows + t, P, Q)
-        step_n, step_p, step_q = unravel(BK, P, Q)
-        for start in range(split * rows, stop, BK):
-            h = p * STRIDE_H + h0
-            w = q * STRIDE_W + w0
-            o_x = ((n * H + h) * W + w).to(tl.int64) * PIXEL
-            m = start + t
-            o_dy = m.to(tl.int64) * (GROUPS * K)
-            # A padded pixel masks dy too: an inf there must not meet the zero that stands for the pixel.
-            m_row = (m < stop) & inside(h, w, H, W)
-            dy = tl.load(p_dy + o_dy[None, :], mask=(k < K)[:, None] & m_row[None, :], other=0.0)  # [BM, BK]
-            x = tl.load(p_x + o_x[:, None], mask=m_row[:, None] & (c < C)[None, :], other=0.0)  # [BK, BN]
-            acc = product(dy, x, acc, PRECISION)
-            n, p, q = advance(n, p, q, step_n, step_p, step_q, P, Q)
-    p_dw = dw_ptr + split.to(tl.int64) * stride_split + tap * stride_tap
-    o_dw = (group * K + k)[:, None] * stride_k + c[None, :] * stride_c
-    tl.store(p_dw + o_dw, acc.to(dw_ptr.dtype.element_ty), mask=(k < K)[:, None] & (c < C)[None, :])

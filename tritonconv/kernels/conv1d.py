@@ -8,9 +8,9 @@ elements or more.
 import triton
 import triton.language as tl
 
-from .common import product
+from .common import accumulator, product
 from .epilogue import finished
-from .norm import store_row_moments
+from .moments import store_moments
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def conv1d(
     with C and K, and the taps' direction, exchanged.
     Grid: (tiles of K × tiles of Q, groups, N). `w_ptr`: [GROUPS, K, S, C].
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     K_TILES: tl.constexpr = (K + BM - 1) // BM
     # Tiles of K run next to each other: they read the same positions.
     tile = tl.program_id(0) // K_TILES
@@ -72,7 +72,7 @@ def conv1d(
         place = tl.program_id(2) * tiles + tile
         count = tl.minimum(Q - tile * BN, BN)
         tiles *= tl.num_programs(2)
-        store_row_moments(moments_ptr, place, tiles, stored, q < Q, count, group * K + k, k < K, GROUPS * K)
+        store_moments(moments_ptr, place, tiles, stored, q < Q, count, group * K + k, k < K, GROUPS * K, 0)
 
 
 @triton.jit
@@ -86,7 +86,7 @@ def conv1d_wgrad(
     x, unlike dy, is [N, W, GROUPS·C]: both then are read where they lie, the one by elements and the other by vectors.
     Grid: (tiles of K × tiles of C, taps, groups × splits). Strides are those of `dw_ptr`, in elements.
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     C_TILES: tl.constexpr = (C + BN - 1) // BN
     tap = tl.program_id(1)
     group = tl.program_id(2) % GROUPS

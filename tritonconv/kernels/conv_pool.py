@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .common import unravel
+from .common import accumulator, unravel
 from .conv import implicit_gemm
 from .epilogue import normed, store_rows
 from .windows import tile_of
@@ -62,7 +62,7 @@ def conv_max_pool(
     element, in the order of the taps, and nothing has to be exchanged among rows.
     Grid: (tiles of N·P·Q × tiles of K, groups). `w_ptr`: panels [GROUPS, tiles of K, R·S·C, BN].
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     m, k, group, tile = tile_of_windows(N, P, Q, K, BM, BN, GROUP_M)
     in_range = m < N * P * Q
     n, p, q = unravel(m, P, Q)
@@ -97,7 +97,7 @@ def conv_avg_pool(
 ):  # fmt: skip
     """y[n, p, q, k]: the mean of activation(z[n, p·POOL_H + u, q·POOL_W + v, k]) over u and v, z = norm(inner(bias +
     x ∗ w)). All else is as in `conv_max_pool`."""
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     m, k, group, tile = tile_of_windows(N, P, Q, K, BM, BN, GROUP_M)
     in_range = m < N * P * Q
     n, p, q = unravel(m, P, Q)

@@ -8,9 +8,8 @@ output. An offset that is a multiple of the channel count is int64, since a tens
 import triton
 import triton.language as tl
 
-from .activations import activate
-from .common import inside
-from .epilogue import normed
+from .common import accumulator, inside
+from .epilogue import finished
 
 
 @triton.jit
@@ -76,10 +75,10 @@ def finish_window(
 ):  # fmt: skip
     """y[o_y] = activation(norm(inner(acc + bias[k])) + residual[o_y]) of acc [BM, BN], in rows m_q [BM, 1] and channels
     m_k [1, BN]. The norm is that of `conv_fprop`."""
-    acc = normed(acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, 0, k, K, EPS, ACTIVATION)
-    if residual_ptr is not None:
-        acc += tl.load(residual_ptr + o_y, mask=m_q & m_k, other=0.0).to(acc.dtype)  # [BM, BN]
-    acc = activate(acc, ACTIVATION, slope_ptr, k[None, :], m_k)
+    acc = finished(
+        acc, bias_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr,
+        0, k, K, o_y, m_q & m_k, EPS, ACTIVATION,
+    )  # fmt: skip
     tl.store(y_ptr + o_y, acc.to(y_ptr.dtype.element_ty), mask=m_q & m_k)
 
 
@@ -97,7 +96,7 @@ def depthwise_fprop(
 
     The norm is that of `conv_fprop`. Grid: (N·P × tiles of Q × tiles of K). `w_ptr`: panels [tiles of K, R·S, BN].
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     K_TILES: tl.constexpr = (K + BN - 1) // BN
     row, q0 = row_tile(tl.program_id(0) // K_TILES, Q, BM)
     tile_n = tl.program_id(0) % K_TILES
@@ -156,7 +155,7 @@ def depthwise_wgrad(
     `rows` rows of output pixels, the last what remains. Grid: (blocks of taps, tiles of K, splits): programs that run
     next to each other read the same pixels. Strides are those of `dw_ptr`, in elements.
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     r0 = tl.program_id(0) // (S // TAPS_W) * TAPS_H
     s0 = tl.program_id(0) % (S // TAPS_W) * TAPS_W
     split = tl.program_id(2)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import inside, tap_step, taps_of
+from .common import accumulator, inside, tap_step, taps_of
 from .depthwise import row_tile, tail_mask
 
 
@@ -94,7 +94,7 @@ def depthwise_dgrad(
     residue class, which read the same dy; else of one. Grid: (rows × tiles of columns × tiles of C, by classes if not
     together). `w_ptr`: panels [tiles of C, R·S, K/C, BN].
     """
-    ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(dy_ptr.dtype.element_ty)
     MULTIPLIER: tl.constexpr = K // C
     C_TILES: tl.constexpr = (C + BN - 1) // BN
     # The window reaches from so many rows of dy above a pixel's own, and columns before it, to so many after.

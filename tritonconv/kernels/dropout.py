@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .common import accumulator
+
 MIDDLE = tl.constexpr(397)
 
 
@@ -60,7 +62,7 @@ def dropout(x_ptr, keep_ptr, scale_ptr, y_ptr, N, BLOCK: tl.constexpr):
 
     Grid: (tiles of N).
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + i, mask=i < N, other=0.0).to(ACC)  # [BLOCK]
     keep = tl.load(keep_ptr + i, mask=i < N, other=0) != 0  # [BLOCK]

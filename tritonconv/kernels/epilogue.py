@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 from .activations import activate, inner_of
-from .norm import scale_and_shift, store_moments
+from .moments import store_moments
+from .norm import scale_and_shift
 
 
 @triton.jit
@@ -58,7 +59,7 @@ def finish(
 
     There are CHANNELS in all, and rows of so many in the residual; those of y are PIXEL_Y elements apart. m [BM] are
     the rows of one tile, as far as they are `in_range`. The norm is that of `normed`.
-    `moments_ptr`, where it is not None, gets the partial statistics [2, tiles, CHANNELS] of what is stored.
+    `moments_ptr`, where it is not None, gets the partial statistics [3, tiles, CHANNELS] of what is stored.
     """
     ACC: tl.constexpr = acc.dtype
     if residual_ptr is not None:

@@ -5,6 +5,7 @@ larger than what comes out, never leaves the cache. For CPUs, in inference.
 import triton
 import triton.language as tl
 
+from .common import accumulator
 from .conv import implicit_gemm
 from .depthwise import finish_window, tail_mask, tap_sum
 from .epilogue import finish
@@ -37,7 +38,7 @@ def expand_depthwise(
     elements of `workspace_ptr`, with zeros around the image, and then the windows' sums. The rows that two bands see
     are computed twice. `u_ptr`: panels [tiles of K, C, BN], `w_ptr`: [tiles of K, R·S, BN].
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     K_TILES: tl.constexpr = (K + BN - 1) // BN
     REACH: tl.constexpr = (R - 1) * DIL_H + 1
     right = PAD_W + W

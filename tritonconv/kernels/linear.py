@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
+from .common import accumulator, product
 from .epilogue import finished
 
 
@@ -16,7 +17,7 @@ def linear(
 
     A program reads BN rows side by side: of one at a time a CPU does not fetch far enough ahead.
     """
-    ACC: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(y_ptr.dtype.element_ty)
     k = tl.program_id(0) * BN + tl.arange(0, BN)
     o_c = tl.arange(0, BK)
     p_w = w_ptr + k.to(tl.int64)[:, None] * C + o_c[None, :]
@@ -41,7 +42,7 @@ def linear_fprop(
 
     `x_ptr`: [C, BM]; `w_ptr`: [K, C]. The product is that of the weight and the vectors: so the weight is the operand
     that is read by elements, as it lies. The rest is `finished`'s. Grid: (tiles of K)."""
-    ACC: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(y_ptr.dtype.element_ty)
     k = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.arange(0, BM)
     o_c = tl.arange(0, BK)
@@ -52,7 +53,7 @@ def linear_fprop(
         m_c = o_c < C - c
         w = tl.load(p_w + c, mask=(k < K)[:, None] & m_c[None, :], other=0.0)  # [BN, BK]
         x = tl.load(p_x + c * BM, mask=m_c[:, None], other=0.0)  # [BK, BM]
-        acc = tl.dot(w, x, acc, input_precision="ieee", out_dtype=ACC)
+        acc = product(w, x, acc, "ieee")
     at = m.to(tl.int64)[None, :] * K + k[:, None]
     mask = (k < K)[:, None] & (m < M)[None, :]
     acc = finished(
@@ -70,7 +71,7 @@ def linear_dgrad(
     """dx[split][m, c] = Σ dy[m, k] w[k, c] over the `rows` k of a split, the last what remains, of M ≤ BM vectors.
 
     `w_ptr`: [K, C], of which all passes by once. Grid: (tiles of C, splits)."""
-    ACC: tl.constexpr = tl.float64 if dx_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(dx_ptr.dtype.element_ty)
     first = tl.program_id(1) * rows
     stop = tl.minimum(first + rows, K)
     m = tl.arange(0, BM)
@@ -83,7 +84,7 @@ def linear_dgrad(
         m_k = o_k < stop - k
         dy = tl.load(p_dy + k, mask=(m < M)[:, None] & m_k[None, :], other=0.0)  # [BM, BK]
         w = tl.load(p_w, mask=m_k[:, None] & (c < C)[None, :], other=0.0, eviction_policy="evict_first")  # [BK, BN]
-        acc = tl.dot(dy, w, acc, input_precision="ieee", out_dtype=ACC)
+        acc = product(dy, w, acc, "ieee")
         p_w += BK * C
     p_dx = dx_ptr + (tl.program_id(1) * M + m).to(tl.int64)[:, None] * C + c[None, :]
     tl.store(p_dx, acc.to(dx_ptr.dtype.element_ty), mask=(m < M)[:, None] & (c < C)[None, :])
@@ -95,7 +96,7 @@ def linear_wgrad(
 ):  # fmt: skip
     """dw[k, c] = Σ dy[m, k] x[m, c] over M vectors, BK at a time, written past the caches. Grid: (tiles of K, tiles of
     C)."""
-    ACC: tl.constexpr = tl.float64 if dw_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(dw_ptr.dtype.element_ty)
     k = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BN + tl.arange(0, BN)
     o_m = tl.arange(0, BK)
@@ -106,7 +107,7 @@ def linear_wgrad(
         p_x = x_ptr + m.to(tl.int64)[:, None] * C + c[None, :]
         dy = tl.load(p_dy, mask=(k < K)[:, None] & (m < M)[None, :], other=0.0)  # [BM, BK]
         x = tl.load(p_x, mask=(m < M)[:, None] & (c < C)[None, :], other=0.0, eviction_policy="evict_last")  # [BK, BN]
-        acc = tl.dot(dy, x, acc, input_precision="ieee", out_dtype=ACC)
+        acc = product(dy, x, acc, "ieee")
     p_dw = dw_ptr + k.to(tl.int64)[:, None] * C + c[None, :]
     mask = (k < K)[:, None] & (c < C)[None, :]
     tl.store(p_dw, acc.to(dw_ptr.dtype.element_ty), mask=mask, cache_modifier=".cs")

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import inside
+from .common import accumulator, inside
 from .windows import (
     cells_of,
     covered_by,
@@ -48,7 +48,7 @@ def max_pool(
     As in torch: the first of equal maxima counts, the last NaN wins, a window of −inf points at its first pixel.
     Grid: (tiles of N·P, of Q, of C). WHOLE: all windows lie inside of the image.
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     INDEXED: tl.constexpr = index_ptr is not None
     n, p, q, in_range = tile_of(N, P, Q, BM, BK)
     c = tl.program_id(2) * BN + tl.arange(0, BN)
@@ -86,7 +86,7 @@ def max_pool_backward_cells(
 ):  # fmt: skip
     """What `max_pool_backward` computes, of small regular windows. Grid: (tiles of N × rows of cells, of columns of
     cells, of C)."""
-    ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(dy_ptr.dtype.element_ty)
     REACH_W: tl.constexpr = reach(S, STRIDE_W, DIL_W)
     n, i, j, in_range = cells_of(N, H, W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, BM, BK)
     c = tl.program_id(2) * BN + tl.arange(0, BN)
@@ -138,7 +138,7 @@ def max_pool_backward(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """dx [N, H, W, C]: the sum of dy over the windows that chose a pixel. Grid: (tiles of N·H, of W, of C)."""
-    ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(dy_ptr.dtype.element_ty)
     STEP_H: tl.constexpr = window_step(STRIDE_H, DIL_H)
     STEP_W: tl.constexpr = window_step(STRIDE_W, DIL_W)
     COUNT_H: tl.constexpr = most_windows(R, STRIDE_H, DIL_H, ADAPTIVE)

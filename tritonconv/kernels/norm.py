@@ -1,69 +1,15 @@
 """Batch norm, and PReLU by itself, over activations seen as matrices of M pixels × C channels.
 
-NHWC memory is one such matrix. PLANAR memory, [N, C, M], is one for each image, transposed.
-
-Statistics come as partials: of each group of rows, per channel, the mean and the sum of squared deviations from that
-mean ("M2"). Merging these loses nothing to cancellation, as Σx² − (Σx)² / M would (Chan, Golub and LeVeque 1983).
-Sums are taken in a fixed order: the same input gives the same bits.
+NHWC memory is one such matrix. PLANAR memory, [N, C, M], is one for each image, transposed. Sums are taken in a fixed
+order: the same input gives the same bits.
 """
 
 import triton
 import triton.language as tl
 
 from .activations import activate, derivative, derivative_at, slopes
-
-
-@triton.jit
-def merge(count, mean, m2, count_b, mean_b, m2_b):
-    """Count, mean and M2 of two sets of values together. Of an empty set all three are 0."""
-    total = count + count_b
-    delta = mean_b - mean
-    share = count_b / tl.maximum(total, 1.0)
-    return total, mean + delta * share, m2 + m2_b + delta * delta * (count * share)
-
-
-@triton.jit
-def store_partial(partial_ptr, tile, tiles, count, mean, m2, n, n_column, C: tl.constexpr):
-    """One tile's count, mean and M2 to the columns n [BN] where n_column of `partial_ptr` [3, tiles, C]."""
-    p_partial = partial_ptr + tl.cast(tile, tl.int64) * C + n
-    plane = tl.cast(tiles, tl.int64) * C
-    tl.store(p_partial, count, mask=n_column)
-    tl.store(p_partial + plane, mean, mask=n_column)
-    tl.store(p_partial + 2 * plane, m2, mask=n_column)
-
-
-@triton.jit
-def load_partials(p_partial, plane, mask):
-    """Counts, means and M2s [tiles, BN], in float64, from where each lies a plane after the other."""
-    count = tl.load(p_partial, mask=mask, other=0.0).to(tl.float64)  # [tiles, BN]
-    mean = tl.load(p_partial + plane, mask=mask, other=0.0).to(tl.float64)  # [tiles, BN]
-    m2 = tl.load(p_partial + 2 * plane, mask=mask, other=0.0).to(tl.float64)  # [tiles, BN]
-    return count, mean, m2
-
-
-@triton.jit
-def moments(values, m_row, count):
-    """Count, mean and M2 [BN] of the rows m_row [BM] of values [BM, BN], `count` of them."""
-    mean = tl.sum(tl.where(m_row[:, None], values, 0.0), 0) / count
-    deviation = tl.where(m_row[:, None], values - mean[None, :], 0.0)
-    return tl.zeros_like(mean) + count, mean, tl.sum(deviation * deviation, 0)
-
-
-@triton.jit
-def store_moments(partial_ptr, tile, tiles, values, m_row, count, n, n_column, C: tl.constexpr):
-    """The partial of one tile: that of the rows m_row [BM] of values [BM, BN], `count` of them."""
-    counts, mean, m2 = moments(values, m_row, count)
-    store_partial(partial_ptr, tile, tiles, counts, mean, m2, n, n_column, C)
-
-
-@triton.jit
-def store_row_moments(partial_ptr, tile, tiles, values, m_column, count, n, n_row, C: tl.constexpr):
-    """`store_moments` of a transposed tile: of the columns m_column [BN] of values [BM, BN], to channels n [BM]."""
-    mean = tl.sum(tl.where(m_column[None, :], values, 0.0), 1) / count
-    deviation = tl.where(m_column[None, :], values - mean[:, None], 0.0)
-    m2 = tl.sum(deviation * deviation, 1)
-    counts = tl.zeros_like(mean) + count
-    store_partial(partial_ptr, tile, tiles, counts, mean, m2, n, n_row, C)
+from .common import accumulator
+from .moments import load_partials, merge, moments, store_partial
 
 
 @triton.jit
@@ -85,7 +31,7 @@ def place(tile, M, C: tl.constexpr, PLANAR: tl.constexpr, BM: tl.constexpr, BN: 
 @triton.jit
 def moments_of(x_ptr, tile, M, C: tl.constexpr, PLANAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """Count, mean and M2 [BN] of one tile of x."""
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     m, c, at = place(tile, M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
@@ -201,7 +147,7 @@ def norm_apply(
     Pixels of x are PIXEL elements apart, unless it is PLANAR.
     Grid: (N·tiles of M, tiles of C).
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     m, c, at = place(tl.program_id(0), M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     o_x = at if PLANAR or PIXEL == C else m[:, None] * PIXEL + c[None, :]
@@ -227,7 +173,7 @@ def products(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """da and da · x̂ [BM, BN] of one tile: da is dy behind the activation, x̂ the normalized x."""
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     m, c, at = place(tile, M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
@@ -277,7 +223,7 @@ def norm_backward(
     `sums_ptr`: [2, C], those of `norm_backward_sums`; None where the statistics are constants: then dx lacks both.
     Grid: (N·tiles of M, tiles of C).
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     m, c, at = place(tl.program_id(0), M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]
@@ -304,7 +250,7 @@ def prelu_backward(
 
     Grid: (N·tiles of M, tiles of C).
     """
-    ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     m, c, at = place(tl.program_id(0), M, C, PLANAR, BM, BN)
     mask = (m < M)[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)  # [BM, BN]

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .activations import activate
 from .epilogue import normed
-from .norm import store_partial
+from .moments import store_partial
 from .winograd_tiles import count_tiles, load_output, output_at, store_input, store_products, tile_at
 from .winograd_transforms import column_of, transform_filter
 

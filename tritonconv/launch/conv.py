@@ -14,7 +14,7 @@ from ..configs import TileConfig, boxes
 from ..configs.tile import STRETCH, in_stretches
 from ..engines import Box, Launch
 from ..geometry import ConvGeometry, NormGeometry, RowGeometry
-from ..kernels import conv
+from ..kernels import conv, conv_wgrad
 from . import conv1d, conv1d_winograd, depthwise, linear, packing, split, winograd, winograd_wgrad
 from .common import (
     algorithm_of,
@@ -161,7 +161,7 @@ def wgrad_launch(
     numbers = *sizes(geometry), rows, *strides
     constexprs = conv_constexprs(geometry, precision, config)
     constexprs |= {"PIXEL": pixel or geometry.C, "STRETCH": stretch}
-    return Launch(conv.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
+    return Launch(conv_wgrad.conv_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
 def by_winograd(op: str, x: Tensor, geometry: ConvGeometry, config: TileConfig | None) -> bool:
