@@ -8,7 +8,7 @@ from oracle import DTYPES, assert_close, check, values
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tritonconv import interpreter
-from tritonconv.cpu import engine
+from tritonconv.cpu import engine, show
 from tritonconv.engines import Launch
 
 
@@ -225,6 +225,12 @@ def test_descriptors(dtype):
     x = torch.randint(0, 100, (19, 40)).to(DTYPES[dtype])
     _, out = check(tiles, (3, 3), x, torch.zeros_like(x), 19, 40, 8, 16)
     torch.testing.assert_close(out, 2 * x)
+
+
+def test_the_same_program_is_the_same_code():
+    """It does not depend on the order of sets, which differs from one compilation to the next."""
+    types = {"x": "*fp32", "out": "*fp32", "M": "i32", "N": "i32"}
+    assert len({show.stages(tiles, types, {"BM": 8, "BN": 16})["llvm"] for _ in range(8)}) == 1
 
 
 @triton.jit

@@ -21,10 +21,10 @@ _PROGRAM = "tt.get_program_id"
 def rows(plan: Plan, block: ir.Block) -> dict[ir.Op, list[ir.Op]]:
     """The nests of a program's outermost block → the loads that each reads as the last."""
     place, last = {op: i for i, op in enumerate(block.ops)}, defaultdict(list)
-    for load in plan.fused:
+    for load in (op for op in block.ops if op in plan.fused):
         nests = {plan.nest(root) for root in plan.roots[load.result]}
         long = load.result.type.numel * SIZE[load.result.type.elem] >= _ROW
-        if load.block is block and long and len(nests) > 1 and _differs(load.operands[0]):
+        if long and len(nests) > 1 and _differs(load.operands[0]):
             last[max(nests, key=place.get)].append(load)
     return last
 

@@ -41,9 +41,9 @@ def conjunction(e: Elements, leaves: Sequence[tuple[ir.Value, Index]]) -> Val:
     """The conjunction of masks. 0 <= x and x < n together are one unsigned comparison, x < max(n, 0)."""
     leaves = [leaf for leaf in leaves if leaf[0] not in e.settled]
     lower = {(v.op.operands[0], i) for v, i in leaves if _predicate(v) == "sge" and _is_zero(v.op.operands[1])}
-    upper = {(v.op.operands[0], i) for v, i in leaves if _predicate(v) == "slt"}
+    upper = [(v.op.operands[0], i) for v, i in leaves if _predicate(v) == "slt"]
     # lanes are compared signed, which the fast path can assume away
-    both = {(x, i) for x, i in lower & upper if is_uniform(e.at(x, i))}
+    both = {place for place in upper if place in lower and is_uniform(e.at(*place))}
     result: Val = TRUE
     for leaf, idx in leaves:
         ranged = _predicate(leaf) in ("sge", "slt") and (leaf.op.operands[0], idx) in both

@@ -83,7 +83,7 @@ class Operands:
     def end(self) -> str | None:
         """The inner loop's runtime bound, if masks give one."""
         e, product = self.e, self.product
-        limits: list[set[Val]] = []
+        limits: list[dict[Val, None]] = []
         masks: set[ir.Value] = set()
         for value in (self.left, self.right):
             with product.low.code.probe(product.k) as kk:
@@ -93,7 +93,7 @@ class Operands:
                     return None
                 found = [(leaf, self._limit(leaf, at, kk)) for leaf, at in conjuncts(load.operands[1], idx)]
             masks |= {leaf for leaf, bound in found if bound is not None}
-            limits.append({bound for _, bound in found if bound is not None})
+            limits.append(dict.fromkeys(bound for _, bound in found if bound is not None))
         if not limits[0] or limits[0] != limits[1]:
             return None
         self.dropped = masks
