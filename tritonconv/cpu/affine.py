@@ -233,9 +233,9 @@ class Affine:
         by = self.distribute(by, "i64") if isinstance(by, Aff) else self.cast(by, "i64")
         return p._replace(off=self.add(p.off, self.mul(by, const("i64", size))))
 
-    def address(self, p: Ptr, depth: int | None = None, base: tuple[str, int] | None = None) -> tuple[str, int]:
+    def address(self, p: Ptr) -> tuple[str, int]:
         """(SSA name, level) of the address of lane 0: outer parts added first, the constant last."""
-        ssa, at = base or (p.base, p.depth)
+        ssa, at = p.base, p.depth
         parts = sorted([*p.off.terms, *((iv.depth, self._scaled(iv, c, _I64)) for iv, c in p.off.ivs)])
         for d, part in parts:
             at = max(at, d)

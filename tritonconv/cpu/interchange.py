@@ -68,7 +68,7 @@ def fused_loop(low, op: ir.Op) -> bool:
         return False
     first = op.operands[3 + position]
     if any(r.users for r in rest):
-        _replay(low, op, state, rest)
+        _replay(low, state, rest)
     if store is None:
         dest = low.destinations.get(result) or low.allocate(result.type.elem, result.type.shape)
         _interchange(low, product, state, first, into(e, dest))
@@ -166,7 +166,7 @@ def _streams(product: Product, state) -> bool:
     return 0 < dict(p.off.ivs).get(kk, 0) <= product.n * size
 
 
-def _replay(low, op, state, rest):
+def _replay(low, state, rest):
     """Results other than the product: the loop once more, for its scalars alone."""
     code = low.code
     ty, lower, upper, step = state.bounds()

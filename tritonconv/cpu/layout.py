@@ -11,17 +11,17 @@ from .values import const, index, lanes
 Body = Callable[[Index], object]
 
 
-def order(low, shape: tuple[int, ...], body: Body, elem: str) -> tuple[int, ...]:
+def order(low, shape: tuple[int, ...], body: Body) -> tuple[int, ...]:
     """The dimensions from the slowest to the fastest, which is where the lanes are best."""
     wide = [d for d in reversed(range(len(shape))) if shape[d] > 1]
     if len(wide) > 1:
-        best = min(wide, key=lambda d: (cost(low, shape, body, elem, d), -d))
+        best = min(wide, key=lambda d: (cost(low, shape, body, d), -d))
     else:
         best = wide[0] if wide else len(shape) - 1
     return tuple(d for d in range(len(shape)) if d != best) + (best,)
 
 
-def cost(low, shape: tuple[int, ...], body: Body, elem: str, lane: int) -> float:
+def cost(low, shape: tuple[int, ...], body: Body, lane: int) -> float:
     """Of an element of `body` with the lanes along `lane`: it is written to a level that is thrown away."""
     e, code, depth = low.elements, low.code, low.code.depth
     saved = e.width, e.spent, e.assumed

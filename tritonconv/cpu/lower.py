@@ -178,7 +178,7 @@ class Lowering:
         if dest is None:
             dest = self.destinations.get(value)
         if dest is None:
-            order = layout.order(self, value.type.shape, partial(self.elements.at, value), value.type.elem)
+            order = layout.order(self, value.type.shape, partial(self.elements.at, value))
             dest = self.allocate(value.type.elem, value.type.shape, order)
         self.fill(dest, value)
         self.elements.bound[value] = dest
@@ -219,7 +219,7 @@ class Lowering:
         read what the next ones read (`sliding`), `body` takes several indices at once, each of one register."""
         e, outer = self.elements, self.elements.width
         if lane is None:
-            lane = layout.order(self, shape, body, elem)[-1] if shape else None
+            lane = layout.order(self, shape, body)[-1] if shape else None
         lanes_of = self.target.lanes(max(4, SIZE[elem]))
         e.width = width = min(shape[lane], lanes_of) if shape else 1
         along = None if value is None or width == 1 else sliding.dimension(self, value, lane)

@@ -14,10 +14,10 @@ def aligned(low, op: ir.Op) -> bool:
     """Writes a nest for a store that has this modifier: what lies before the first line, whole lines, and the rest.
     False if it is to be an ordinary nest."""
     e, code, type = low.elements, low.code, op.operands[1].type
-    shape, size, outer = type.shape or (), SIZE[type.elem], low.elements.width
+    shape, size, outer = type.shape or (), SIZE[type.elem], e.width
     if not shape or not memory.streams(op):
         return False
-    lane = layout.order(low, shape, lambda idx: memory.write_store(e, op, idx), type.elem)[-1]
+    lane = layout.order(low, shape, lambda idx: memory.write_store(e, op, idx))[-1]
     n, width = shape[lane], 2 * low.target.lanes(max(4, size))
     if n < 2 * width or width * size % LINE or not _runs(low, op, lane):
         return False

@@ -21,7 +21,7 @@ def source(low, dest: Buffer, body: Body, lane: int) -> int | None:
     long = [d for d, n in enumerate(shape) if n >= width > 1]
     if SIZE[dest.stored] != 4 or lane not in long or len(long) < 2:
         return None
-    cost = {d: layout.cost(low, shape, body, dest.elem, d) for d in long}
+    cost = {d: layout.cost(low, shape, body, d) for d in long}
     along = min(long, key=cost.get)
     return along if 2 * cost[along] < cost[lane] else None
 
@@ -32,7 +32,7 @@ def before(low, loads: Sequence[ir.Value], write: Callable[..., None]) -> int | 
     if not loads:
         return None
     type = loads[0].type
-    *outer, lane = layout.order(low, type.shape, write, type.elem)
+    *outer, lane = layout.order(low, type.shape, write)
     for value in dict.fromkeys(loads):
         body, used = partial(low.elements.at, value), low.used
         dest = low.allocate(value.type.elem, type.shape, (*outer, lane))
