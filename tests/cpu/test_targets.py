@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import triton.language as tl
 from triton.compiler import ASTSource
 
 from benchmarks import programs
+from examples.add import add
 from tritonconv import launch
 from tritonconv.configs import TileConfig
-from tritonconv.cpu import build, engine, jit, runtime, target
+from tritonconv.cpu import build, engine, jit, runtime, show, target
 from tritonconv.cpu.compiler import CPUBackend, cpu_target
 from tritonconv.geometry import ConvGeometry, RowGeometry
 
@@ -60,6 +62,27 @@ def assembly(processor: str, *kernel, **options) -> list[str]:
     text = jit.emit_assembly(lowered(machine, *kernel, **options).llvm, machine)
     lines = (" ".join(re.split(r"#(?!\d)|//", line)[0].split()) for line in text.splitlines())
     return [line for line in lines if line and (line[0] != "." or line.endswith(":"))]
+
+
+def test_the_documentation_shows_what_becomes_of_its_kernel():
+    """Lines of TTIR, LLVM IR and assembly, but for the names of values; "…" stands for the rest of a line."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "cpu-target.md").read_text(encoding="utf-8").partition("## Matrix products")[0]
+    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL))
+    types = {"x_ptr": "*fp32", "y_ptr": "*fp32", "z_ptr": "*fp32", "size": "i32"}
+    machine = PROCESSORS["haswell"].target("haswell")
+    llvm = lowered(machine, add, types | {"BLOCK": "constexpr"}, {"BLOCK": 1024}).llvm
+    made = {"python": (root / "examples" / "add.py").read_text(encoding="utf-8"), "llvm": llvm}
+    made |= {"mlir": show.stages(add, types, {"BLOCK": 1024})["ttir"], "asm": jit.emit_assembly(llvm, machine)}
+
+    def lines(text: str) -> list[str]:
+        return [re.sub(r"%\w+|\d+(?=:$)", "%", line.partition(" ;")[0].strip()) for line in text.splitlines()]
+
+    assert blocks.keys() == made.keys()
+    for language, block in blocks.items():
+        there = lines(made[language])
+        for line in lines(block):
+            assert any(whole.startswith(line.partition("…")[0]) for whole in there), line
 
 
 def innermost_loops(lines: list[str]) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """Prints what becomes of a kernel: `python -m tritonconv.cpu.show module:kernel NAME=TYPE|VALUE …`.
 
-    python -m tritonconv.cpu.show benchmarks.programs:add x_ptr=*fp32 y_ptr=*fp32 z_ptr=*fp32 size=i32 BLOCK=1024
+    python -m tritonconv.cpu.show examples.add:add x_ptr=*fp32 y_ptr=*fp32 z_ptr=*fp32 size=i32 BLOCK=1024
 
 A parameter is given its type ("*fp32", "i32", …) or, for a constexpr, its value. `--stage ttir|llvm|asm` prints one
 stage.
