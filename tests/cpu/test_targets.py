@@ -319,3 +319,12 @@ def test_a_residual_is_asked_for_before_the_product(processor, instruction):
     )
     assert any(line.startswith(instruction) for line in asks)
     assert not any(line.startswith(instruction) for line in does_not)
+
+
+def test_what_a_panel_reads_is_read_where_it_is_known_which_rows_it_has():
+    """The residual of rows that all take part, and of others, is read behind the product, not before the branch."""
+    kernel = convolution(torch.float32, 64, torch.float32)
+    text = lowered(PROCESSORS["znver4"].target("znver4"), *kernel, disjoint=True).llvm
+    blocks = re.split(r"^(?=\S+:)", text, flags=re.MULTILINE)
+    branching = [block for block in blocks if re.search(r"br i1 \S+, label %whole", block)]
+    assert branching and not any("load <" in block for block in branching)

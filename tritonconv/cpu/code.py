@@ -20,12 +20,14 @@ class Iv:
 
 
 class Level:
-    """Where the code that depends on this level, and on nothing deeper, is written. `label` is its basic block."""
+    """Where the code that depends on this level, and on nothing deeper, is written. `label` is its basic block.
 
-    __slots__ = ("depth", "lines", "start", "label", "known", "memo")
+    If it is `closed`, what depends on the level around it is written here, too, while this is being written."""
 
-    def __init__(self, depth: int, label: str):
-        self.depth, self.start, self.label = depth, label, label
+    __slots__ = ("depth", "lines", "start", "label", "known", "memo", "closed")
+
+    def __init__(self, depth: int, label: str, closed: bool = False):
+        self.depth, self.start, self.label, self.closed = depth, label, label, closed
         self.lines: list[str] = []
         self.known: dict[str, str] = {}  # expression -> SSA name: value numbering
         self.memo: dict = {}  # (TTIR value, indices) -> lowered value
@@ -46,13 +48,20 @@ class Code:
     def top(self) -> Level:
         return self.levels[-1]
 
+    def at(self, depth: int | None = None) -> Level:
+        """Where what depends on the level `depth` is written; without it, the innermost level."""
+        depth = self.depth if depth is None else depth
+        while depth < self.depth and self.levels[depth + 1].closed:
+            depth += 1
+        return self.levels[depth]
+
     def name(self, prefix: str = "v") -> str:
         self.count += 1
         return f"%{prefix}{self.count}"
 
     def pure(self, depth: int, expression: str) -> str:
         """A side-effect-free instruction, written on the level `depth` unless an equal one stands there already."""
-        level = self.levels[depth]
+        level = self.at(depth)
         ssa = level.known.get(expression)
         if ssa is None:
             ssa = level.known[expression] = self.name()
@@ -62,11 +71,11 @@ class Code:
     def op(self, expression: str, depth: int | None = None) -> str:
         """An instruction whose repetition matters (loads, calls that touch memory)."""
         ssa = self.name()
-        self.levels[self.depth if depth is None else depth].lines.append(f"  {ssa} = {expression}")
+        self.at(depth).lines.append(f"  {ssa} = {expression}")
         return ssa
 
     def do(self, instruction: str, depth: int | None = None):
-        self.levels[self.depth if depth is None else depth].lines.append(f"  {instruction}")
+        self.at(depth).lines.append(f"  {instruction}")
 
     def intrinsic(self, name: str, result: str, arguments: tuple[str, ...]) -> str:
         """Declares a function once; returns its `@name`."""
@@ -90,8 +99,8 @@ class Code:
     def goto(self, label: str):
         self.do(f"br label {label}")
 
-    def push(self, label: str) -> Level:
-        level = Level(len(self.levels), label)
+    def push(self, label: str, closed: bool = False) -> Level:
+        level = Level(len(self.levels), label, closed)
         self.levels.append(level)
         return level
 
@@ -172,9 +181,9 @@ class Code:
         self.pop()
 
     @contextmanager
-    def arm(self, label: str = "arm"):
-        """Code to be placed by `branch`: yields its level."""
-        yield self.push(self.name(label))
+    def arm(self, label: str = "arm", closed: bool = False):
+        """Code to be placed by `branch`: yields its level, a closed one if nothing is to be done for it before."""
+        yield self.push(self.name(label), closed)
         self.pop()
 
     def branch(self, condition: str, then: Level, other: Level) -> tuple[str, str]:

@@ -133,13 +133,14 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish, be
         alive = Alive(product)
         if not alive.rows:
             return tile(Operands(product))
-        with code.arm("whole") as whole:
+        # Closed: only one of them runs, and what is computed behind the product need not be kept over it.
+        with code.arm("whole", closed=True) as whole:
             region, e.region = e.region, whole.depth  # nothing whose mask is settled is read before the branch
             e.settled |= alive.leaves
             tile(Operands(product))
             e.settled -= alive.leaves
             e.region = region
-        with code.arm("ragged") as ragged:
+        with code.arm("ragged", closed=True) as ragged:
             tile(Operands(product, any=alive.some()))
         code.branch(alive.all(), whole, ragged)
 
