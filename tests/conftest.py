@@ -24,6 +24,14 @@ def device(request):
         yield torch.device("cuda" if request.param == "triton" else "cpu")
 
 
+@pytest.fixture(params=[name for name in engines.available() if name != "interpreter"])
+def fast_device(request):
+    """As `device`, without the interpreter: for derivatives by differences, which call kernels hundreds of times. That
+    the interpreter computes the same derivatives is seen in `test_operators`."""
+    with engines.use(request.param):
+        yield torch.device("cuda" if request.param == "triton" else "cpu")
+
+
 @pytest.fixture(autouse=True)
 def true_float32():
     """What is compared in float32 is computed in it: torch's default lets cuDNN round operands to TF32."""

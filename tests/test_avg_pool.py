@@ -156,8 +156,8 @@ SECOND_ORDER = {
 
 
 @pytest.mark.parametrize("case", SECOND_ORDER)
-def test_gradcheck_to_the_second_order(case, device):
-    x = normal((1, 2, 4, 5), device=device).requires_grad_()
+def test_gradcheck_to_the_second_order(case, fast_device):
+    x = normal((1, 2, 4, 5), device=fast_device).requires_grad_()
 
     def function(x):
         return SECOND_ORDER[case](x).square()

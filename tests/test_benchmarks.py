@@ -182,7 +182,7 @@ def test_a_row_that_fails_does_not_cost_the_others(capsys):
     failed, right = models.rows(only_one_image, options)
     assert (failed.group, right.group) == ("batch 2", "batch 1") and right.figures == {OURS: (1, 1, 1)}
     assert not failed.figures and failed.left_out == {OURS: "ValueError: 2 images"}
-    options.minutes = 1e-9
+    options.minutes, options.prepare = 1e-9, 1
     assert models.rows(only_one_image, options) == []
     assert "no time left for float32, 2, LeNet-5\n" in capsys.readouterr().out
 

@@ -251,8 +251,8 @@ def test_a_channels_infinity_stays_in_its_products(channel, device):
     ),
     ids=str,
 )
-def test_gradcheck_to_the_second_order(case, activation, device):
-    tensors = [t.requires_grad_() for t in operands(case, normal, torch.float64, device)]
+def test_gradcheck_to_the_second_order(case, activation, fast_device):
+    tensors = [t.requires_grad_() for t in operands(case, normal, torch.float64, fast_device)]
     y = conv2d(*tensors, **case.options)
     assert y.abs().min() > 1e-3  # apart from the kink of ReLU
 

@@ -158,9 +158,9 @@ def test_activation(activation, device):
 
 @pytest.mark.parametrize("function", (conv1d, causal_conv1d))
 @pytest.mark.parametrize("channels", (2, 5))
-def test_gradcheck_to_the_second_order(function, channels, device):
+def test_gradcheck_to_the_second_order(function, channels, fast_device):
     shapes = (1, channels, 5), (channels, channels, 3)
-    tensors = [t.requires_grad_() for t in operands(*shapes, normal, torch.float64, device)]
+    tensors = [t.requires_grad_() for t in operands(*shapes, normal, torch.float64, fast_device)]
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 

@@ -200,8 +200,8 @@ def test_half_types_compare_what_they_store(device):
 
 
 @pytest.mark.parametrize("case", (ConvCase((1, 2, 5, 4), (2, 2, 2), padding=(1, 0)), CONV_CASES[8]), ids=str)
-def test_gradcheck_to_the_second_order(case, device):
-    tensors = [t.requires_grad_() for t in operands(case, normal, torch.float64, device)]
+def test_gradcheck_to_the_second_order(case, fast_device):
+    tensors = [t.requires_grad_() for t in operands(case, normal, torch.float64, fast_device)]
 
     def function(x, weight, bias):
         return ours("tanh", 2)(x, weight, bias, **case.options)

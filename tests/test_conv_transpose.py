@@ -198,8 +198,8 @@ def test_an_infinity_stays_in_its_windows(device):
         (Case((1, 2, 2, 2), (2, 2, 2), dilation=(2, 1), groups=2), None),
     ),
 )
-def test_gradcheck_to_the_second_order(case, activation, device):
-    tensors = [t.requires_grad_() for t in case.operands(normal, torch.float64, device)]
+def test_gradcheck_to_the_second_order(case, activation, fast_device):
+    tensors = [t.requires_grad_() for t in case.operands(normal, torch.float64, fast_device)]
     assert conv_transpose2d(*tensors, **case.options).abs().min() > 1e-3  # apart from the kink of ReLU
 
     def function(x, weight, bias):

@@ -125,9 +125,9 @@ def test_a_channels_nan_stays_in_it(device):
     assert dw.isnan().flatten(1).any(1).tolist() == [False, False, True, False, False]
 
 
-def test_gradcheck_to_the_second_order(device):
+def test_gradcheck_to_the_second_order(fast_device):
     case = ConvCase((1, 2, 4, 3), (4, 2, 2), stride=(2, 1), padding=(1, 1), groups=2)
-    tensors = [t.requires_grad_() for t in operands(case, normal, torch.float64, device)]
+    tensors = [t.requires_grad_() for t in operands(case, normal, torch.float64, fast_device)]
 
     def function(*tensors):
         return conv2d(*tensors, **case.options)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tritonconv import engines
+from tritonconv import engines, launch
 from tritonconv.functional import conv2d
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -43,3 +43,14 @@ def test_an_error_of_an_engine_is_not_swallowed(monkeypatch):
     monkeypatch.setitem(engines.ENGINES, "broken", engine)
     with engines.use("broken"), pytest.raises(OSError, match="no space left"):
         conv2d(torch.ones(1, 3, 5, 5), torch.ones(4, 3, 3, 3))
+
+
+def test_a_listing_runs_nothing():
+    x, weight = torch.randn(1, 2, 6, 6), torch.randn(3, 2, 1, 1)
+    with engines.listing(x.device) as launches:
+        y = conv2d(x, weight)
+    assert y.isnan().all()  # what the tests' empty memory holds
+    ((made, dtypes),) = launches
+    assert made.kernel is launch.conv.conv.conv_fprop
+    assert dtypes == (torch.float32, torch.float32, None, torch.float32) + (None,) * 7
+    assert torch.equal(conv2d(x, weight), conv2d(x, weight))

@@ -148,8 +148,8 @@ def test_layouts_give_torchs_strides(device):
 
 @pytest.mark.parametrize("act, with_residual", ((None, True), ("sigmoid", True), ("sigmoid", False), ("gelu", False)))
 @pytest.mark.parametrize("training", (True, False))
-def test_gradcheck_to_the_second_order(training, act, with_residual, device):
-    tensors, statistics = operands(torch.float64, device)
+def test_gradcheck_to_the_second_order(training, act, with_residual, fast_device):
+    tensors, statistics = operands(torch.float64, fast_device)
     tensors = [t.requires_grad_() for t in tensors[: 5 + with_residual]]
 
     def function(*tensors):

@@ -79,9 +79,9 @@ def test_stride_argument(stride, device):
     assert torch.equal(max_pool2d(x, 3, stride), F.max_pool2d(x, 3, stride))
 
 
-def test_gradcheck_to_the_second_order(device):
+def test_gradcheck_to_the_second_order(fast_device):
     # Distinct values, further apart than gradcheck's step.
-    x = torch.randperm(24, generator=torch.Generator().manual_seed(0)).double().reshape(1, 2, 4, 3).to(device)
+    x = torch.randperm(24, generator=torch.Generator().manual_seed(0)).double().reshape(1, 2, 4, 3).to(fast_device)
     x.requires_grad_()
 
     def function(x):
@@ -152,9 +152,9 @@ def test_unpooling_leaves_one_value_where_indices_repeat(device):
 
 
 @pytest.mark.parametrize("case", ("adaptive", "unpooling"))
-def test_other_gradients_to_the_second_order(case, device):
-    x = torch.randperm(30, generator=torch.Generator().manual_seed(0)).double().reshape(1, 2, 3, 5).to(device)
-    indices = torch.arange(15, device=device).mul(4).reshape(1, 1, 3, 5).repeat(1, 2, 1, 1)
+def test_other_gradients_to_the_second_order(case, fast_device):
+    x = torch.randperm(30, generator=torch.Generator().manual_seed(0)).double().reshape(1, 2, 3, 5).to(fast_device)
+    indices = torch.arange(15, device=fast_device).mul(4).reshape(1, 1, 3, 5).repeat(1, 2, 1, 1)
     function = {
         "adaptive": lambda x: adaptive_max_pool2d(x, (2, 3)).square(),
         "unpooling": lambda x: max_unpool2d(x, indices, 2).square(),
