@@ -32,3 +32,33 @@ def test_a_wrong_result_is_found():
         operators.run(replace(right, order=order))
         with pytest.raises(AssertionError):
             operators.run(replace(right, operator=wrong, order=order))
+
+
+def in_a_row(y, tensors, dys):
+    every = [torch.autograd.grad(y, tensors, dy, create_graph=True) for dy in dys]
+    return [torch.stack(each) for each in zip(*every, strict=True)]
+
+
+def batched(y, tensors, dys):
+    return torch.autograd.grad(y, tensors, dys, create_graph=True, is_grads_batched=True)
+
+
+def by_vmap(y, tensors, dys):
+    return torch.func.vmap(lambda dy: torch.autograd.grad(y, tensors, dy, create_graph=True))(dys)
+
+
+@pytest.mark.parametrize("operator", operators.OPERATORS, ids=lambda operator: operator.name)
+def test_a_batch_of_gradients_gives_what_each_of_them_does(operator):
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in operator.shapes]
+    y = operator.ours(*tensors)
+    dys = torch.randn(3, *y.shape, dtype=y.dtype).requires_grad_()
+
+    def results(way):
+        first = way(operator.ours(*tensors), tensors, dys)
+        penalty = sum(each.square().sum() for each in first)
+        return *first, *torch.autograd.grad(penalty, (*tensors, dys), allow_unused=True)
+
+    want = results(in_a_row)
+    for way in (batched, by_vmap):
+        torch.testing.assert_close(results(way), want)

@@ -282,3 +282,14 @@ def test_what_is_kept_goes_with_the_model():
     del y
     gc.collect()
     assert not program
+
+
+@pytest.mark.parametrize("repeated", (False, True))
+def test_gradients_of_a_batch(repeated):
+    """As torch.autograd.functional.jacobian asks for them, of a call that is repeated and of another."""
+    patched, plain = twins()
+    before, x = calls(patched), sample() if repeated else sample()[:1]
+    dy = torch.eye(3 * len(x), dtype=x.dtype).view(-1, len(x), 3)
+    got, want = (gradients(model, x, dy, is_grads_batched=True) for model in (patched, plain))
+    torch.testing.assert_close(got, want)
+    assert calls(patched) == before + repeated

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
+from .batched import one_by_one
 from .encoding import from_numbers, numbers
 from .support import is_stand_in, remembered
 
@@ -40,6 +41,7 @@ class Operator(Function):
         torch.library.register_fake(qualified, _decoding(cls.fake), lib=_library)
         if hasattr(cls, "save"):
             cls.forward = staticmethod(_forward(cls.run, cls.save))
+            cls.backward = staticmethod(one_by_one(cls.backward))
             setup = _setup_context(cls.save)
             torch.library.register_autograd(qualified, cls.backward, setup_context=setup, lib=_library)
         cls.overload = getattr(torch.ops.tritonconv, name).default

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd import Function
 
+from ..ops.batched import one_by_one
 from .guard import Guard
 from .program import KEPT, Program, bases_of, function_of, is_placed, needed_of
 from .recorded import constant_of, launched, views_of
@@ -165,6 +166,7 @@ class Repeated(Function):
         return torch.empty_strided(y.shape, y.stride(), dtype=y.dtype).copy_(y) if step.copies else y
 
     @staticmethod
+    @one_by_one
     def backward(ctx, dy: Tensor):
         step, tensors = ctx.step, ctx.saved_tensors
         inputs, saved = tensors[: ctx.count], tensors[len(tensors) - step.saves :]
