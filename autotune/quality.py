@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -48,7 +49,7 @@ def spread(trials: Sequence[dict]) -> float:
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """The least of `values` that `percent` of them do not exceed."""
-    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1).__int__()]
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
 def table(entries: Iterable[dict]) -> Table:

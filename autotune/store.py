@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import platformdirs
+
 SCHEMA = 1
 _folder: Path | None = None
 _listeners: list[dict[str, None]] = []
@@ -24,10 +26,7 @@ def directory() -> Path:
     """Where the entries lie: `$TRITONCONV_CACHE_DIR/tuned`, else `tritonconv/tuned` in the user's cache directory."""
     if _folder is not None:
         return _folder
-    root = os.environ.get("TRITONCONV_CACHE_DIR")
-    if not root:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tritonconv")
-    return Path(root, "tuned")
+    return Path(os.environ.get("TRITONCONV_CACHE_DIR") or platformdirs.user_cache_dir("tritonconv"), "tuned")
 
 
 @contextlib.contextmanager

@@ -8,11 +8,8 @@ writes docs/gpu-targets.md and results/compile.json. Compiles run side by side, 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from tritonconv import configs, launch
+from tritonconv.cpu.forks import forked
 from tritonconv.engines import Launch
 from tritonconv.geometry import ConvGeometry, NormGeometry
 from tritonconv.targets.machine_code import MATRIX, SPILL, TARGETS, compile_launch, matching
@@ -31,7 +29,7 @@ from tritonconv.targets.machine_code import MATRIX, SPILL, TARGETS, compile_laun
 from . import inductor
 from .arithmetic import ARITHMETICS
 from .calls import others
-from .measure import reason, save
+from .measure import markdown, reason, save
 from .zoo import NETWORKS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "gpu-targets.md"
@@ -191,22 +189,6 @@ def best(rows: Sequence[dict]) -> dict | None:
     return min(usable, key=lambda row: row["others"], default=None)
 
 
-_cases: list[Case] = []  # what the children that compile inherit: kernels cannot be pickled
-
-
-def _row(index: int) -> dict[str, object]:
-    return _cases[index].row()
-
-
-def compile_all(chosen: Sequence[Case]) -> list[dict[str, object]]:
-    """The rows of the cases, compiled side by side."""
-    _cases[:] = chosen
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), fork) as pool:
-        rows = pool.map(_row, range(len(chosen)))
-        return list(track(rows, "compiling", total=len(chosen)))
-
-
 COLUMNS = (
     ("layer", lambda row: row["layer"]),
     ("arithmetic", lambda row: row["arithmetic"]),
@@ -221,11 +203,6 @@ COLUMNS = (
     ("products", lambda row: (f"{row['products']}{'' if row['loop'] else ' unrolled'}") if row["products"] else "–"),
     ("others each", lambda row: f"{row['others']:.1f}" if row["products"] else "–"),
 )
-
-
-def markdown(headings: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    table = [headings, ["---"] * len(headings), *lines]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in table)
 
 
 def figures(rows: Sequence[dict]) -> str:
@@ -277,7 +254,8 @@ def main(arguments: Sequence[str] = ()) -> None:
     argparse.ArgumentParser(prog="python -m benchmarks compile", description=__doc__).parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         ours = [case for target in TARGETS for case in cases(target)]
-        rows = compile_all([*ours, *compared(COMPARED_ON, Path(folder))])
+        everything = [*ours, *compared(COMPARED_ON, Path(folder))]
+        rows = list(track(forked(Case.row, everything), "compiling", total=len(everything)))
     kernels, beside = rows[: len(ours)], rows[len(ours) :]
     tables = [f"## {target}\n\n{figures([row for row in kernels if row['target'] == target])}\n" for target in TARGETS]
     versions = f"torch {torch.__version__}, triton {triton.__version__}"

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 import tritonconv
 
 from .comparison import OURS, WIDTH, Row, figure
-from .measure import RESULTS, about, load, reason, save
+from .measure import RESULTS, about, load, markdown, reason, save
 from .zoo import NETWORKS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "networks.md"
@@ -215,7 +215,6 @@ def keep(path: Path, rows: dict[str, dict], **more: object) -> None:
 
 
 def document(rows: Sequence[dict], origin: str) -> None:
-    table = "\n".join(f"| {' | '.join(line)} |" for line in (HEADINGS, ["---"] * len(HEADINGS), *map(line_of, rows)))
     unfused = Counter()
     for row in rows:
         unfused.update(row.get("unfused", {}))
@@ -226,7 +225,9 @@ def document(rows: Sequence[dict], origin: str) -> None:
         f"outputs in evaluation mode, and parameters and buffers after training ({STEPS} steps for this project's own\n"
         f"networks, {FEW} for the others), each relative to the tensor's largest element. Random weights, batch 2.\n"
         "Written by `python -m benchmarks coverage`.\n\n"
-        f"{table}\n\nWhy what runs on kernels of its own was not fused with its neighbours:\n\n{reasons}\n\n{origin}\n",
+        f"{markdown(HEADINGS, map(line_of, rows))}\n\n"
+        "Why what runs on kernels of its own was not fused with its neighbours:\n\n"
+        f"{reasons}\n\n{origin}\n",
         encoding="utf-8",
     )
 

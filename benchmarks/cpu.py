@@ -20,8 +20,7 @@ from tritonconv import cpu, launch
 from tritonconv.geometry import ConvGeometry
 
 from . import programs
-from .comparison import OURS, compare, parser, publish
-from .comparison import Row as Figures
+from .comparison import OURS, Row, compare, parser, publish
 
 # C, size, K, R, stride, padding: layers of ResNet-18/50 and VGG-16, batch 1
 CONVOLUTIONS = (
@@ -38,7 +37,7 @@ CONVOLUTIONS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class Pair:
     """`ours` and `theirs` compute the same; `work` is in `unit`s of 1e9 a call."""
 
     group: str
@@ -50,7 +49,7 @@ class Row:
     tolerance: float  # largest error allowed, relative to the largest element
 
 
-def _matmul(n: int) -> Row:
+def _matmul(n: int) -> Pair:
     a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
     out = torch.empty(n, n)
     BM, BN, BK = 128, 128, 256
@@ -59,16 +58,16 @@ def _matmul(n: int) -> Row:
         programs.matmul[(cdiv(n, BM) * cdiv(n, BN),)](a, b, c, n, n, n, n, n, n, BM, BN, BK, GROUP_M=4)
         return c
 
-    return Row("matmul", f"{n}³", ours, lambda: torch.mm(a, b, out=out), 2 * n**3 / 1e9, "GFLOP", 1e-5)
+    return Pair("matmul", f"{n}³", ours, lambda: torch.mm(a, b, out=out), 2 * n**3 / 1e9, "GFLOP", 1e-5)
 
 
-def _convolution(C: int, H: int, K: int, R: int, stride: int, padding: int) -> Row:
+def _convolution(C: int, H: int, K: int, R: int, stride: int, padding: int) -> Pair:
     """Ours with bias and ReLU, torch's plain: what fusion gives is part of the comparison."""
     x = torch.randn(1, C, H, H).to(memory_format=torch.channels_last)
     weight = (torch.randn(K, C, R, R) / math.sqrt(C * R * R)).to(memory_format=torch.channels_last)
     bias = torch.zeros(K)
     geometry = ConvGeometry(1, C, H, H, K, R, R, (stride,) * 2, ((padding,) * 2,) * 2, (1, 1), 1)
-    return Row(
+    return Pair(
         "conv+bias+ReLU",
         f"{R}×{R} {C}→{K} @ {H}²",
         lambda: launch.conv.fprop(x, weight, bias, geometry, activation="relu"),
@@ -79,7 +78,7 @@ def _convolution(C: int, H: int, K: int, R: int, stride: int, padding: int) -> R
     )
 
 
-def _softmax(rows: int, columns: int) -> Row:
+def _softmax(rows: int, columns: int) -> Pair:
     x, y = torch.randn(rows, columns), torch.empty(rows, columns)
     out = torch.empty_like(y)
 
@@ -88,10 +87,10 @@ def _softmax(rows: int, columns: int) -> Row:
         return y
 
     theirs = lambda: torch.softmax(x, 1, out=out)  # noqa: E731
-    return Row("memory-bound", f"softmax {rows}×{columns}", ours, theirs, 8 * x.numel() / 1e9, "GB", 1e-6)
+    return Pair("memory-bound", f"softmax {rows}×{columns}", ours, theirs, 8 * x.numel() / 1e9, "GB", 1e-6)
 
 
-def _layer_norm(rows: int, columns: int) -> Row:
+def _layer_norm(rows: int, columns: int) -> Pair:
     x, weight, bias = torch.randn(rows, columns), torch.randn(columns), torch.randn(columns)
 
     def ours():
@@ -100,10 +99,10 @@ def _layer_norm(rows: int, columns: int) -> Row:
         return y
 
     theirs = lambda: F.layer_norm(x, (columns,), weight, bias)  # noqa: E731
-    return Row("memory-bound", f"layer norm {rows}×{columns}", ours, theirs, 8 * x.numel() / 1e9, "GB", 1e-5)
+    return Pair("memory-bound", f"layer norm {rows}×{columns}", ours, theirs, 8 * x.numel() / 1e9, "GB", 1e-5)
 
 
-def _elementwise(name: str, kernel, reference, inputs: int, size: int = 1 << 24) -> Row:
+def _elementwise(name: str, kernel, reference, inputs: int, size: int = 1 << 24) -> Pair:
     tensors, y, out = [torch.randn(size) for _ in range(inputs)], torch.empty(size), torch.empty(size)
 
     def ours():
@@ -111,10 +110,10 @@ def _elementwise(name: str, kernel, reference, inputs: int, size: int = 1 << 24)
         return y
 
     work = 4 * (inputs + 1) * size / 1e9
-    return Row("memory-bound", f"{name} {size >> 20} Mi", ours, lambda: reference(*tensors, out=out), work, "GB", 1e-6)
+    return Pair("memory-bound", f"{name} {size >> 20} Mi", ours, lambda: reference(*tensors, out=out), work, "GB", 1e-6)
 
 
-def rows() -> Iterator[Row]:
+def pairs() -> Iterator[Pair]:
     for n in (512, 1024, 2048):
         yield _matmul(n)
     for layer in CONVOLUTIONS:
@@ -126,25 +125,25 @@ def rows() -> Iterator[Row]:
     yield _elementwise("gelu", programs.gelu, torch._C._nn.gelu, 1)
 
 
-def check(row: Row) -> None:
-    """Raises ValueError if the two results of a row differ."""
-    got, want = row.ours(), row.theirs()
-    if row.group.startswith("conv"):
+def check(pair: Pair) -> None:
+    """Raises ValueError if its two results differ."""
+    got, want = pair.ours(), pair.theirs()
+    if pair.group.startswith("conv"):
         want = want.relu()
     error = float((got - want).abs().max() / want.abs().max())
-    if not error <= row.tolerance:
+    if not error <= pair.tolerance:
         raise ValueError(
-            f"{row.group} {row.name}: the results differ by {error:.1e} of the largest element, so it is not timed"
+            f"{pair.group} {pair.name}: the results differ by {error:.1e} of the largest element, so it is not timed"
         )
 
 
-def measure(row: Row, seconds: float) -> Figures:
-    check(row)
-    peers = {OURS: lambda: row.ours, "torch": lambda: row.theirs}
-    return compare(row.group, row.name, peers, seconds, {"work": row.work, "unit": row.unit})
+def measure(pair: Pair, seconds: float) -> Row:
+    check(pair)
+    peers = {OURS: lambda: pair.ours, "torch": lambda: pair.theirs}
+    return compare(pair.group, pair.name, peers, seconds, {"work": pair.work, "unit": pair.unit})
 
 
-def rate(row: Figures) -> str:
+def rate(row: Row) -> str:
     return f"{1e3 * row.facts['work'] / row.figures[OURS][1]:.1f} {row.facts['unit']}/s"
 
 
@@ -163,4 +162,4 @@ def main(arguments: Sequence[str] = ()) -> None:
     cpu.register()
     keep_memory()
     torch.manual_seed(0)
-    publish("cpu", "CPU target, fp32", [measure(row, options.seconds) for row in rows()], options, {"rate": rate})
+    publish("cpu", "CPU target, fp32", [measure(pair, options.seconds) for pair in pairs()], options, {"rate": rate})

@@ -8,11 +8,13 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+
+from tritonconv import tuning
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
@@ -21,16 +23,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PACKAGES = ("torch", "triton", "llvmlite", "onnxruntime", "openvino", "onnx")
 
 _begin = time.monotonic()
-
-
-def processor() -> str:
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name(DEVICE)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
@@ -55,7 +47,7 @@ def provenance() -> dict[str, object]:
     changed = _git("status", "--porcelain", "--", "tritonconv", "autotune", "benchmarks/*.py")
     return {
         "machine": {
-            "processor": processor(),
+            "processor": tuning.name_of(DEVICE),
             "device": DEVICE.type,
             "threads": torch.get_num_threads(),
             "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
@@ -82,6 +74,12 @@ def reason(error: Exception) -> str:
     """The first line of what an error says."""
     first, *_ = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {first}"[:160]
+
+
+def markdown(headings: Sequence[str], lines: Iterable[Sequence[object]], numbers: bool = False) -> str:
+    """A table; `numbers`: all columns but the first are aligned to the right."""
+    rules = ["---", *["---:" if numbers else "---"] * (len(headings) - 1)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (headings, rules, *lines))
 
 
 def stem(benchmark: str) -> str:

@@ -22,7 +22,7 @@ from tritonconv.engines import Engine
 from tritonconv.targets.machine_code import TARGETS
 
 from .compiled import compiled
-from .measure import about, provenance
+from .measure import about, markdown, provenance
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "operators.md"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -278,5 +278,4 @@ def _table(rows: Rows) -> str:
     """Operators × (engine or target, dtype)."""
     columns = list(next(iter(rows.values())))
     heading = ["operator", *(f"{machine} {str(dtype)[6:]}" for machine, dtype in columns)]
-    lines = [heading, ["---"] * len(heading), *([name, *(row[c] for c in columns)] for name, row in rows.items())]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(heading, ([name, *(row[c] for c in columns)] for name, row in rows.items()))

@@ -11,6 +11,7 @@ from autotune.quality import percentile
 
 from .comparison import OURS, Row, geometric_mean, rows_of
 from .kernels import share
+from .measure import markdown
 
 # Columns of ratios, and the peers of which each takes the fastest.
 BARS = {
@@ -32,8 +33,7 @@ class Table:
     slower: frozenset[int] = frozenset()
 
     def markdown(self) -> str:
-        lines = [self.headings, ("---", *["---:"] * (len(self.headings) - 1)), *self.rows]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        table = markdown(self.headings, self.rows, numbers=True)
         return f"{self.title}\n\n{table}" if self.title else table
 
     def html(self) -> str:

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import compile, compiled, inductor, operators
 from tritonconv import launch
+from tritonconv.cpu.forks import forked
 from tritonconv.targets.machine_code import TARGETS
 
 LAYER, f16 = compile.COMPARED[0], torch.float16
@@ -34,7 +35,7 @@ def test_rows_are_compiled_side_by_side_in_order():
         compile.Case(target, "4 × 36864", "float32", "sum_splits", "1024", made, (torch.float32,) * 2)
         for target in ("sm_90", "gfx942")
     ]
-    rows = compile.compile_all(cases)
+    rows = list(forked(compile.Case.row, cases))
     assert [row["target"] for row in rows] == ["sm_90", "gfx942"]
     assert all(row["fits"] and row["registers"] > 0 and row["spills"] == 0 for row in rows)
     assert compile.figures(rows).count("\n") == 3
@@ -43,7 +44,7 @@ def test_rows_are_compiled_side_by_side_in_order():
 def test_what_does_not_compile_is_a_row_that_says_so():
     made = launch.common.sum_splits_launch("sm_90", 4, 36864)
     case = compile.Case("sm_90", "bad", "float32", "sum_splits", "", made, (torch.float32,))
-    (row,) = compile.compile_all([case])
+    row = case.row()
     assert row["error"]
     assert row["error"] in compile.figures([row])
 
@@ -54,7 +55,7 @@ def test_ours_has_fewer_other_instructions_than_inductors_template(geometry, tmp
     layer = compile.describe(geometry)
     cases = [case for case in compile.compared("sm_90", tmp_path) if case.layer == layer]
     chosen = [case for case in cases if case.kernel == "ours" or case.tile in ("128×128×64", "128×64×64")]
-    rows = compile.compile_all(chosen)
+    rows = list(forked(compile.Case.row, chosen))
     ours, theirs = (compile.best([row for row in rows if row["kernel"] == name]) for name in ("ours", "Inductor"))
     assert ours["others"] <= 0.5 * theirs["others"]
 

@@ -25,6 +25,13 @@ def inputs_of(sample: object) -> list[Tensor]:
     return tensors
 
 
+def arguments(sample: object) -> tuple[tuple, Mapping]:
+    """What a model is called with."""
+    if isinstance(sample, Mapping):
+        return (), sample
+    return sample if isinstance(sample, tuple) else (sample,), {}
+
+
 def copied(sample: object) -> object:
     """The sample in memory of its own: the model's first activation may work in place."""
     return tree_map_only(Tensor, lambda x: x.detach().clone().requires_grad_(x.requires_grad), sample)
@@ -41,10 +48,9 @@ def call(model: nn.Module, sample: object, context=None) -> object:
     if lie and (len(given) > 1 or lie != given):
         raise ValueError(f"the sample is on {' and '.join(given)}, {name} on {' and '.join(lie)}; both must be on one")
     try:
+        args, kwargs = arguments(sample)
         with context or nullcontext():
-            if isinstance(sample, Mapping):
-                return model(**sample)
-            return model(*sample) if isinstance(sample, tuple) else model(sample)
+            return model(*args, **kwargs)
     except Exception as error:  # whatever a user's forward raises
         shapes = ", ".join(f"{list(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
         raise ValueError(f"{name} cannot run the sample, {shapes}: {_first_line(error)}") from error

@@ -20,9 +20,9 @@ from . import choice, engines, launch, measuring, replay, tuned
 from .blocks import repeat
 from .patching import swap
 from .patching.checks import require_module
-from .sample import copied, inputs_of
+from .sample import arguments, copied, inputs_of
 
-Sample = Tensor | Sequence | Mapping
+Sample = Tensor | tuple | Mapping
 
 
 def tune(model: nn.Module, sample: Sample, *, budget: float | None = None, console: Console | None = None) -> Tuning:
@@ -95,9 +95,7 @@ def hollow(model: nn.Module) -> nn.Module:
 def run(model: nn.Module, sample: Sample) -> None:
     """Forward and, in training mode, backward."""
     forget()
-    sample = copied(sample)
-    args, kwargs = ((), sample) if isinstance(sample, Mapping) else (sample, {})
-    args = (args,) if isinstance(args, Tensor) else args
+    args, kwargs = arguments(copied(sample))
     with torch.random.fork_rng(), torch.set_grad_enabled(model.training):
         outputs = tree_leaves(model(*args, **kwargs))
         wanted = [y for y in outputs if isinstance(y, Tensor) and y.requires_grad]
@@ -108,11 +106,14 @@ def run(model: nn.Module, sample: Sample) -> None:
 def provenance(device: torch.device) -> dict[str, object]:
     versions = {"torch": torch.__version__, "triton": triton.__version__}
     if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device), **versions}
-    return {"device": _processor(), **tuned.machine(), **versions}
+        return {"device": name_of(device), **versions}
+    return {"device": name_of(device), **tuned.machine(), **versions}
 
 
-def _processor() -> str:
+def name_of(device: torch.device) -> str:
+    """What its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()

@@ -64,7 +64,7 @@ def fused_loop(low, op: ir.Op) -> bool:
     store = low.plan.epilogue(result)
     product = Product(low, product_op, None if store is None else _wanted(low, store))
     state = ForLoop(low, op, skip=(accumulator,))
-    if not _streams(product, state):
+    if not _in_place(product, state):
         return False
     first = op.operands[3 + position]
     if any(r.users for r in rest):
@@ -147,7 +147,7 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish, be
     product.run(panel)
 
 
-def _streams(product: Product, state) -> bool:
+def _in_place(product: Product, state) -> bool:
     """Whether the right operand's rows lie side by side (as in packed weights): panels of any other matrix would walk
     memory in large steps, turn after turn, so it is packed first."""
     low, e = product.low, product.e

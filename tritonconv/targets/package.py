@@ -53,10 +53,8 @@ def digest_of(data: bytes) -> str:
 
 def toolchain(target: str) -> dict[str, str]:
     """All that must be the same where a package is made and where it is loaded, by names for people."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parents[1] / "kernels").glob("*.py")):
-        digest.update(path.read_bytes())
-    facts = {"triton": triton.__version__, "source of the kernels": digest.hexdigest()[:16]}
+    kernels = build.sources(Path(__file__).parents[1] / "kernels")
+    facts = {"triton": triton.__version__, "source of the kernels": kernels[:16]}
     if target == "cpu":
         machine = {"processor": host().cpu, "processor's features": host().features}
         return facts | machine | {"llvmlite": llvmlite.__version__, "compiler": build.fingerprint()[:16]}
