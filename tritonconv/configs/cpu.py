@@ -43,7 +43,7 @@ _NEAR_RATE, _FAR_RATE = 8, 4  # bytes a cycle that come in time, from a split's 
 
 
 def cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> float:
-    """Cycles of the thread that has most to do."""
+    """Cycles until all threads are through."""
     size = max(itemsize, 4)  # half types are multiplied in float32
     threads, in_place = MACHINES["cpu"].programs, itemsize >= 4 and (op != "wgrad" or in_stretches(geometry))
     if op == "wgrad":
@@ -52,23 +52,26 @@ def cycles(tile: TileConfig, op: str, geometry: ConvGeometry, itemsize: int) -> 
         program = (_stretched if in_place else _copied)(tile, op, geometry, size)
         return cdiv(programs, threads) * (_PROGRAM_STARTS + program) + _written(tile, geometry, itemsize) / threads
     program, last = _streamed(tile, op, geometry, size) if in_place else (_copied(tile, op, geometry, size),) * 2
-    return _longest(tile, op, geometry, threads, _PROGRAM_STARTS + program, _PROGRAM_STARTS + last)
+    return _shared(tile, op, geometry, threads, _PROGRAM_STARTS + program, _PROGRAM_STARTS + last)
 
 
-def _longest(tile: TileConfig, op: str, geometry: ConvGeometry, threads: int, program: float, last: float) -> float:
-    """Cycles of a thread's programs, those with the last rows taking `last`, of the thread that has most. Threads have
-    equal shares of programs that follow each other; where there are many, all have about as much to do."""
+def _shared(tile: TileConfig, op: str, geometry: ConvGeometry, threads: int, program: float, last: float) -> float:
+    """Cycles until all programs have run, those with the last rows taking `last`. Threads have equal shares of programs
+    that follow each other. One that is through takes of the others', whose rows its cache does not have: that makes up
+    for about half of what the longest share is longer. Where there are many, all have about as much to do."""
     M, N, _ = geometry.gemm(op)
     m_tiles, beside = cdiv(M, tile.BM), cdiv(N, tile.BN) * residue_classes(op, geometry)
     programs = m_tiles * beside * geometry.groups
+    even = cdiv(programs, threads) * (program + (last - program) / m_tiles)
     if programs > _MANY * threads:
-        return cdiv(programs, threads) * (program + (last - program) / m_tiles)
+        return even
 
     def cost(number: int) -> float:
         return last if number % (m_tiles * beside) // beside == m_tiles - 1 else program
 
     bounds = [programs * thread // threads for thread in range(threads + 1)]
-    return max(sum(map(cost, range(*share))) for share in pairwise(bounds))
+    longest = max(sum(map(cost, range(*share))) for share in pairwise(bounds))
+    return (longest + even) / 2
 
 
 def _written(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float:
