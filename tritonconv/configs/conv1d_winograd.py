@@ -9,7 +9,7 @@ from triton import cdiv, next_power_of_2
 
 from ..cpu.target import caches, host
 from ..geometry import RowGeometry
-from .cpu import TILE_STARTS, register_tile, step
+from .cpu import TILE_STARTS, column, cut
 from .tile import MACHINES, TileConfig, kind_of
 from .winograd import channels
 
@@ -66,9 +66,5 @@ def gemm_cost(tile: TileConfig, op: str, geometry: RowGeometry, dtype: torch.dty
 
 def _product(tile: TileConfig, reduction: int, size: int) -> float:
     """Of a product [BM, reduction] × [reduction, BN]."""
-    rows, vectors, across = register_tile(tile, size, host())
-    full, rest = divmod(tile.BM, rows)
-    each = [full * (TILE_STARTS + reduction * step(rows, vectors, host().vector_bytes))]
-    if rest:
-        each.append(TILE_STARTS + reduction * step(rest, vectors, host().vector_bytes))
-    return across * sum(each)
+    rows, vectors, across = cut(tile, size)
+    return across * column(tile.BM, rows, vectors, TILE_STARTS, reduction)

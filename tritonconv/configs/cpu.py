@@ -25,7 +25,7 @@ from itertools import pairwise
 
 from triton import cdiv
 
-from ..cpu.target import Target, caches, host
+from ..cpu.target import caches, host
 from ..geometry import ConvGeometry
 from .tile import MACHINES, STRETCH, TileConfig, in_stretches
 
@@ -89,10 +89,10 @@ def residue_classes(op: str, geometry: ConvGeometry) -> int:
     return geometry.stride[0] * geometry.stride[1] if op == "dgrad" else 1
 
 
-def register_tile(tile: TileConfig, size: int, machine: Target) -> tuple[int, int, int]:
-    """(rows, vectors, how many such lie side by side in the tile's BN columns)."""
-    across = cdiv(tile.BN, machine.lanes(size))
-    rows, vectors = machine.dot_tile(across)
+def cut(tile: TileConfig, size: int) -> tuple[int, int, int]:
+    """(rows, vectors) of the register tiles that a tile is cut into, and how many of them lie side by side."""
+    across = cdiv(tile.BN, host().lanes(size))
+    rows, vectors = host().dot_tile(across)
     return rows, vectors, cdiv(across, vectors)
 
 
@@ -100,6 +100,13 @@ def step(rows: int, vectors: int, bytes: int) -> float:
     """Cycles of one step of the reduction, of vectors of so many bytes."""
     halves = bytes / 32
     return max(rows * vectors * halves / 2, (vectors * halves + rows) / 2, _LATENCY)
+
+
+def column(height: int, rows: int, vectors: int, starts: float, reduction: float) -> float:
+    """Cycles of a column of register tiles, `height` rows in all, each of which takes `starts` to begin."""
+    full, rest = divmod(height, rows)
+    cycles = full * (starts + reduction * step(rows, vectors, host().vector_bytes))
+    return cycles + (starts + reduction * step(rest, vectors, host().vector_bytes) if rest else 0)
 
 
 def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> tuple[float, float]:
@@ -134,14 +141,11 @@ def _streamed(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> t
 
 def _stretched(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> float:
     """A program's cycles where the register tiles read a stretch of pixels, one after the other, where they lie."""
-    machine = host()
     M, N, K = geometry.gemm(op)
-    rows, vectors, across = register_tile(tile, size, machine)
+    rows, vectors, across = cut(tile, size)
     pixels = cdiv(K, tile.SPLIT)
-    full, rest = divmod(min(tile.BM, M), rows)
     starts = cdiv(pixels, STRETCH["cpu"] if geometry.pointwise else geometry.Q) * TILE_STARTS
-    multiply = full * (starts + pixels * step(rows, vectors, machine.vector_bytes))
-    multiply += (starts + pixels * step(rest, vectors, machine.vector_bytes)) if rest else 0
+    multiply = column(min(tile.BM, M), rows, vectors, starts, pixels)
     far = pixels * (M + N) * size > caches().last / 2
     return across * multiply + pixels * (tile.BM + tile.BN) * size / (_FAR_RATE if far else _NEAR_RATE)
 
@@ -163,13 +167,10 @@ _COPIES = {"wgrad": Copies(0, 6, 6, 50)} | dict.fromkeys(("fprop", "dgrad"), Cop
 
 def _copied(tile: TileConfig, op: str, geometry: ConvGeometry, size: int) -> float:
     """A program's cycles where operands pass through scratch memory."""
-    machine, copies = host(), _COPIES[op]
-    _, _, K = geometry.gemm(op)
-    rows, vectors, across = register_tile(tile, size, machine)
+    copies, (_, _, K) = _COPIES[op], geometry.gemm(op)
+    rows, vectors, across = cut(tile, size)
     taps = geometry.taps / residue_classes(op, geometry)
     turns = cdiv(cdiv(K, tile.SPLIT), tile.BK) if op == "wgrad" else taps * cdiv(K, tile.BK)
-    full, rest = divmod(tile.BM, rows)
-    multiply = full * (copies.tile + tile.BK * step(rows, vectors, machine.vector_bytes))
-    multiply += (copies.tile + tile.BK * step(rest, vectors, machine.vector_bytes)) if rest else 0
-    copied = tile.BK * (copies.left * tile.BM + copies.right * tile.BN) / machine.lanes(size)
+    multiply = column(tile.BM, rows, vectors, copies.tile, tile.BK)
+    copied = tile.BK * (copies.left * tile.BM + copies.right * tile.BN) / host().lanes(size)
     return turns * (across * multiply + copied + copies.pixel * tile.BM)

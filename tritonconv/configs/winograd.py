@@ -10,12 +10,10 @@ from triton import cdiv, next_power_of_2
 
 from ..cpu.target import caches, host
 from ..geometry import ConvGeometry, FractionalGeometry, Pair, RowGeometry
-from .cpu import TILE_STARTS, TURN_STARTS, register_tile, step
+from .cpu import TILE_STARTS, TURN_STARTS, column, cut, step
 from .tile import MACHINES, TileConfig, kind_of
 
 _EXTENTS = {"cuda": (16,), "hip": (16,), "cpu": (8, 16, 32), "interpreter": (64,)}  # of BM
-
-
 # Of BM, BN and BK, of the gradient of a weight.
 _WGRAD_EXTENTS = dict.fromkeys(("cuda", "hip", "interpreter"), ((64,), (64,), (16,)))
 _WGRAD_EXTENTS["cpu"] = (64, 32), (64, 32), (8, 16)
@@ -129,17 +127,13 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
 
     Transforming a weight, where it is not kept, takes no longer than packing it for the GEMM.
     """
-    machine, programs = host(), MACHINES["cpu"].programs
-    size = max(itemsize, 4)  # of an accumulator
+    programs, size = MACHINES["cpu"].programs, max(itemsize, 4)  # of an accumulator
     products, summed, classes = points(tile.OUT, phases(geometry)[1]), geometry.stride[0] ** 2, geometry.up[0] ** 2
     depth = geometry.C * summed
     blocks, k_tiles = classes * cdiv(tiles(geometry, tile.OUT), tile.BM), cdiv(geometry.K, tile.BN)
     split = min(k_tiles, cdiv(programs, blocks))
-    rows, vectors, across = register_tile(tile, size, machine)
-    full, rest = divmod(tile.BM, rows)
-    starts = TILE_STARTS + cdiv(depth, tile.BK) * TURN_STARTS
-    multiply = full * (starts + depth * step(rows, vectors, machine.vector_bytes))
-    multiply += (starts + depth * step(rest, vectors, machine.vector_bytes)) if rest else 0
+    rows, vectors, across = cut(tile, size)
+    multiply = column(tile.BM, rows, vectors, TILE_STARTS + cdiv(depth, tile.BK) * TURN_STARTS, depth)
     transform = _TRANSFORM * products / 36 * size / 32  # of an element
     inputs = tile.BM * (_PIXELS * summed + transform * depth)
     outputs = tile.BM * (_PIXELS + transform * tile.BN)
@@ -157,16 +151,15 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
 
 def wgrad_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float:
     """As `cpu_cycles`, of the gradient of a weight."""
-    machine, programs = host(), MACHINES["cpu"].programs
-    size = max(itemsize, 4)
+    programs, size = MACHINES["cpu"].programs, max(itemsize, 4)
     (phase, taps), count = phases(geometry), tiles(geometry, tile.OUT)
     products, summed = points(tile.OUT, taps), phase**2 * geometry.C
     panels = cdiv(geometry.K, tile.BM), phase**2 * cdiv(geometry.C, tile.BN)
     channels = panels[0] * tile.BM + panels[1] * tile.BN
     count = cdiv(count, 2 * tile.BK) * 2 * tile.BK  # as the launches take them
     gather = count * (sum(panels) * _PIXELS + channels * _TRANSFORM * products / 36 * size / 32)
-    rows, vectors, across = register_tile(tile, size, machine)
-    product = cdiv(tile.BM, rows) * across * (TILE_STARTS + count * step(rows, vectors, machine.vector_bytes))
+    rows, vectors, across = cut(tile, size)
+    product = cdiv(tile.BM, rows) * across * (TILE_STARTS + count * step(rows, vectors, host().vector_bytes))
     sums = products * summed * geometry.K * size
     memory = 2 * sums / _MEMORY_RATE if sums > caches().second else 0
     return (gather + memory) / programs + cdiv(products * panels[0] * panels[1], programs) * product
