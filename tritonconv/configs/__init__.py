@@ -85,5 +85,5 @@ def algorithm(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) 
 
 
 def cost(config: TileConfig, op: str, geometry: Geometry, dtype: torch.dtype, target: str) -> float | None:
-    """What `space` ordered `config` by, in a unit of the target's own; None where it goes by no number."""
+    """The number by which `space` orders configs, in a unit of the target's own; None where there is none."""
     return _COSTS[op](config, op, geometry, dtype, target) if op in _COSTS else None

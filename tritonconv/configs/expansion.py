@@ -73,6 +73,6 @@ def height(g: ConvGeometry, rows: int) -> int:
 
 
 def room(g: ConvGeometry, rows: int, BN: int, BQ: int) -> int:
-    """Elements of them in BN channels; and of the pixels that the last BQ columns seem to see behind."""
+    """Elements of such rows of BN channels, and of the pixels behind them that the windows of BQ columns may read."""
     width = max((g.Q - 1) * g.stride[1] + (g.S - 1) * g.dilation[1] + 1, g.padding[1][0] + g.W)
     return (height(g, rows) * width + BQ * g.stride[1]) * BN

@@ -1,5 +1,7 @@
-"""Activations, and their derivatives in terms of the result or the argument. ACTIVATION is None, "relu" or
-"leaky_relu(0.2)"; "tanh>relu" if there is one right behind a sum, too, and "tanh>" if there is but that.
+"""Activations, and their derivatives in terms of the result or the argument.
+
+ACTIVATION is None, "relu" or "leaky_relu(0.2)". Of "tanh>relu" the first is that of the sums, before norm and residual,
+and the second comes last; "tanh>" has the first alone.
 
 PReLU's slopes are a tensor: one for each channel of "prelu", one for all of "prelu(1)".
 """

@@ -1,4 +1,4 @@
-"""Pieces that the convolution and pooling kernels share."""
+"""Pieces that kernels of several files share."""
 
 import math
 
@@ -73,7 +73,7 @@ def taps_of(position, STRIDE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.con
 
 @triton.jit
 def quotient(x, y):
-    """x / y, rounded once. To GPUs `/` of float32 is an approximation, by which tanh may be more than 1."""
+    """x / y, rounded once. On GPUs `/` of float32 is an approximation, with which tanh may be more than 1."""
     if x.dtype == tl.float32:
         return tl.div_rn(x, tl.cast(y, tl.float32))
     else:
@@ -90,41 +90,9 @@ def to_tf32(x):
 
 @triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr, READY: tl.constexpr = False):
-    """acc + a · b. Of operands in float32 tensor cores cut off what TF32 does not have, which makes every product a bit
-    too small, and layer by layer all of them: as in cuDNN they are rounded before. READY: b is already."""
+    """acc + a · b. For TF32 operands are rounded first, as in cuDNN: tensor cores cut off the bits that it lacks, which
+    would make every product a bit too small, layer after layer. READY: b is rounded already."""
     if PRECISION == "tf32":
         a = to_tf32(a)
         b = b if READY else to_tf32(b)
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
-
-
-@triton.jit
-def sum_splits(partial_ptr, out_ptr, SPLIT, size, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
-    """out[i] = Σ partial[split, i], TOGETHER splits at a time, always in the same order. Grid: (tiles of `size`)."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    split = tl.arange(0, TOGETHER)
-    mask = (i < size)[None, :]
-    p_partial = partial_ptr + split.to(tl.int64)[:, None] * size + i[None, :]
-    acc = tl.load(p_partial, mask=mask & (split < SPLIT)[:, None], other=0.0)  # [TOGETHER, BLOCK]
-    for first in range(TOGETHER, SPLIT, TOGETHER):
-        p_partial += size.to(tl.int64) * TOGETHER
-        there = mask if TOGETHER == 1 else mask & (split < SPLIT - first)[:, None]
-        acc += tl.load(p_partial, mask=there, other=0.0)  # [TOGETHER, BLOCK]
-    tl.store(out_ptr + i, tl.sum(acc, 0).to(out_ptr.dtype.element_ty), mask=i < size)
-
-
-@triton.jit
-def pad_pixels(
-    x_ptr, y_ptr, H, W, HEIGHT, WIDTH, C: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, BLOCK: tl.constexpr
-):
-    """y [N, HEIGHT, WIDTH, C]: x [N, H, W, C] from pixel (TOP, LEFT) on, zeros around it. Grid: (N·HEIGHT)."""
-    n = tl.program_id(0) // HEIGHT
-    h = tl.program_id(0) % HEIGHT - TOP
-    p_x = x_ptr + ((n * H + h).to(tl.int64) * W - LEFT) * C
-    p_y = y_ptr + tl.program_id(0).to(tl.int64) * WIDTH * C
-    first = tl.where((h >= 0) & (h < H), LEFT * C, WIDTH * C)
-    last = (LEFT + W) * C
-    for start in range(0, WIDTH * C, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        x = tl.load(p_x + i, mask=(i >= first) & (i < last), other=0.0)  # [BLOCK]
-        tl.store(p_y + i, x, mask=i < WIDTH * C)

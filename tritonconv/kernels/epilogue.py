@@ -75,27 +75,3 @@ def finish(
         stored = acc.to(y_ptr.dtype.element_ty).to(ACC)
         count = tl.sum(in_range.to(tl.int32), 0)
         store_moments(moments_ptr, tile, tiles, stored, in_range, count, first + k, k < K, CHANNELS)
-
-
-@triton.jit
-def conv_finish(
-    partial_ptr, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
-    M, SPLIT,
-    K: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """`finish` of acc = Σ partial[split], summed in the order of the splits; `partial_ptr` [SPLIT, M, K].
-
-    Grid: (tiles of M, tiles of K).
-    """
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    k = tl.program_id(1) * BN + tl.arange(0, BN)
-    mask = (m < M)[:, None] & (k < K)[None, :]
-    p_partial = partial_ptr + m.to(tl.int64)[:, None] * K + k[None, :]
-    acc = tl.load(p_partial, mask=mask, other=0.0)  # [BM, BN]
-    for _ in range(1, SPLIT):
-        p_partial += M.to(tl.int64) * K
-        acc += tl.load(p_partial, mask=mask, other=0.0)  # [BM, BN]
-    finish(
-        acc, bias_ptr, y_ptr, mean_ptr, var_ptr, gamma_ptr, beta_ptr, slope_ptr, residual_ptr, moments_ptr,
-        m, m < M, tl.program_id(0), tl.num_programs(0), 0, k, K, K, K, EPS, ACTIVATION, BN,
-    )  # fmt: skip

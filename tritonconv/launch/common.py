@@ -18,7 +18,7 @@ from ..configs import Geometry, TileConfig
 from ..configs.tile import MACHINES, kind_of
 from ..engines import Engine, Launch
 from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
-from ..kernels import common
+from ..kernels import split
 from .room import empty, lasting
 
 Bound = tuple[Launch, Callable[..., None]]
@@ -115,7 +115,7 @@ def sum_splits_launch(target: str, splits: int, size: int) -> Launch:
         together *= 2
     block = _SUMS // together
     constexprs = {"TOGETHER": together, "BLOCK": block}
-    return Launch(common.sum_splits, (cdiv(size, block), 1, 1), (splits, size), constexprs, 4, 1)
+    return Launch(split.sum_splits, (cdiv(size, block), 1, 1), (splits, size), constexprs, 4, 1)
 
 
 def sum_splits(partial: Tensor, out: Tensor) -> None:

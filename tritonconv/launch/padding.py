@@ -8,7 +8,7 @@ from triton import next_power_of_2
 
 from ..engines import Launch
 from ..geometry import ConvGeometry
-from ..kernels import common
+from ..kernels import padding as kernels
 from .common import empty_nhwc, nhwc, prepare
 
 
@@ -17,7 +17,7 @@ def pad_launch(target: str, geometry: ConvGeometry, dtype: torch.dtype) -> Launc
     g, (height, width) = geometry, _size(geometry)
     (top, _), (left, _) = g.padding
     constexprs = {"C": g.C, "TOP": top, "LEFT": left, "BLOCK": min(1024, next_power_of_2(width * g.C))}
-    return Launch(common.pad_pixels, (g.N * height, 1, 1), (g.H, g.W, height, width), constexprs, 4, 1)
+    return Launch(kernels.pad_pixels, (g.N * height, 1, 1), (g.H, g.W, height, width), constexprs, 4, 1)
 
 
 def padded(x: Tensor, geometry: ConvGeometry) -> Tensor:

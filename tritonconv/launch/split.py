@@ -10,7 +10,7 @@ from triton import cdiv
 
 from ..engines import Launch
 from ..geometry import NormGeometry
-from ..kernels import epilogue
+from ..kernels import split as kernels
 from .common import accumulator_of, config_of, prepare
 
 _OPTIONAL = 7  # mean, var, gamma, beta, slopes, residual, moments
@@ -24,7 +24,7 @@ def finish_launch(
     config = config or config_of("conv_finish", geometry, dtype, target)
     grid = cdiv(geometry.M, config.BM), cdiv(geometry.C, config.BN), 1
     constexprs = {"K": geometry.C, "EPS": eps, "ACTIVATION": activation, "BM": config.BM, "BN": config.BN}
-    return Launch(epilogue.conv_finish, grid, (geometry.M, splits), constexprs, config.num_warps, 1)
+    return Launch(kernels.conv_finish, grid, (geometry.M, splits), constexprs, config.num_warps, 1)
 
 
 def bind(
