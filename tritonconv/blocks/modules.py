@@ -76,7 +76,11 @@ def conv_transpose2d(
     if norm is None:
         return faster("conv_transpose2d", input, conv.weight, conv.bias, *options, activation=activation)
     operands = input, conv.weight, conv.bias, *calls.statistics(norm)
-    return faster("conv_transpose2d_batch_norm", *operands, *options, activation=activation)
+    try:
+        return faster("conv_transpose2d_batch_norm", *operands, *options, activation=activation)
+    except Exception:
+        calls.uncount(norm, lambda: nn.ConvTranspose2d.forward(conv, input, output_size))
+        raise
 
 
 def batch_norm(

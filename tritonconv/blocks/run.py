@@ -66,7 +66,11 @@ def conv_block(
     if (y := repeat.first(conv, given, norm, text, input, residual, window, padding, first)) is not None:
         return y
     op, arguments, options = calls.convolution(conv, norm, input, residual, text, window, padding, first)
-    return faster(op, *arguments, **options)
+    try:
+        return faster(op, *arguments, **options)
+    except Exception:
+        calls.uncount(norm, lambda: _padded_convolution(conv, padding, input))
+        raise
 
 
 def conv_call(
