@@ -194,6 +194,38 @@ def test_a_patched_model_drops_the_same(runs):
     assert len(runs) == 2 and type(model[1]) is nn.Dropout
 
 
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear, self.p = nn.Conv2d(2, 4, 3), nn.Linear(64, 3), 0.2
+
+    def forward(self, x):
+        x = F.relu(F.dropout(self.conv(x), self.p, self.training)).flatten(1)
+        return self.linear(F.dropout(x, training=self.training))
+
+
+def test_calls_in_a_forward_drop_the_same(runs):
+    plain = Functional()
+    model = tritonconv.patch(copy.deepcopy(plain))
+    assert [name for name in listed(model) if "dropout" in name[1]] == [
+        ("dropout", "swapped dropout"),
+        ("dropout_1", "swapped dropout"),
+    ]
+    x, drawn = torch.randn(3, 2, 6, 6), []
+    for each in (model, plain):
+        torch.manual_seed(0)
+        each(x).sum().backward()
+        drawn.append(torch.get_rng_state())
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert torch.equal(*drawn)
+    assert runs == [(3, 4, 4, 4), (3, 64)]
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x))
+    assert {site.reason for site in tritonconv.plan(model, x).unreached} == {"in training alone"}
+    tritonconv.patch(tritonconv.unpatch(model.train()), exclude="dropout")(x)
+    assert len(runs) == 3
+
+
 def test_dropouts_that_stay(runs):
     model = network()
     model[4].forward = lambda x: x

@@ -162,4 +162,13 @@ class CallBlock:
         return tuple(path for path in (self.inner_module, self.activation_module) if path is not None)
 
 
-Block = ConvBlock | ActivatedBlock | PoolBlock | AveragedBlock | CallBlock
+@dataclass(frozen=True)
+class DropoutBlock:
+    """A call of F.dropout."""
+
+    pattern: str = "dropout"
+    site: None = None
+    members: tuple[()] = ()
+
+
+Block = ConvBlock | ActivatedBlock | PoolBlock | AveragedBlock | CallBlock | DropoutBlock

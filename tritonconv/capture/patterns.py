@@ -5,9 +5,10 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from functools import partial
 
+import torch.nn.functional as F
 from torch import fx, nn
 
-from ..blocks.block import ActivatedBlock, CallBlock, ConvBlock, PoolBlock
+from ..blocks.block import ActivatedBlock, CallBlock, ConvBlock, DropoutBlock, PoolBlock
 from ..blocks.modules import LEAVES, POOLS, intercepted
 from .extensions import (
     after_padding,
@@ -52,6 +53,9 @@ def matches(
         elif node.op == "call_function" and node.target in POOL_CALLS:
             refusal = accept(node)
             match = Match(PoolBlock(POOL_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
+        elif node.op == "call_function" and node.target is F.dropout:  # in evaluation it is not in the graph
+            refusal = accept(node)
+            match = Match(DropoutBlock(), (node,), "left" if refusal else "swapped", refusal)
         elif node.op == "call_function" and node.target in CONV_CALLS and convolves_with_parameter(node):
             refusal = accept(node)
             match = Match(CallBlock(CONV_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)

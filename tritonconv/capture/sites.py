@@ -91,7 +91,7 @@ def capture(model: nn.Module, accept: Accept) -> Capture:
     for fqn, module in alone:
         if not found.covers(fqn):  # else a forward that calls it has listed it
             found.add(_leaf_site(fqn, module, refusals[module], note(fqn)), place[fqn])
-    if all(site.pattern.startswith("linear") for site in found.listed()):  # it is no convolutional network
+    if all(site.pattern.startswith(("linear", "dropout")) for site in found.listed()):  # it is no convolutional network
         leaves, forwards, found, note = {}, {}, _Found(), lambda fqn: "no convolution here runs in a kernel"
     else:
         for fqn, module in model.named_modules():

@@ -5,13 +5,14 @@ from itertools import accumulate
 from torch import fx, nn
 
 from .. import choice
-from ..blocks.block import ActivatedBlock, AveragedBlock, CallBlock, ConvBlock, PoolBlock
+from ..blocks.block import ActivatedBlock, AveragedBlock, CallBlock, ConvBlock, DropoutBlock, PoolBlock
 from ..blocks.calls import widened
 from ..blocks.run import activated_block, activated_norm, averaged_convolution, conv_block, conv_call
 from ..capture.match import Match
 from ..capture.nodes import PADDING, WITH_INDICES, constants_of, padding_argument
 from ..capture.trace import Trace
 from ..geometry import Pair
+from ..ops.dropout import dropout
 from ..ops.support import pair
 from . import swap
 
@@ -130,6 +131,11 @@ def _retarget_convolution(graph: fx.Graph, match: Match) -> None:
     _replace(graph, match, ours)
 
 
+def _retarget_dropout(graph: fx.Graph, match: Match) -> None:
+    (call,) = match.nodes
+    call.target = dropout
+
+
 def _pad_in(call: fx.Node, block: CallBlock) -> None:
     """Makes the convolution pad its input as was done before it."""
     if block.function == "conv1d":
@@ -148,6 +154,7 @@ _REWRITES = {
     PoolBlock: _retarget_pool,
     AveragedBlock: _average_first,
     CallBlock: _retarget_convolution,
+    DropoutBlock: _retarget_dropout,
 }
 
 
