@@ -7,8 +7,6 @@ kernels: the first with an empty cache on disk, the second with what the first h
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +20,7 @@ from tritonconv.engines import Launch
 from tritonconv.geometry import ConvGeometry, NormGeometry, PoolGeometry
 
 from .comparison import OURS, Row, figure
+from .measure import printed_by
 
 f32 = torch.float32
 
@@ -86,12 +85,6 @@ def load_each() -> None:
     json.dump(times, sys.stdout)
 
 
-def _child(cache: str) -> dict[str, float]:
-    command = [sys.executable, "-c", f"from {__spec__.name} import load_each; load_each()"]
-    run = subprocess.run(command, env=os.environ | {"TRITONCONV_CACHE_DIR": cache}, stdout=subprocess.PIPE, check=True)
-    return json.loads(run.stdout)
-
-
 def launch_microseconds() -> list[float]:
     """CPU times of the library's launch of one small program, machine code included."""
     g = ConvGeometry(1, 4, 1, 1, 4, 1, 1)
@@ -110,8 +103,10 @@ def launch_microseconds() -> list[float]:
 
 
 def measure() -> Iterator[Row]:
+    code = f"from {__spec__.name} import load_each; load_each()"
     with tempfile.TemporaryDirectory() as cache:
-        found = {"compile a kernel": _child(cache), "load it from disk": _child(cache)}
+        loads = [printed_by(code, TRITONCONV_CACHE_DIR=cache) for _ in range(2)]
+    found = dict(zip(("compile a kernel", "load it from disk"), loads, strict=True))
     for group, times in found.items():
         for name in sorted(times, key=times.get):
             yield Row(group, name, "ms", {OURS: figure([times[name]])})

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -68,6 +69,13 @@ def about(stored: Mapping[str, object]) -> str:
         f"{machine['processor']}, {machine['threads']} threads, {machine['memory_gib']} GiB, {machine['system']}; "
         f"{versions}; commit {stored['commit']}, {stored['date'][:16].replace('T', ' ')} UTC"
     )
+
+
+def printed_by(code: str, **environment: str) -> object:
+    """What a process of its own prints as JSON."""
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, check=True)
+    return json.loads(run.stdout)
 
 
 def reason(error: Exception) -> str:

@@ -8,8 +8,6 @@ Total: the peak, and what the process held before. Each peer has a process of it
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from tritonconv.launch.room import results
 
 from .arithmetic import FLOAT32
 from .comparison import OURS, Row, figure, parser, publish
-from .measure import DEVICE
+from .measure import DEVICE, printed_by
 from .peers import channels_last
 from .training import PEERS, step_of
 from .zoo import NETWORKS
@@ -75,12 +73,11 @@ def child(name: str, batch: int, peer: str) -> None:
 
 def measure(name: str, batch: int) -> Iterator[Row]:
     # Blocks of 64 KiB and more then go back to the system when they are freed, and do not count on.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    found = {}
-    for peer in EAGER:
-        command = [sys.executable, "-c", f"from {__spec__.name} import child; child({name!r}, {batch}, {peer!r})"]
-        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-        found[peer] = json.loads(run.stdout)
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    found = {
+        peer: printed_by(f"from {__spec__.name} import child; child({name!r}, {batch}, {peer!r})", **environment)
+        for peer in EAGER
+    }
     for what, group in WHAT.items():
         figures = {peer: figure([of[what] / 2**20]) for peer, of in found.items()}
         yield Row(f"{group}, batch {batch}", name, "MiB", figures, facts={"batch": batch, "what": what})

@@ -7,8 +7,6 @@ Importing torch and making the network are not counted. The kernels' times are C
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +17,7 @@ from torch import nn
 
 from . import loading
 from .comparison import OURS, Row, figure, parser, publish
-from .measure import DEVICE
+from .measure import DEVICE, printed_by
 from .zoo import NETWORKS
 
 USUAL = ("LeNet-5", "MobileNetV2", "ResNet-18", "ResNet-50")
@@ -54,9 +52,8 @@ def child(name: str, peer: str) -> None:
     json.dump([after - before for before, after in zip(times, times[1:], strict=False)], sys.stdout)
 
 
-def _run(code: str, cache: str) -> str:
-    environment = os.environ | dict.fromkeys(CACHES, cache)
-    return subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True).stdout
+def _run(code: str, cache: str) -> object:
+    return printed_by(code, **dict.fromkeys(CACHES, cache))
 
 
 def measure(name: str) -> Iterator[Row]:
@@ -65,7 +62,7 @@ def measure(name: str) -> Iterator[Row]:
     for peer in PEERS:
         code = f"from {__spec__.name} import child; child({name!r}, {peer!r})"
         with tempfile.TemporaryDirectory() as cache:
-            cold[peer], *warm[peer] = (json.loads(_run(code, cache)) for _ in range(1 + WARM))
+            cold[peer], *warm[peer] = (_run(code, cache) for _ in range(1 + WARM))
     yield _row("first inference, cold", name, {peer: [times] for peer, times in cold.items()})
     yield _row("first inference, warm", name, warm)
 
@@ -79,7 +76,7 @@ def _row(group: str, name: str, runs: dict[str, list[list[float]]]) -> Row:
 def imported() -> Row:
     with tempfile.TemporaryDirectory() as cache:
         _run(_IMPORT, cache)  # compiles to bytecode
-        times = [1e3 * float(_run(_IMPORT, cache)) for _ in range(WARM)]
+        times = [1e3 * _run(_IMPORT, cache) for _ in range(WARM)]
     return Row("import", "tritonconv.patch, beyond torch", "ms", {OURS: figure(times)})
 
 

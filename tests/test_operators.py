@@ -1,3 +1,5 @@
+"""The cells of docs/operators.md, on every engine, and gradients in batches."""
+
 from dataclasses import replace
 
 import pytest
