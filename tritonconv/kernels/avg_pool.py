@@ -68,7 +68,7 @@ def avg_pool_backward_cells(
     dy_ptr, dx_ptr, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    DIVISOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    DIVISOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PIXEL: tl.constexpr,
 ):  # fmt: skip
     """What `avg_pool_backward` computes, of small regular windows. Grid: (tiles of N × rows of cells, of columns of
     cells, of C)."""
@@ -98,7 +98,7 @@ def avg_pool_backward_cells(
         for tap in tl.static_range(R * S):
             if covered_by(pixel, tap, S, STRIDE_H, STRIDE_W, DIL_H, DIL_W) >= 0:
                 acc += shares[covered_by(pixel, tap, S, STRIDE_H, STRIDE_W, DIL_H, DIL_W)]
-        o_x = ((n * H + h) * W + w).to(tl.int64)[:, None] * C + c[None, :]
+        o_x = ((n * H + h) * W + w).to(tl.int64)[:, None] * (C if PIXEL is None else PIXEL) + c[None, :]
         m_x = (in_range & inside(h, w, H, W))[:, None] & (c < C)[None, :]
         tl.store(dx_ptr + o_x, acc.to(dx_ptr.dtype.element_ty), mask=m_x)
 
@@ -132,9 +132,10 @@ def avg_pool_backward(
     dy_ptr, dx_ptr, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, ADAPTIVE: tl.constexpr,
-    DIVISOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    DIVISOR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PIXEL: tl.constexpr,
 ):  # fmt: skip
-    """dx [N, H, W, C]: the sum of dy / divisor over the windows that cover a pixel.
+    """dx [N, H, W, C]: the sum of dy / divisor over the windows that cover a pixel. Pixels of dx are PIXEL elements
+    apart, if that is given.
 
     Grid: (tiles of N·H, of W, of C).
     """
@@ -162,7 +163,7 @@ def avg_pool_backward(
             )  # fmt: skip
     if DIVISOR != "padded" and DIVISOR != "inside":
         acc /= DIVISOR
-    o_x = ((n * H + h) * W + w).to(tl.int64)[:, None] * C + c[None, :]
+    o_x = ((n * H + h) * W + w).to(tl.int64)[:, None] * (C if PIXEL is None else PIXEL) + c[None, :]
     tl.store(dx_ptr + o_x, acc.to(dx_ptr.dtype.element_ty), mask=in_range[:, None] & (c < C)[None, :])
 
 

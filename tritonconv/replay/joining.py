@@ -25,6 +25,7 @@ _PIXELS = {
     "conv_winograd": {"y_ptr": "PIXEL_Y"},
     "expand_depthwise": {"x_ptr": "PIXEL"},
     "norm_apply": {"x_ptr": "PIXEL"},
+    "avg_pool_backward_cells": {"dx_ptr": "PIXEL"},
 }
 
 

@@ -23,6 +23,7 @@ from ..blocks.run import activated_block, activated_norm, averaged_convolution, 
 from ..capture.trace import unpacked
 from .graph import INTO, RecordedGraph
 from .recorded import views_of
+from .upsampling import MODULES, nearest
 
 _BLOCKS = {
     *(conv_block, conv_call, activated_block, activated_norm, averaged_convolution),
@@ -109,6 +110,8 @@ class Tape(RecordedGraph):
         if node.op == "call_function":
             if target in _BLOCKS or (target in _SHAPING and _of_tensors(stand_ins)):
                 return self._block(lambda: target(*args, **kwargs))
+            if target is F.interpolate and _of_tensors(stand_ins) and (run := nearest(*args, **kwargs)) is not None:
+                return self._block(run)
             run = functools.partial(target, *args, **kwargs)
             return self._call(node.op, target, stand_ins, run, not is_torchs(target))
         if node.op == "call_method":
@@ -122,6 +125,11 @@ class Tape(RecordedGraph):
         if _is_swapped(child) or (type(child) in _SHAPING and "forward" not in vars(child)):
             self.parts.add(child)
             return self._block(lambda: child(*args, **kwargs))
+        if type(child) in MODULES and "forward" not in vars(child):
+            size, factor, mode = child.size, child.scale_factor, child.mode
+            if (run := nearest(*args, **kwargs, size=size, scale_factor=factor, mode=mode)) is not None:
+                self.parts.add(child)
+                return self._block(run)
         candidates, inputs = self._forwards_of(child, _join(path, target)), (*args, *kwargs.values())
         forward = next((each for each in candidates if each.holds(child, inputs)), None)
         if forward is not None:
