@@ -71,18 +71,17 @@ def lower_while(low, op: ir.Op):
     first = hand_over(op.operands, tested)
     types = [REG[v.type.elem] for v in op.operands if not v.type.rank]
     phis = [(ty, ssa, code.name("phi")) for ty, ssa in zip(types, first, strict=True)]
-    used, level = low.used, code.push(head)
-    outer, e.region = e.region, code.depth
-    receive(before.args, tested, [ssa for _, _, ssa in phis], code.depth)
-    low.block(before)
-    condition, *out = before.ops[-1].operands
-    registers = hand_over(out, passed)
-    code.do(f"br i1 {e.scalar(e.at(condition))[0]}, label {body}, label {done}")
-    code.start(body)
-    receive(after.args, passed, registers, code.depth)
-    low.block(after)
-    nexts = hand_over(after.ops[-1].operands, tested)
-    e.region, low.used = outer, used
+    level = code.push(head)
+    with low.nested():
+        receive(before.args, tested, [ssa for _, _, ssa in phis], code.depth)
+        low.block(before)
+        condition, *out = before.ops[-1].operands
+        registers = hand_over(out, passed)
+        code.do(f"br i1 {e.scalar(e.at(condition))[0]}, label {body}, label {done}")
+        code.start(body)
+        receive(after.args, passed, registers, code.depth)
+        low.block(after)
+        nexts = hand_over(after.ops[-1].operands, tested)
     code.pop()
     entry = code.top.label
     code.goto(head)
@@ -116,14 +115,13 @@ def lower_if(low, op):
     for blocks in op.regions:
         with code.arm() as arm:
             if blocks:
-                outer, e.region, used = e.region, arm.depth, low.used
-                low.block(blocks[0])
-                values = blocks[0].ops[-1].operands
-                for value, dest in zip(values, dests, strict=True):
-                    if dest:
-                        low.fill(dest, value)
-                scalars.append([e.scalar(e.at(v))[0] for v in values if not v.type.rank])
-                e.region, low.used = outer, used
+                with low.nested():
+                    low.block(blocks[0])
+                    values = blocks[0].ops[-1].operands
+                    for value, dest in zip(values, dests, strict=True):
+                        if dest:
+                            low.fill(dest, value)
+                    scalars.append([e.scalar(e.at(v))[0] for v in values if not v.type.rank])
         arms.append(arm)
     ends = code.branch(condition.ssa, *arms)
     position = 0

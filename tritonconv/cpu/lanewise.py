@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack, contextmanager
 
+from .control import place_blocks
 from .elements import Fixed, Index
 from .errors import UnsupportedOp
 from .values import MEM, SIZE, TRUE, const, index
@@ -91,10 +92,10 @@ def lower_map(low, op):
     with elementwise(low, op.result.type.shape) as idx:
         for argument, value in zip(blocks[0].args, op.operands, strict=True):
             e.bound[argument] = Fixed(e.at(value, idx))
-        used = low.region(blocks)
-        for dest, value in zip(dests, blocks[-1].ops[-1].operands, strict=True):
-            dest.store(e, idx, e.at(value))
-        low.used = used
+        with low.nested():
+            place_blocks(low, blocks)
+            for dest, value in zip(dests, blocks[-1].ops[-1].operands, strict=True):
+                dest.store(e, idx, e.at(value))
     for dest, result in zip(dests, op.results, strict=True):
         e.bound[result] = dest
 

@@ -11,7 +11,7 @@ private to the calling thread, `Lowered.scratch` bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -153,13 +153,13 @@ class Lowering:
         elif op.result in self.plan.kept:
             self.keep(op.result)
 
-    def region(self, blocks: list[ir.Block]):
-        """A nested body: memory is read inside it, and its scratch is free again after it."""
+    @contextmanager
+    def nested(self):
+        """Around what writes a nested body: memory is read inside it, and its scratch is free again after it."""
         outer, used = self.elements.region, self.used
         self.elements.region = self.code.depth
-        control.place_blocks(self, blocks)
-        self.elements.region = outer
-        return used
+        yield
+        self.elements.region, self.used = outer, used
 
     # ---- scratch memory -------------------------------------------------------------------------------------------
 
