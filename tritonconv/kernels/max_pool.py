@@ -20,14 +20,14 @@ from .windows import (
 
 @triton.jit
 def max_tap(
-    best, index, tap, x_ptr, n, first_h, first_w, end_h, end_w, in_range, c, H, W, C, INDEXED: tl.constexpr,
+    best, index, tap, x_ptr, n, first_h, first_w, end_h, end_w, in_range, c, H, W, C, pixel, INDEXED: tl.constexpr,
     S: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The greatest so far, and where it lies, [BM·BK, BN] each, with one more tap of the windows."""
     h = first_h + tap // S * DIL_H
     w = first_w + tap % S * DIL_W
     m_row = in_range if WHOLE else in_range & inside(h, w, end_h, end_w)
-    o_x = ((n * H + h) * W + w).to(tl.int64) * C
+    o_x = ((n * H + h) * W + w).to(tl.int64) * pixel
     mask = m_row[:, None] & (c < C)[None, :]
     x = tl.load(x_ptr + o_x[:, None] + c[None, :], mask=mask, other=float("-inf")).to(best.dtype)  # [BM·BK, BN]
     better = (x > best) | (x != x)
@@ -41,12 +41,13 @@ def max_pool(
     x_ptr, y_ptr, index_ptr, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, ADAPTIVE: tl.constexpr,
-    WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    WHOLE: tl.constexpr, PIXEL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """y [N, P, Q, C] and, unless `index_ptr` is None, where in its H × W image each maximum lies (h·W + w).
 
     As in torch: the first of equal maxima counts, the last NaN wins, a window of −inf points at its first pixel.
-    Grid: (tiles of N·P, of Q, of C). WHOLE: all windows lie inside of the image.
+    Grid: (tiles of N·P, of Q, of C). WHOLE: all windows lie inside of the image. Pixels of x are PIXEL elements apart,
+    if that is given.
     """
     ACC: tl.constexpr = accumulator(x_ptr.dtype.element_ty)
     INDEXED: tl.constexpr = index_ptr is not None
@@ -56,18 +57,19 @@ def max_pool(
     first_w, end_w = span(q, W, Q, STRIDE_W, PAD_W, ADAPTIVE)
     best = tl.full((BM * BK, BN), float("-inf"), ACC)
     index = tl.zeros((BM * BK, BN), tl.int32)
+    pixel = C if PIXEL is None else PIXEL
     if INDEXED:
         index += (first_inside(first_h, DIL_H) * W + first_inside(first_w, DIL_W))[:, None]
     if few(R * S):
         for tap in tl.static_range(R * S):
             best, index = max_tap(
-                best, index, tap, x_ptr, n, first_h, first_w, end_h, end_w, in_range, c, H, W, C, INDEXED,
+                best, index, tap, x_ptr, n, first_h, first_w, end_h, end_w, in_range, c, H, W, C, pixel, INDEXED,
                 S, DIL_H, DIL_W, WHOLE,
             )  # fmt: skip
     else:
         for tap in range(0, R * S):
             best, index = max_tap(
-                best, index, tap, x_ptr, n, first_h, first_w, end_h, end_w, in_range, c, H, W, C, INDEXED,
+                best, index, tap, x_ptr, n, first_h, first_w, end_h, end_w, in_range, c, H, W, C, pixel, INDEXED,
                 S, DIL_H, DIL_W, WHOLE,
             )  # fmt: skip
     o_y = ((n * P + p) * Q + q).to(tl.int64)[:, None] * C + c[None, :]

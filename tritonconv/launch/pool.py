@@ -22,7 +22,7 @@ _LARGEST = 36  # taps of a window, or pixels of a cell, that are written out one
 
 def max_pool_launch(target: str, geometry: Geometry, dtype, config=None) -> Launch:
     """Tensors: x, y, indices or None."""
-    return _forward_launch(maxima.max_pool, target, geometry, dtype, config)
+    return _forward_launch(maxima.max_pool, target, geometry, dtype, config, PIXEL=None)
 
 
 def max_pool_backward_launch(target: str, geometry: Geometry, dtype, config=None) -> Launch:
@@ -40,12 +40,6 @@ def avg_pool_backward_launch(target: str, geometry: Geometry, dtype, divisor: in
     """Tensors: dy, dx."""
     kernels = averages.avg_pool_backward, averages.avg_pool_backward_cells
     return _backward_launch(*kernels, target, geometry, dtype, config, DIVISOR=divisor, PIXEL=None)
-
-
-def upsample_launch(target: str, geometry: PoolGeometry, dtype, config=None) -> Launch:
-    """Tensors: x, y. What is upsampled so is handed to each pixel of its window, as by average pooling's gradient."""
-    launch = avg_pool_backward_launch(target, geometry, dtype, 1, config)
-    return replace(launch, constexprs={**launch.constexprs, "PIXEL": geometry.C})
 
 
 def max_unpool_launch(target: str, geometry: AdaptiveGeometry, dtype, config=None) -> Launch:
@@ -160,11 +154,3 @@ def avg_pool_backward(dy: Tensor, geometry: Geometry, divisor: int | str, config
     dx = empty_nhwc(dy, *geometry.input)
     run(nhwc(dy), dx)
     return dx
-
-
-def upsample(x: Tensor, geometry: PoolGeometry, config: TileConfig | None = None) -> Tensor:
-    """[N, C, H, W]: each pixel of x [N, C, P, Q] all over its window, of few pixels, that lies beside the others."""
-    _, run = prepare(x.device, upsample_launch, geometry, x.dtype, config)
-    y = empty_nhwc(x, *geometry.input)
-    run(nhwc(x), y)
-    return y

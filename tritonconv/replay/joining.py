@@ -25,6 +25,7 @@ _PIXELS = {
     "conv_winograd": {"y_ptr": "PIXEL_Y"},
     "expand_depthwise": {"x_ptr": "PIXEL"},
     "norm_apply": {"x_ptr": "PIXEL"},
+    "max_pool": {"x_ptr": "PIXEL"},
     "avg_pool_backward_cells": {"dx_ptr": "PIXEL"},
 }
 
@@ -157,4 +158,4 @@ def _constexpr(launched: Launched, at: int) -> str | None:
     name = _PIXELS.get(launch.kernel.__name__, {}).get(list(launched.named)[at])
     if launch.constexprs.get("SPLIT", 1) > 1 or launch.constexprs.get("PLANAR"):
         return None
-    return name if launch.constexprs.get(name) == operand.shape[1] else None
+    return name if name and launch.constexprs[name] in (None, operand.shape[1]) else None

@@ -33,7 +33,8 @@ def nearest(
     if R not in _FACTORS or S not in _FACTORS or not input.is_contiguous(memory_format=torch.channels_last):
         return None
     R, S = int(R), int(S)
-    return partial(pool.upsample, input, PoolGeometry(N, C, P * R, Q * S, R, S, (R, S)))
+    # What average pooling's gradient hands to the pixels of a window, undivided.
+    return partial(pool.avg_pool_backward, input, PoolGeometry(N, C, P * R, Q * S, R, S, (R, S)), 1)
 
 
 def _pair(value) -> tuple:
