@@ -7,10 +7,11 @@ operands into scratch memory, and its accumulators live there between calls.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 
 from . import ir
 from .code import Iv
-from .elements import Buffer, Elements, Panels
+from .elements import Elements, Panels
 from .values import REG, SIZE, Aff, Val, const, index, lanes, shift
 
 UNROLL = 4  # turns of the innermost loop written out: fewer branches, and the end of a short loop is predicted
@@ -126,15 +127,11 @@ def lower_dot(low, op: ir.Op):
         product.prefix = tuple(index(loops.enter_context(code.loop(n)).iv) for n in batch)
 
         def sums(first):
-            return product.inner(first, lambda i: left.at(e, i), lambda i: right.at(e, i))
+            return product.inner(first, partial(left.at, e), partial(right.at, e))
 
-        product.run(lambda: product.accumulate(lambda idx: e.at(c, idx), sums, into(e, dest)))
+        product.run(lambda: product.accumulate(partial(e.at, c), sums, partial(dest.store, e)))
     e.bound[op.result] = dest
     low.used = used
-
-
-def into(e: Elements, dest: Buffer):
-    return lambda idx, value: dest.store(e, idx, value)
 
 
 def _panels(low, value: ir.Value, columns: int) -> Panels:

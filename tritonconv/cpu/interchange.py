@@ -11,8 +11,10 @@ with `a` broadcast from memory through row pointers (no im2col copy, no packing)
 
 from __future__ import annotations
 
+from functools import partial
+
 from . import ir
-from .dot import UNROLL, Product, into
+from .dot import UNROLL, Product
 from .elements import PURE, Fixed
 from .loops import ForLoop, moving_step
 from .masks import mask_at
@@ -71,7 +73,7 @@ def fused_loop(low, op: ir.Op) -> bool:
         _replay(low, state, rest)
     if store is None:
         dest = low.destinations.get(result) or low.allocate(result.type.elem, result.type.shape)
-        _interchange(low, product, state, first, into(e, dest))
+        _interchange(low, product, state, first, partial(dest.store, e))
         e.bound[result] = dest
     else:
         # What is read beside the sums, such as a residual, is mostly in memory, and at the end of a register tile there
@@ -127,7 +129,7 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish, be
 
     def tile(operands: Operands):
         begin()
-        product.accumulate(lambda idx: e.at(first_value, idx), lambda first: loops(first, operands), finish)
+        product.accumulate(partial(e.at, first_value), lambda first: loops(first, operands), finish)
 
     def panel():
         alive = Alive(product)
