@@ -16,7 +16,7 @@ from triton._C.libtriton import passes
 
 from . import jit
 from .checks import Check
-from .lower import Lowered, lower
+from .lower import Lowered, Lowering
 from .parse import parse_module
 from .target import Target, host
 
@@ -55,7 +55,7 @@ def lower_module(module, target: Target, options) -> Lowered:
     """An unknown module attribute makes MLIR print the generic form, which has one grammar for all operations."""
     module.set_attr("generic", mlir.builder(module.context).get_bool_attr(True))
     kernels = [f for f in parse_module(str(module)) if "public" in f.attrs.get("sym_visibility", "public")]
-    return lower(kernels[0], target, options.enable_fp_fusion, options.debug, options.disjoint)
+    return Lowering(kernels[0], target, options.enable_fp_fusion, options.debug, options.disjoint).run()
 
 
 class Damaged(ValueError):

@@ -109,7 +109,7 @@ class Recorded:
 
 
 class Elements(Access):
-    def __init__(self, code: Code, target: Target, fuse: bool = True):
+    def __init__(self, code: Code, target: Target, fuse: bool):
         super().__init__(code)
         self.target = target
         self.bound: dict[ir.Value, Fixed | Buffer | Moving] = {}

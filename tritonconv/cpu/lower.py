@@ -70,12 +70,6 @@ class Lowered:
     checks: tuple[Check, ...]  # in debug mode
 
 
-def lower(
-    function: ir.Op, target: Target, fuse: bool = True, debug: bool = False, disjoint: bool = False
-) -> Lowered:
-    return Lowering(function, target, fuse, debug, disjoint).run()
-
-
 class Lowering:
     def __init__(self, function: ir.Op, target: Target, fuse: bool, debug: bool, disjoint: bool):
         self.function, self.target = function, target
