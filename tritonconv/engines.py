@@ -51,11 +51,12 @@ class Launch:
     num_stages: int
     boxes: Mapping[int, Box] = field(default_factory=dict)
 
-    def operands(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | TensorDescriptor | None]:
-        """What the kernel is given for its tensors."""
+    def operands(self, tensors: Sequence[Tensor | None], others: Sequence | None = None) -> Sequence:
+        """What the kernel is given: descriptors of the tensors that it takes so, else these or what `others` has."""
+        given = tensors if others is None else others
         if not self.boxes:
-            return tensors
-        return [self.boxes[at].descriptor(t) if at in self.boxes else t for at, t in enumerate(tensors)]
+            return given
+        return [self.boxes[at].descriptor(tensors[at]) if at in self.boxes else one for at, one in enumerate(given)]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -84,18 +85,19 @@ class Engine:
 
 def _bind_triton(launch: Launch) -> Callable[..., None]:
     """Triton's JIT inspects every argument of every call to find the kernel it has compiled. What it found is kept, and
-    started directly by tensors that are alike in all that it compiles kernels by: type, alignment, and on AMD whether
-    32-bit offsets reach all of the memory."""
+    started directly for tensors that are alike in all that it compiles kernels by. It is given addresses: of a tensor
+    Triton would ask for it again, and the driver whether it is one."""
     prepared: dict[tuple, Callable[..., None]] = {}
     names = launch.kernel.arg_names[-len(launch.constexprs) :]
     scalars = (*launch.sizes, *(launch.constexprs[name] for name in names))
 
     def start(device: torch.device, tensors: tuple[Tensor | None, ...]) -> None:
-        operands = launch.operands(tensors)
-        alike = (device, *map(_compiled_by, tensors))
+        addresses = [None if t is None else t.data_ptr() for t in tensors]
+        alike = (device, *_compiled_by(tensors, addresses))
         if (known := prepared.get(alike)) is not None:
-            known(*operands, *scalars)
+            known(*launch.operands(tensors, addresses), *scalars)
             return
+        operands = launch.operands(tensors)
         kernel = launch.kernel[launch.grid](*operands, *launch.sizes, **launch.constexprs, **launch.options)
         if isinstance(kernel, CompiledKernel):  # and not, as within Triton's AsyncCompileMode, a promise of one
             prepared[alike] = kernel[launch.grid]
@@ -111,11 +113,13 @@ def _bind_triton(launch: Launch) -> Callable[..., None]:
     return run
 
 
-def _compiled_by(tensor: Tensor | None) -> tuple | None:
-    if tensor is None:
-        return None
-    alike = tensor.dtype, tensor.data_ptr() % 16 == 0
-    return (*alike, tensor.untyped_storage().nbytes() < 2**31) if torch.version.hip else alike
+def _compiled_by(tensors: Sequence[Tensor | None], addresses: Sequence[int | None]) -> tuple:
+    """Types, alignment, and on AMD whether 32-bit offsets reach all of the memory."""
+    types = [None if t is None else t.dtype for t in tensors]
+    alike = *types, *[a is not None and a % 16 for a in addresses]
+    if not torch.version.hip:
+        return alike
+    return *alike, *[t is not None and t.untyped_storage().nbytes() < 2**31 for t in tensors]
 
 
 def _triton_target(device: torch.device) -> str:
