@@ -113,6 +113,7 @@ CONV = (2, 3, 6, 5), (4, 3, 3, 3), (4,)
 TRANSPOSED = (2, 3, 4, 3), (3, 4, 3, 3), (4,)
 GROUPED = (2, 4, 4, 3), (4, 3, 3, 2), (6,)
 ROWS = (2, 5, 9), (6, 5, 3), (6,)
+UPWARDS = (2, 6, 5), (6, 5, 4), (5,)
 OPERATORS = (
     _both("conv2d", "conv2d", CONV),
     _both("conv2d, stride, padding, dilation", "conv2d", CONV, (2, 1), (2, 1), (2, 1)),
@@ -155,6 +156,7 @@ OPERATORS = (
     _normed("conv_transpose2d", TRANSPOSED, False, stride=2, padding=1),
     _both("conv1d, stride 2", "conv1d", ((2, 3, 9), (4, 3, 3), (4,)), 2, 1),
     _both("conv1d", "conv1d", ROWS, padding=2, dilation=2),
+    _both("conv1d, stride 2, dilation, groups", "conv1d", ((2, 12, 9), (12, 6, 3), (12,)), 2, 1, 2, groups=2),
     Operator(
         "causal_conv1d, dilation",
         lambda x, w, b: functional.causal_conv1d(x, w, b, 2),
@@ -163,6 +165,9 @@ OPERATORS = (
     ),
     _normed("conv1d", (*ROWS, (2, 6, 9)), True, padding=1),
     _normed("conv1d", (*ROWS, (2, 6, 9)), False, padding=1),
+    _both("conv_transpose1d, stride 2", "conv_transpose1d", UPWARDS, 2, 1),
+    _normed("conv_transpose1d", UPWARDS, True, stride=2),
+    _normed("conv_transpose1d", UPWARDS, False, stride=2),
     _both("batch_norm of [N, C, L], training", "batch_norm", ((2, 3, 9),), None, None, training=True),
     _both("max_pool1d", "max_pool1d", ((2, 3, 9),), 3, 2, 1),
     _both("avg_pool1d", "avg_pool1d", ((2, 3, 9),), 3, 2, 1),

@@ -66,26 +66,31 @@ def test_every_conv_config_is_exact(op, config, conv_truth, device):
 
 
 ROWS = RowGeometry(2, 70, 1, 150, 72, 1, 3, padding=((0, 0), (4, 1)), dilation=(1, 2))
+ROW_OPS = "conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad"
+STRIDED_ROWS = replace(ROWS, stride=(1, 3))
 
 
 @pytest.mark.parametrize(
-    ("op", "config"),
-    [*spaces(ROWS, "conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad"), ("conv1d_wgrad", TileConfig(32, 64, 16, SPLIT=3))],
+    ("geometry", "op", "config"),
+    [
+        *((geometry, *case) for geometry in (ROWS, STRIDED_ROWS) for case in spaces(geometry, *ROW_OPS)),
+        (ROWS, "conv1d_wgrad", TileConfig(32, 64, 16, SPLIT=3)),
+    ],
     ids=describe,
 )
-def test_every_conv1d_config_is_exact(op, config, device):
+def test_every_conv1d_config_is_exact(geometry, op, config, device):
     x = integers((2, 70, 1, 150), torch.float32, device).requires_grad_()
     weight = integers((72, 70, 1, 3), torch.float32, device).requires_grad_()
-    y = F.conv2d(F.pad(x, (4, 1)), weight, dilation=2)
+    y = F.conv2d(F.pad(x, (4, 1)), weight, dilation=2, stride=geometry.stride)
     dy = integers(y.shape, torch.float32, device, seed=1)
     dx, dw = torch.autograd.grad(y, (x, weight), dy)
     x, weight = x.detach(), weight.detach()
     if op == "conv1d_fprop":
-        assert torch.equal(launch.conv.fprop(x, weight, None, ROWS, config=config), y)
+        assert torch.equal(launch.conv.fprop(x, weight, None, geometry, config=config), y)
     elif op == "conv1d_dgrad":
-        assert torch.equal(launch.conv.dgrad(dy, weight, None, ROWS, config=config), dx)
+        assert torch.equal(launch.conv.dgrad(dy, weight, None, geometry, config=config), dx)
     else:
-        assert torch.equal(launch.conv.wgrad(dy, x, ROWS, config=config), dw)
+        assert torch.equal(launch.conv.wgrad(dy, x, geometry, config=config), dw)
 
 
 @pytest.mark.parametrize(("op", "config"), spaces(POOL.geometry, "max_pool", "max_pool_backward"), ids=describe)

@@ -267,8 +267,9 @@ def test_winograds_algorithm_fits_the_target(dtype, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", (f16, f32), ids=("half", "float"))
-def test_1d_convolution_fits_the_target(dtype, target):
-    problem = target, RowGeometry(32, 512, 1, 1024, 512, 1, 3, dilation=(1, 2)), dtype, "ieee"
+@pytest.mark.parametrize("stride", (1, 4))
+def test_1d_convolution_fits_the_target(stride, dtype, target):
+    problem = target, RowGeometry(32, 512, 1, 1024, 512, 1, 3, (1, stride), dilation=(1, 2)), dtype, "ieee"
     for made, dtypes in (
         (launch.conv1d.fprop_launch(*problem, "relu"), (dtype,) * 4 + (None,) * 7),
         (launch.conv1d.dgrad_launch(*problem, None), (dtype, dtype, None, dtype) + (None,) * 7),
@@ -277,6 +278,8 @@ def test_1d_convolution_fits_the_target(dtype, target):
         code = compile_launch(made, dtypes, target)
         check(code, target)
         assert (matching(code.loop, MATRIX) == 0) == (dtype is f32 and target != "gfx942")
+    phases = launch.conv1d.phases_launch(target, 32 * 512, 1024, 3, -1, 1, 4)
+    check(compile_launch(phases, (dtype, dtype), target), target)
 
 
 @pytest.mark.parametrize(("target", "block"), (("sm_90", 1 << 13), ("gfx942", 1 << 15)))

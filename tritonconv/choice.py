@@ -28,7 +28,7 @@ from .ops.support import is_channels_last, unsupported_call
 TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
 # The place of momentum among the arguments.
 _MOMENTUM = {"batch_norm": 6} | dict.fromkeys(
-    ("conv1d_batch_norm", "conv2d_batch_norm", "conv_transpose2d_batch_norm"), 8
+    [f"{conv}{axes}d_batch_norm" for conv in ("conv", "conv_transpose") for axes in (1, 2)], 8
 )
 
 

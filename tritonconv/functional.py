@@ -229,6 +229,55 @@ def conv_transpose2d_batch_norm(
     )  # fmt: skip
 
 
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int] = 1,
+    padding: int | tuple[int] = 0,
+    output_padding: int | tuple[int] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int] = 1,
+    *,
+    activation: str | Tensor | None = None,
+) -> Tensor:
+    """`torch.nn.functional.conv_transpose1d`, followed by an activation in the same kernel.
+
+    input [N, K, Q] or [K, Q]; weight [K, C/groups, S]; bias [C]; the result is [N, C, W] or [C, W], the names being as
+    in `conv_transpose2d`. All else is as in `conv1d`.
+    """
+    return conv_transpose.conv_transpose1d(
+        input, weight, bias, stride, padding, output_padding, groups, dilation, activation
+    )
+
+
+def conv_transpose1d_batch_norm(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stride: int | tuple[int] = 1,
+    padding: int | tuple[int] = 0,
+    output_padding: int | tuple[int] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int] = 1,
+    *,
+    activation: str | Tensor | None = None,
+) -> Tensor:
+    """activation(batch_norm(conv_transpose1d(input))), as `conv1d_batch_norm`; in training one pass takes the
+    statistics, and one applies them."""
+    return conv_norm.conv_transpose1d_batch_norm(
+        input, weight, bias, stride, padding, output_padding, groups, dilation,
+        running_mean, running_var, gamma, beta, training, momentum, eps, activation,
+    )  # fmt: skip
+
+
 def max_pool2d(
     input: Tensor,
     kernel_size: int | tuple[int, int],

@@ -166,7 +166,7 @@ class ConvGeometry:
 
 @dataclass(frozen=True)
 class RowGeometry(ConvGeometry):
-    """A convolution of images of one row at stride 1, [N, C, 1, W], whose kernels leave activations in NCHW memory."""
+    """A convolution of images of one row, [N, C, 1, W], whose kernels leave activations in NCHW memory."""
 
     @staticmethod
     def of(geometry: ConvGeometry) -> RowGeometry:
@@ -174,11 +174,14 @@ class RowGeometry(ConvGeometry):
         return RowGeometry(*(getattr(geometry, field.name) for field in fields(geometry)))
 
     def gemm(self, op: str) -> tuple[int, int, int]:
-        """(M, N, K) of the GEMM behind "conv1d_fprop" or "conv1d_dgrad", for one image and group, or "conv1d_wgrad"."""
+        """(M, N, K) of the GEMM behind "conv1d_fprop" or "conv1d_dgrad", for one image and group, or "conv1d_wgrad".
+
+        dgrad's N is that of its largest residue class.
+        """
         if op == "conv1d_fprop":
             return self.Kg, self.Q, self.Cg
         if op == "conv1d_dgrad":
-            return self.Cg, self.W, self.Kg
+            return self.Cg, -(-self.W // self.stride[1]), self.Kg
         return self.Kg, self.Cg, self.Q
 
 

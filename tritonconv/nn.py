@@ -49,15 +49,26 @@ class Conv2d(_Conv, torch.nn.Conv2d):
     _function = staticmethod(functional.conv2d)
 
 
-class ConvTranspose2d(_Activated, torch.nn.ConvTranspose2d):
-    """`torch.nn.ConvTranspose2d`, followed by `activation`, as in `Conv2d`, in the same kernel."""
-
+class _ConvTranspose(_Activated):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        axes = len(self.kernel_size)
         output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+            input, output_size, self.stride, self.padding, self.kernel_size, axes, self.dilation
         )
         options = self.stride, self.padding, output_padding, self.groups, self.dilation
-        return functional.conv_transpose2d(input, self.weight, self.bias, *options, activation=self._text)
+        return self._function(input, self.weight, self.bias, *options, activation=self._text)
+
+
+class ConvTranspose1d(_ConvTranspose, torch.nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d`, followed by `activation`, as in `Conv2d`, in the same kernel."""
+
+    _function = staticmethod(functional.conv_transpose1d)
+
+
+class ConvTranspose2d(_ConvTranspose, torch.nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d`, followed by `activation`, as in `Conv2d`, in the same kernel."""
+
+    _function = staticmethod(functional.conv_transpose2d)
 
 
 class MaxPool2d(torch.nn.MaxPool2d):

@@ -188,19 +188,21 @@ def test_a_norm_by_itself(size):
 
 
 @pytest.mark.parametrize("training", (True, False))
-def test_a_generator(training):
-    """DCGAN's: transposed convolution, batch norm, ReLU; running statistics too."""
+@pytest.mark.parametrize(
+    ("conv", "batch_norm", "sizes"),
+    ((nn.ConvTranspose1d, nn.BatchNorm1d, (3,)), (nn.ConvTranspose2d, nn.BatchNorm2d, (2, 3))),
+)
+def test_a_generator(conv, batch_norm, sizes, training):
+    """DCGAN's, and a vocoder's: transposed convolution, batch norm, ReLU; running statistics too."""
     model = nn.Sequential(
-        nn.ConvTranspose2d(6, 5, 4, bias=False), norm(nn.BatchNorm2d, 5), nn.ReLU(True),
-        nn.ConvTranspose2d(5, 3, 4, 2, 1), norm(nn.BatchNorm2d, 3), nn.Tanh(),
+        conv(6, 5, 4, bias=False), norm(batch_norm, 5), nn.ReLU(True),
+        conv(5, 3, 4, 2, 1), norm(batch_norm, 3), nn.Tanh(),
     )  # fmt: skip
     model = model.double().train(training)
-    plain, x = copy.deepcopy(model), torch.randn(2, 6, 2, 3, dtype=torch.float64)
+    plain, x = copy.deepcopy(model), torch.randn(2, 6, *sizes, dtype=torch.float64)
     tritonconv.patch(model)
-    assert statuses(model) == {
-        "0": "fused conv_transpose2d+batch_norm+relu",
-        "3": "fused conv_transpose2d+batch_norm+tanh",
-    }
+    name = f"conv_transpose{len(sizes)}d"
+    assert statuses(model) == {"0": f"fused {name}+batch_norm+relu", "3": f"fused {name}+batch_norm+tanh"}
     torch.testing.assert_close(step(model, x), step(plain, x))
     torch.testing.assert_close(model.state_dict(), plain.state_dict())
     with torch.no_grad():

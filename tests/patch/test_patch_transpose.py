@@ -95,7 +95,7 @@ def test_what_stays_on_torch():
         nn.LazyConvTranspose2d(2, 3),
         nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(2, 2, 3)),
         nn.ConvTranspose2d(2, 2, 3),
-        nn.ConvTranspose1d(2, 2, 3),
+        nn.ConvTranspose3d(2, 2, 3),
     )
     reasons = {site.fqn: site.reason for site in tritonconv.report(tritonconv.patch(model))}
     assert reasons == {

@@ -58,28 +58,32 @@ def convolution(conv: nn.Conv1d | nn.Conv2d, input: Tensor) -> Tensor:
     return faster(op, *arguments, **options)
 
 
-def conv_transpose2d(
-    conv: nn.ConvTranspose2d,
+def conv_transpose(
+    conv: nn.ConvTranspose1d | nn.ConvTranspose2d,
     input: Tensor,
     output_size: list[int] | None = None,
     *,
-    norm: nn.BatchNorm2d | None = None,
+    norm: nn.Module | None = None,
     activation: Text = None,
 ) -> Tensor:
-    """`activation(norm(conv(input, output_size)))` as one kernel. input: (N, C, H, W) or (C, H, W)."""
+    """`activation(norm(conv(input, output_size)))` as one kernel. input: (N, C, H, W) or (C, H, W), of 1-D ones
+    (N, C, W) or (C, W)."""
+    axes = len(conv.kernel_size)
+    original = nn.ConvTranspose1d if axes == 1 else nn.ConvTranspose2d
     if conv.padding_mode != "zeros":  # set after patching; no other is known, and torch says so
-        return nn.ConvTranspose2d.forward(conv, input, output_size)
+        return original.forward(conv, input, output_size)
+    op = f"conv_transpose{axes}d"
     output_padding = conv._output_padding(
-        input, output_size, conv.stride, conv.padding, conv.kernel_size, 2, conv.dilation
+        input, output_size, conv.stride, conv.padding, conv.kernel_size, axes, conv.dilation
     )
     options = conv.stride, conv.padding, output_padding, conv.groups, conv.dilation
     if norm is None:
-        return faster("conv_transpose2d", input, conv.weight, conv.bias, *options, activation=activation)
+        return faster(op, input, conv.weight, conv.bias, *options, activation=activation)
     operands = input, conv.weight, conv.bias, *calls.statistics(norm)
     try:
-        return faster("conv_transpose2d_batch_norm", *operands, *options, activation=activation)
+        return faster(f"{op}_batch_norm", *operands, *options, activation=activation)
     except Exception:
-        calls.uncount(norm, lambda: nn.ConvTranspose2d.forward(conv, input, output_size))
+        calls.uncount(norm, lambda: original.forward(conv, input, output_size))
         raise
 
 
@@ -141,7 +145,8 @@ def commute(conv: nn.Conv2d, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d) -> bool:
 
 # Modules that run with an activation in their kernel, beside convolutions.
 ACTIVATED = {
-    nn.ConvTranspose2d: conv_transpose2d,
+    nn.ConvTranspose1d: conv_transpose,
+    nn.ConvTranspose2d: conv_transpose,
     nn.BatchNorm1d: batch_norm,
     nn.BatchNorm2d: batch_norm,
     nn.Linear: linear,
@@ -166,7 +171,8 @@ _AVG_POOL = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"
 LEAVES = {
     nn.Conv1d: convolution,
     nn.Conv2d: convolution,
-    nn.ConvTranspose2d: conv_transpose2d,
+    nn.ConvTranspose1d: conv_transpose,
+    nn.ConvTranspose2d: conv_transpose,
     nn.Linear: linear,
     nn.Dropout: dropout,
     nn.MaxPool2d: _pooling("max_pool2d", *MAX_POOL),

@@ -99,7 +99,7 @@ def activated_block(
     """A fused `ActivatedBlock` of a rewritten forward; the arguments are those of `module`."""
     text = activation_text(activation)
     members = (each for each in (module, norm, activation) if isinstance(each, nn.Module))
-    if text is UNKNOWN or any(map(intercepted, members)) or (norm is not None and args[0].dim() != 4):
+    if text is UNKNOWN or any(map(intercepted, members)) or (norm is not None and args[0].dim() != module.weight.dim()):
         value = module(*args, **kwargs)
         return _run(activation, value if norm is None else _normalized(norm, value))
     run = next(run for cls, run in ACTIVATED.items() if isinstance(module, cls))

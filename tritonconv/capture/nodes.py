@@ -20,7 +20,10 @@ POOL_CALLS |= {torch.max_pool1d: "max_pool1d", torch.max_pool2d: "max_pool2d"}
 CONV_CALLS = {F.conv1d: "conv1d", F.conv2d: "conv2d", torch.conv1d: "conv1d", torch.conv2d: "conv2d"}
 PADDING = 4  # its place among their arguments
 # The batch norm that goes with a convolution.
-NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.ConvTranspose2d: nn.BatchNorm2d}
+NORMS = {
+    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d), nn.BatchNorm1d),
+    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d), nn.BatchNorm2d),
+}
 ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 IN_PLACE_ADDS = {operator.iadd, "add_"}
 ACTIVATION_CALLS = {

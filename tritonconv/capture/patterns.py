@@ -127,6 +127,7 @@ KINDS = {
     nn.Conv1d: (partial(ConvBlock, "conv1d"), {"slice": with_slice, "copy": with_contiguous, **_EPILOGUE}),
     nn.Conv2d: (partial(ConvBlock, "conv2d"), _EPILOGUE | _POOLED | {"average pooling": with_average}),
     **{pool: (partial(PoolBlock, name), {}) for pool, name in POOLS.items()},
+    nn.ConvTranspose1d: (partial(ActivatedBlock, "conv_transpose1d"), _NORMED),
     nn.ConvTranspose2d: (partial(ActivatedBlock, "conv_transpose2d"), _NORMED),
     nn.Linear: (partial(ActivatedBlock, "linear"), _ACTIVATION),
     nn.BatchNorm1d: (partial(ActivatedBlock, "batch_norm1d"), _ACTIVATION),

@@ -14,7 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..blocks.modules import intercepted
-from .nodes import asks_dimensions, is_activated_copy
+from .nodes import NORMS, asks_dimensions, is_activated_copy
 from .parts import Conditions, Effect, effect_of, joined, sizes_of
 from .trace import AsksEffect, Trace, structure, traces
 from .watch import CannotTrace
@@ -198,7 +198,7 @@ def _is_private(module: nn.Module, node: fx.Node) -> bool:
 
 def _keeps_dimensions(module: nn.Module, node: fx.Node) -> bool:
     """Whether its output has as many dimensions as its input."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm1d, nn.BatchNorm2d)
+    kinds = *NORMS, *NORMS.values()
     return node.op == "call_module" and len(node.args) == 1 and type(module.get_submodule(node.target)) in kinds
 
 

@@ -16,6 +16,10 @@ _SINGLE = TileConfig(64, 128, 32, num_warps=8, num_stages=3), TileConfig(32, 64,
 _DOUBLE = TileConfig(32, 32, 16, num_warps=4, num_stages=2), TileConfig(16, 32, 16, num_warps=4, num_stages=2)
 _GPU_TILES = {2: _HALF, 4: _SINGLE, 8: _DOUBLE}
 # Positions that do not begin at a multiple of 16 bytes come one by one, each through a pointer in a register.
+_GPU_STRIDED_TILES = _GPU_TILES | {
+    2: (TileConfig(64, 64, 64, num_warps=8, num_stages=3),),
+    4: (TileConfig(32, 128, 32, num_warps=8, num_stages=3),),
+}
 _GPU_WGRAD_TILES = _GPU_TILES | {2: (TileConfig(64, 64, 32, num_warps=8, num_stages=3),)}
 
 
@@ -31,20 +35,23 @@ _TILES = {
     "cpu": dict.fromkeys((2, 4, 8), _CPU_TILES),
     "interpreter": dict.fromkeys((2, 4, 8), (TileConfig(256, 4096, 512), TileConfig(16, 64, 16))),
 }
+_STRIDED_TILES = _TILES | {"cuda": _GPU_STRIDED_TILES, "hip": _two_stages(_GPU_STRIDED_TILES)}
 _WGRAD_TILES = _TILES | {"cuda": _GPU_WGRAD_TILES, "hip": _two_stages(_GPU_WGRAD_TILES)}
 
 
 def space(op: str, geometry: RowGeometry, dtype: torch.dtype, target: str) -> tuple[TileConfig, ...]:
     kind = kind_of(target)
-    listed = (_WGRAD_TILES if op == "conv1d_wgrad" else _TILES)[kind][dtype.itemsize]
+    strided = _TILES if geometry.stride == (1, 1) else _STRIDED_TILES
+    listed = (_WGRAD_TILES if op == "conv1d_wgrad" else strided)[kind][dtype.itemsize]
     tiles = dict.fromkeys(_fit(tile, op, geometry, kind) for tile in listed)
     return tuple(sorted(tiles, key=lambda tile: _cost(tile, op, geometry, kind)))
 
 
 def _programs(tile: TileConfig, op: str, geometry: RowGeometry) -> int:
     M, N, _ = geometry.gemm(op)
-    copies = geometry.taps * tile.SPLIT if op == "conv1d_wgrad" else geometry.N
-    return cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies
+    copies = {"conv1d_fprop": geometry.N, "conv1d_dgrad": geometry.N * geometry.stride[1]}
+    copies["conv1d_wgrad"] = geometry.taps * tile.SPLIT
+    return cdiv(M, tile.BM) * cdiv(N, tile.BN) * geometry.groups * copies[op]
 
 
 def _fit(tile: TileConfig, op: str, geometry: RowGeometry, kind: str) -> TileConfig:

@@ -295,23 +295,20 @@ def wgrad(
     config: TileConfig | None = None,
 ) -> Tensor:
     """The gradient [K, C/groups, R, S] of the weight, in `memory_format`; the order of summation is always the same."""
-    if isinstance(geometry, RowGeometry):
-        return conv1d.wgrad(dy, x, geometry, memory_format, config)
     if depthwise.takes(geometry):
         return depthwise.wgrad(dy, x, geometry, memory_format, config)
     if config is None and linear.takes(dy, geometry):
         return linear.wgrad(dy, x, geometry, memory_format)
     if by_winograd("wgrad", dy, geometry, config):
         return winograd_wgrad.wgrad(dy, x, geometry, memory_format)
-    device = dy.device
-    pixel, shape = geometry.C, (geometry.K, geometry.Cg, geometry.R, geometry.S)
-    computed = memory_format
+    # A program sums one tap. On a CPU that takes longer where its elements do not lie side by side than to copy all.
+    apart = geometry.taps > 1 and dy.device.type == "cpu"
+    computed = torch.channels_last if apart or overlaps(geometry) else memory_format
+    dw, pixel, rows = empty(dy, geometry.weight, memory_format=computed), geometry.C, isinstance(geometry, RowGeometry)
     if overlaps(geometry):
         x, geometry = padded(x, geometry), overlapping(geometry)
-        computed = torch.channels_last
-    channels_last = computed is torch.channels_last
-    launch, run = prepare(device, wgrad_launch, geometry, dy.dtype, precision_of(dy), channels_last, config, pixel)
-    dw = empty(dy, shape, memory_format=computed)
-    dy, x = nhwc(dy), nhwc(x)
+    problem = geometry, dy.dtype, precision_of(dy), computed is torch.channels_last, config, pixel
+    launch, run = prepare(dy.device, conv1d.wgrad_launch if rows else wgrad_launch, *problem)
+    dy, x = dy.contiguous() if rows else nhwc(dy), nhwc(x)
     summed(lambda sums: run(dy, x, sums), launch.grid[2] // geometry.groups, dw)
     return dw.contiguous(memory_format=memory_format)

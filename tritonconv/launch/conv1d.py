@@ -1,27 +1,28 @@
-"""1-D convolution at stride 1: fprop, dgrad and wgrad, which leave activations in the memory format they come in."""
+"""1-D convolution: fprop, dgrad and wgrad, which leave activations in the memory format they come in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from triton import cdiv
+from triton import cdiv, next_power_of_2
 
 from ..configs import TileConfig
+from ..configs.tile import MACHINES, kind_of
 from ..engines import Launch
 from ..geometry import ConvGeometry, RowGeometry
 from ..kernels import conv1d
 from . import packing
-from .common import config_of, nhwc, precision_of, prepare, summed
+from .common import config_of, precision_of, prepare
 from .norm import ABSENT, empty_moments
 from .room import empty
 
 
-def takes(geometry: ConvGeometry) -> bool:
-    """Whether these kernels compute it, and well: a tap of few channels is no product."""
+def takes(geometry: ConvGeometry, target: str) -> bool:
+    """Whether these kernels compute it, and well: a tap of few channels leaves most of a GPU's product empty."""
+    few = 4 if geometry.groups > 1 else MACHINES[kind_of(target)].smallest // 4
     one_row = (geometry.H, geometry.R, *geometry.padding[0]) == (1, 1, 0, 0)
-    return one_row and geometry.stride == (1, 1) and min(geometry.Cg, geometry.Kg) > 4
+    return one_row and min(geometry.Cg, geometry.Kg) > few
 
 
 def _constexprs(geometry: RowGeometry, precision: str, config: TileConfig) -> dict:
@@ -31,6 +32,7 @@ def _constexprs(geometry: RowGeometry, precision: str, config: TileConfig) -> di
         "K": geometry.Kg,
         "FIRST": -geometry.padding[1][0],
         "STEP": geometry.dilation[1],
+        "DOWN": geometry.stride[1],
         "PRECISION": precision,
         "BM": config.BM,
         "BN": config.BN,
@@ -41,31 +43,33 @@ def _constexprs(geometry: RowGeometry, precision: str, config: TileConfig) -> di
 def _rows_launch(op, target, geometry, dtype, precision, activation, config, eps, numbers, exchanged) -> Launch:
     config = config or config_of(op, geometry, dtype, target)
     M, N, _ = geometry.gemm(op)
-    grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.groups, geometry.N
-    constexprs = _constexprs(geometry, precision, config) | exchanged
+    constexprs = _constexprs(geometry, precision, config) | {"UP": 1} | exchanged
     constexprs |= {"S": geometry.S, "EPS": eps, "ACTIVATION": activation}
+    grid = cdiv(M, config.BM) * cdiv(N, config.BN) * constexprs["UP"], geometry.groups, geometry.N
     return Launch(conv1d.conv1d, grid, numbers, constexprs, config.num_warps, config.num_stages)
 
 
 def fprop_launch(
     target: str, geometry: RowGeometry, dtype, precision, activation, config=None, eps: float = 0.0
 ) -> Launch:
-    """Tensors: those of `conv.fprop_launch`, the weight as rows [groups, K, S·C]."""
-    numbers = geometry.W, geometry.Q
+    """Tensors: those of `conv.fprop_launch`, x in its phases and the weight as rows [groups, K, S·C]."""
+    numbers = cdiv(geometry.W, geometry.stride[1]), geometry.Q
     return _rows_launch("conv1d_fprop", target, geometry, dtype, precision, activation, config, eps, numbers, {})
 
 
 def dgrad_launch(
     target: str, geometry: RowGeometry, dtype, precision, activation, config=None, eps: float = 0.0
 ) -> Launch:
-    """Tensors: as of `fprop_launch`, with dy for x, dx for y and rows [groups, C, S·K]."""
+    """Tensors: as of `fprop_launch`, with dy as it lies for x, dx for y and rows [groups, C, S·K]."""
     numbers = geometry.Q, geometry.W
-    left = geometry.padding[1][0]
-    exchanged = {"C": geometry.Kg, "K": geometry.Cg, "FIRST": left, "STEP": -geometry.dilation[1]}
+    taps = {"FIRST": geometry.padding[1][0], "STEP": -geometry.dilation[1], "DOWN": 1, "UP": geometry.stride[1]}
+    exchanged = {"C": geometry.Kg, "K": geometry.Cg, **taps}
     return _rows_launch("conv1d_dgrad", target, geometry, dtype, precision, activation, config, eps, numbers, exchanged)
 
 
-def wgrad_launch(target: str, geometry: RowGeometry, dtype, precision, channels_last: bool, config=None) -> Launch:
+def wgrad_launch(
+    target: str, geometry: RowGeometry, dtype, precision, channels_last: bool, config=None, pixel: int = 0
+) -> Launch:
     """Tensors: dy, x in NHWC memory, and either dw (one split) or [splits, elements of dw] partial sums."""
     config = config or config_of("conv1d_wgrad", geometry, dtype, target)
     M, N, _ = geometry.gemm("conv1d_wgrad")
@@ -75,8 +79,28 @@ def wgrad_launch(target: str, geometry: RowGeometry, dtype, precision, channels_
     splits = cdiv(geometry.Q, positions)
     grid = cdiv(M, config.BM) * cdiv(N, config.BN), geometry.S, geometry.groups * splits
     numbers = geometry.N, geometry.W, geometry.Q, positions, *strides
-    constexprs = _constexprs(geometry, precision, config)
+    constexprs = _constexprs(geometry, precision, config) | {"PIXEL": pixel or geometry.C}
     return Launch(conv1d.conv1d_wgrad, grid, numbers, constexprs, config.num_warps, config.num_stages)
+
+
+def phases_launch(target: str, rows: int, W: int, S: int, first: int, step: int, stride: int) -> Launch:
+    """Tensors: x [rows, W], its phases [rows, stride, ⌈W/stride⌉]."""
+    length = cdiv(W, stride)
+    block = min(1024, next_power_of_2(length))
+    constexprs = {"S": S, "FIRST": first, "STEP": step, "STRIDE": stride, "BLOCK": block}
+    return Launch(conv1d.split_phases, (rows, cdiv(length, block), 1), (W, length), constexprs, 4, 1)
+
+
+def _in_phases(x: Tensor, launch: Launch) -> Tensor:
+    """x as the launch reads it."""
+    x = x.contiguous()
+    *window, stride = (launch.constexprs[name] for name in ("S", "FIRST", "STEP", "DOWN"))
+    if stride == 1:
+        return x
+    launch, run = prepare(x.device, phases_launch, x.numel() // x.shape[-1], x.shape[-1], *window, stride)
+    phases = empty(x, (launch.grid[0], stride, launch.sizes[1]))
+    run(x, phases)
+    return phases
 
 
 def _bind(
@@ -91,7 +115,7 @@ def _bind(
     def conv(x: Tensor, residual: Tensor | None = None, moments: Tensor | None = None) -> Tensor:
         y = empty(x, shape)
         residual = None if residual is None else residual.contiguous()
-        run(x.contiguous(), rows, bias, y, *vectors, residual, moments)
+        run(_in_phases(x, launch), rows, bias, y, *vectors, residual, moments)
         return y
 
     return launch, conv
@@ -115,16 +139,3 @@ def fprop_with_moments(
 def dgrad(dy: Tensor, weight: Tensor, bias: Tensor | None, geometry: RowGeometry, *options, **named) -> Tensor:
     """See `conv.dgrad`."""
     return _bind(dgrad_launch, "dgrad", geometry.input, dy, weight, bias, geometry, *options, **named)[1](dy)
-
-
-def wgrad(
-    dy: Tensor, x: Tensor, geometry: RowGeometry, memory_format: torch.memory_format, config: TileConfig | None
-) -> Tensor:
-    """See `conv.wgrad`."""
-    channels_last = memory_format is torch.channels_last
-    problem = geometry, dy.dtype, precision_of(dy), channels_last, config
-    launch, run = prepare(dy.device, wgrad_launch, *problem)
-    dw = empty(dy, geometry.weight, memory_format=memory_format)
-    dy, x = dy.contiguous(), nhwc(x)
-    summed(lambda sums: run(dy, x, sums), launch.grid[2] // geometry.groups, dw)
-    return dw

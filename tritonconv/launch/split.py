@@ -43,7 +43,7 @@ def bind(
     after the sums even where they are not split, because its channels are not the launch's columns."""
     splits = launch.grid[2]
     if splits == 1 and not apart:
-        return launch.grid[0] // cdiv(launch.constexprs["K"], launch.constexprs["BN"]), run
+        return launch.grid[0] // -(-launch.constexprs["K"] // launch.constexprs["BN"]), run
     finish, run_finish = prepare(like.device, finish_launch, geometry, like.dtype, splits, activation, eps)
     shape, dtype, device = (splits, geometry.M, geometry.C), accumulator_of(like), like.device
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import engines
 from ..geometry import ConvGeometry, Pair, RowGeometry
 from ..launch import conv1d as launch
 from . import activations
@@ -20,14 +21,19 @@ from .library import opaque
 from .support import autocast, fits, is_channels_last, remembered, unsupported_call, with_row
 
 
+def of_kernels(geometry: ConvGeometry, x: Tensor, filters: Tensor, extra: Pair = (0, 0)) -> ConvGeometry | str:
+    """`geometry` with the extra padding, as a `RowGeometry` if that is what computes it. torch lets the filters' memory
+    format be that of the result."""
+    return _of_kernels(geometry, not is_channels_last(filters), engines.engine_for(x.device).target(x.device), extra)
+
+
 @remembered
-def _of_kernels(geometry: ConvGeometry, row_memory: bool, extra: Pair) -> ConvGeometry | str:
-    """`geometry` with the extra padding, as a `RowGeometry` if that is what computes it."""
+def _of_kernels(geometry: ConvGeometry, row_memory: bool, target: str, extra: Pair) -> ConvGeometry | str:
     padding = tuple(map(sum, zip(geometry.padding[1], extra, strict=True)))
     geometry = replace(geometry, padding=(geometry.padding[0], padding))
     if geometry.Q < 1:
         return "the kernel is larger than the padded input"
-    return RowGeometry.of(geometry) if row_memory and launch.takes(geometry) else geometry
+    return RowGeometry.of(geometry) if row_memory and launch.takes(geometry, target) else geometry
 
 
 def geometry_1d(x, w, b, stride, padding, dilation, groups, extra: Pair = (0, 0)) -> ConvGeometry | str:
@@ -49,8 +55,7 @@ def geometry_1d(x, w, b, stride, padding, dilation, groups, extra: Pair = (0, 0)
     geometry = geometry_of(row, filters, b, stride, padding, dilation, groups)
     if isinstance(geometry, str):
         return geometry
-    # torch lets the weight's memory format be that of the result.
-    return _of_kernels(geometry, not is_channels_last(filters), (before, after))
+    return of_kernels(geometry, x, filters, (before, after))
 
 
 def by_torch(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, extra: Pair = (0, 0)) -> Tensor:

@@ -131,7 +131,31 @@ def conv_transpose2d_batch_norm(
     if not fused or unsupported(geometry.input, x, training, statistics, affine):
         y = conv_transpose.conv_transpose2d(input, weight, bias, *options, None)
         return batch_norm(y, *statistics, *affine, training, momentum, eps, None, activation)
+    norm = Norm(*statistics, *affine, eps)
+    return _transposed(x, w, b, geometry, norm, training, momentum, activation, gives_channels_last(x, w))
 
+
+@opaque
+def conv_transpose1d_batch_norm(
+    input, weight, bias, stride, padding, output_padding, groups, dilation,
+    running_mean, running_var, gamma, beta, training, momentum, eps, activation,
+) -> Tensor:  # fmt: skip
+    """See `tritonconv.functional.conv_transpose1d_batch_norm`."""
+    options = stride, padding, output_padding, groups, dilation
+    x, w, b = autocast(input, weight, bias)
+    geometry = conv_transpose.geometry_1d(x, w, b, *options)
+    statistics, affine = (running_mean, running_var), (gamma, beta)
+    fused = not isinstance(geometry, str) and x.dim() == 3
+    if not fused or unsupported(geometry.input, x, training, statistics, affine):
+        y = conv_transpose.conv_transpose1d(input, weight, bias, *options, None)
+        return batch_norm(y, *statistics, *affine, training, momentum, eps, None, activation)
+    norm, channels_last = Norm(*statistics, *affine, eps), is_channels_last(w.unsqueeze(-2))
+    return _transposed(image(x), w, b, geometry, norm, training, momentum, activation, channels_last).squeeze(-2)
+
+
+def _transposed(
+    x, w, b, geometry: ConvGeometry, norm: Norm, training, momentum, activation, channels_last: bool
+) -> Tensor:
     def transposed() -> Tensor:
         return conv_transpose.run(x, w, b, geometry)
 
@@ -144,9 +168,8 @@ def conv_transpose2d_batch_norm(
 
     activation = prepared(activation, x)
     (_, ours), left = divided(None, activation, True, suits(activation, geometry.C, x, True))
-    source, norm = Source((x, w, b), transposed, with_moments, with_norm), Norm(*statistics, *affine, eps)
-    y = _run(source, norm, training, momentum, None, ours)
-    return finish(formatted(y, geometry, gives_channels_last(x, w)), *left)
+    y = _run(Source((x, w, b), transposed, with_moments, with_norm), norm, training, momentum, None, ours)
+    return finish(formatted(y, geometry, channels_last), *left)
 
 
 def _follow(

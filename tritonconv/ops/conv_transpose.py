@@ -11,12 +11,14 @@ from torch import Tensor
 from ..geometry import ConvGeometry, input_size
 from ..launch.norm import ABSENT, Norm
 from .activations import Text
-from .conv import on_images
+from .conv import formatted, on_images
+from .conv1d import image, of_kernels
 from .epilogue import activated, divided, finish, is_separate, prepared, suits, with_slopes
 from .fprop import Dgrad, DgradWithNorm, weight_of
 from .library import opaque
 from .support import (
     autocast,
+    is_channels_last,
     is_empty,
     operand,
     pair,
@@ -24,6 +26,7 @@ from .support import (
     too_many_pixels,
     unsupported_call,
     unsupported_operands,
+    with_row,
 )
 
 
@@ -66,6 +69,33 @@ def geometry_of(input, weight, bias, stride, padding, output_padding, groups, di
     return _geometry(operand(input), operand(weight), operand(bias), *pairs, groups, pair(dilation))
 
 
+def geometry_1d(x, w, b, stride, padding, output_padding, groups, dilation) -> ConvGeometry | str:
+    """The same of `conv_transpose1d`, as a convolution of images of one row."""
+    reason = unsupported_call(x, w)
+    if reason is not None:
+        return reason
+    if x.dim() not in (2, 3) or w.dim() != 3:
+        return f"an input of {x.dim()} dimensions with a weight of {w.dim()}"
+    row, filters = x.unsqueeze(-2), w.unsqueeze(-2)
+    sizes = with_row(stride, 1), with_row(padding, 0), with_row(output_padding, 0)
+    geometry = geometry_of(row, filters, b, *sizes, groups, with_row(dilation, 1))
+    return geometry if isinstance(geometry, str) else of_kernels(geometry, x, filters)
+
+
+@opaque
+def conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups, dilation, activation) -> Tensor:
+    """See `tritonconv.functional.conv_transpose1d`."""
+    options = stride, padding, output_padding, groups, dilation
+    x, w, b = autocast(input, weight, bias)
+    activation = prepared(activation, x)
+    geometry = geometry_1d(x, w, b, *options)
+    if isinstance(geometry, str):
+        return finish(F.conv_transpose1d(input, weight, bias, *options), None, activation)
+    (_, ours), left = divided(None, activation, True, suits(activation, geometry.C, x, x.dim() == 3))
+    y = formatted(run(image(x), w, b, geometry, ours), geometry, is_channels_last(w.unsqueeze(-2)))
+    return finish(y.squeeze(-2) if x.dim() == 3 else y[0, :, 0], *left)
+
+
 @opaque
 def conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation, activation) -> Tensor:
     """See `tritonconv.functional.conv_transpose2d`."""
@@ -80,7 +110,7 @@ def conv_transpose2d(input, weight, bias, stride, padding, output_padding, group
 
 
 def run(x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvGeometry, activation: Text = None) -> Tensor:
-    """activation(x transposed-convolved with w, + b), [N, C, H, W] in channels_last memory."""
+    """activation(x transposed-convolved with w, + b), [N, C, H, W] in the memory format of the geometry's kernels."""
     kept, keep = weight_of(w)
     if is_separate(activation, x, w, b):
         return activated(Dgrad.call(x, kept, b, geometry, None, keep), activation)

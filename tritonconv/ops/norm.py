@@ -80,7 +80,7 @@ class Normalize(Operator):
             needs_sums = ctx.batch or needs_weight or needs_bias
             dx, *rest = NormalizeBackward.call(dy, *given, needs_residual, needs_sums, ctx.batch)
             da = rest.pop(0) if needs_residual else None
-            dbias, dweight = rest.pop() if needs_sums else (None, None)
+            dbias, dweight = rest.pop().unbind() if needs_sums else (None, None)
         dweight = dweight.to(weight.dtype) if needs_weight else None
         dbias = dbias.to(dy.dtype if weight is None else weight.dtype) if needs_bias else None
         return dx, dweight, dbias, None, None, da if needs_residual else None, *(None,) * 3

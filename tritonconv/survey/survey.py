@@ -234,6 +234,9 @@ class _Recorder(TorchDispatchMode):
 def _convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     if transposed:
         options = stride, padding, output_padding, groups, dilation
+        if weight.dim() == 3:
+            sizes = (value if isinstance(value, int) else tuple(value) for value in options)
+            return "dgrad", conv_transpose.geometry_1d(input, weight, bias, *sizes)
         return "dgrad", conv_transpose.geometry_of(input, weight, bias, *options)
     if weight.dim() == 3:
         return "fprop", conv1d.geometry_1d(input, weight, bias, *map(tuple, (stride, padding, dilation)), groups)
