@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -61,19 +59,6 @@ def are_statistics(norm: nn.Module | tuple, conv: nn.Conv1d | nn.Conv2d, input: 
     return per_channel and scale.dtype == shift.dtype == input.dtype
 
 
-def uncount(norm: nn.Module | tuple | None, convolution: Callable[[], Tensor]) -> None:
-    """Of a call that failed: `norm` counted a batch that it would never have got if `convolution()` fails by itself."""
-    if isinstance(norm, nn.Module) and _counts(norm):
-        try:
-            convolution()
-        except Exception:
-            norm.num_batches_tracked.sub_(1)
-
-
-def _counts(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
-    return norm.training and norm.track_running_stats and norm.num_batches_tracked is not None
-
-
 def statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d | tuple) -> tuple:
     """What `norm` hands to `batch_norm` after the input; counts the batch, as its forward does. A tuple is that
     already, or a scale and a shift."""
@@ -84,7 +69,7 @@ def statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d | tuple) -> tuple:
         eps = 2.0**-8  # any that every dtype adds up to one with the variance
         return torch.zeros_like(scale), torch.full_like(scale, 1 - eps), scale, shift, False, 0.0, eps
     momentum = norm.momentum or 0.0
-    if _counts(norm):
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # cumulative moving average
             momentum = 1.0 / float(norm.num_batches_tracked)

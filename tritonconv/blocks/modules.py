@@ -69,10 +69,9 @@ def conv_transpose(
     """`activation(norm(conv(input, output_size)))` as one kernel. input: (N, C, H, W) or (C, H, W), of 1-D ones
     (N, C, W) or (C, W)."""
     axes = len(conv.kernel_size)
-    original = nn.ConvTranspose1d if axes == 1 else nn.ConvTranspose2d
-    if conv.padding_mode != "zeros":  # set after patching; no other is known, and torch says so
-        return original.forward(conv, input, output_size)
     op = f"conv_transpose{axes}d"
+    if conv.padding_mode != "zeros":  # set after patching; no other is known, and torch says so
+        return (nn.ConvTranspose1d if axes == 1 else nn.ConvTranspose2d).forward(conv, input, output_size)
     output_padding = conv._output_padding(
         input, output_size, conv.stride, conv.padding, conv.kernel_size, axes, conv.dilation
     )
@@ -80,11 +79,7 @@ def conv_transpose(
     if norm is None:
         return faster(op, input, conv.weight, conv.bias, *options, activation=activation)
     operands = input, conv.weight, conv.bias, *calls.statistics(norm)
-    try:
-        return faster(f"{op}_batch_norm", *operands, *options, activation=activation)
-    except Exception:
-        calls.uncount(norm, lambda: original.forward(conv, input, output_size))
-        raise
+    return faster(f"{op}_batch_norm", *operands, *options, activation=activation)
 
 
 def batch_norm(

@@ -66,11 +66,7 @@ def conv_block(
     if (y := repeat.first(conv, given, norm, text, input, residual, window, padding, first)) is not None:
         return y
     op, arguments, options = calls.convolution(conv, norm, input, residual, text, window, padding, first)
-    try:
-        return faster(op, *arguments, **options)
-    except Exception:
-        calls.uncount(norm, lambda: _padded_convolution(conv, padding, input))
-        raise
+    return faster(op, *arguments, **options)
 
 
 def conv_call(
