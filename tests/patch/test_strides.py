@@ -50,3 +50,16 @@ def test_strides(name, weights):
                     for _ in range(2):  # the second call repeats the first
                         got = patched.train(training)(x)
                         assert got.stride() == want.stride(), (shape, memory, training, gradients)
+
+
+@pytest.mark.parametrize("weights", [torch.preserve_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"residual", "global"}))
+def test_strides_of_the_gradient_of_the_input(name, weights):
+    """Of which people take views. Sums, and gradients of means of all pixels, may be in either format."""
+    plain = MODELS[name]().to(memory_format=weights)
+    patched = tritonconv.patch(copy.deepcopy(plain))
+    for memory in ("NCHW", "channels_last", "some channels"):
+        x = MEMORY[memory](torch.randn(2, 2, 6, 6)).requires_grad_()
+        want, got = (torch.autograd.grad(model(x).square().sum(), x)[0] for model in (plain, patched))
+        assert got.stride() == want.stride(), memory
+        torch.testing.assert_close(got, want)

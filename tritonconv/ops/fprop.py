@@ -15,7 +15,7 @@ from ..launch.norm import Norm, empty_statistics, finalize
 from . import activations
 from .again import kept, restored
 from .library import Operator
-from .support import is_channels_last, is_stand_in, needs_gradient
+from .support import is_channels_last, is_input, is_stand_in, nchw, needs_gradient
 
 
 class Fprop(Operator):
@@ -87,6 +87,9 @@ def save(ctx, x, weight, y, geometry, activation, keep, *more) -> None:
     ctx.save_for_backward(weight if needs_x else None, y, *more, *parts)
     ctx.geometry, ctx.activation, ctx.keep = geometry, activation, keep
     ctx.channels_last = needs_weight and is_channels_last(weight)
+    # Who differentiates with respect to an input may take views of the gradient, as torch's memory format allows.
+    contiguous = needs_x and not (isinstance(geometry, RowGeometry) or is_channels_last(x) or is_channels_last(weight))
+    ctx.nchw = contiguous and is_input(x)
 
 
 def gradients(ctx, dy, dz, weight, x) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -96,6 +99,7 @@ def gradients(ctx, dy, dz, weight, x) -> tuple[Tensor | None, Tensor | None, Ten
     # First what needs most memory for a while.
     dw = Wgrad.call(dz, restored(ctx.recipe_of_x, x), ctx.geometry, ctx.channels_last) if needs_weight else None
     dx = Dgrad.call(dz, weight, None, ctx.geometry, None, ctx.keep) if needs_x else None
+    dx = nchw(dx) if ctx.nchw else dx
     db = dy.sum((0, 2, 3)) if needs_bias else None
     return dx, dw, db
 
@@ -129,6 +133,7 @@ class Dgrad(Operator):
         if needs_weight:
             dw = Wgrad.call(restored(ctx.recipe_of_x, dy), ddx, ctx.geometry, ctx.channels_last)
         ddy = Fprop.call(ddx, weight, None, None, ctx.geometry, None, ctx.keep) if needs_dy else None
+        ddy = nchw(ddy) if ctx.nchw else ddy
         db = ddx.sum((0, 2, 3)) if needs_bias else None
         return ddy, dw, db, None, None, None
 

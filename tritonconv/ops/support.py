@@ -39,6 +39,11 @@ def is_stand_in(tensor: Tensor) -> bool:
     return type(tensor) is FakeTensor or type(tensor) is FunctionalTensor
 
 
+def is_input(tensor: Tensor) -> bool:
+    """Whether autograd knows of nothing that made it; that of a compiler's stand-in is then an error."""
+    return tensor.is_leaf or (is_stand_in(tensor) and tensor.grad_fn.name() == "torch::autograd::Error")
+
+
 def remembered(function: Callable) -> Callable:
     """`function`, computed once for the same arguments. Sizes that a compiler keeps open have no hash: it is then
     computed at every call."""
