@@ -72,6 +72,7 @@ CALLS = {
     "1×3 dilated 2, 512 → 512, 1×1020": (
         _trained(lambda x, w: functional.conv1d(x, w, dilation=2), ROWS, (512, 512, 3)),
     ),
+    "1×4 / 2, 512 → 512, 1×1020": (_trained(lambda x, w: functional.conv1d(x, w, stride=2), ROWS, (512, 512, 4)),),
 }
 
 

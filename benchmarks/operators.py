@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         f"{_table(here)}\n\n"
         "## GPUs\n\n"
         "f, b, d: all that forward, backward or double backward launches there compiles for it, with Triton's own\n"
-        "compiler, and fits into its shared memory; –: it does not. Nothing has run there.\n\n"
+        "compiler, and fits into its shared memory; –: it does not. Nothing was run there for this.\n\n"
         f"{_table(on_gpus)}\n\n{about(provenance())}\n",
         encoding="utf-8",
     )

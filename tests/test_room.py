@@ -240,8 +240,8 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_gradient_in_other_memory_is_copied_once(call):
-    x = torch.randn(2, 8, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
-    y = call(x, torch.randn(8, 8, 3, 3, requires_grad=True))
+    x, weight = (torch.randn(size).to(memory_format=torch.channels_last) for size in ((2, 8, 9, 9), (8, 8, 3, 3)))
+    y = call(x.requires_grad_(), weight.requires_grad_())
     with torch.profiler.profile() as profile:
         torch.autograd.backward(y, torch.randn(y.shape))
     assert sum(event.count for event in profile.key_averages() if event.key == "aten::clone") == 1
