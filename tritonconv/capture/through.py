@@ -68,7 +68,7 @@ class Traces:
         for trace in found:
             conditions.update("", trace.reads, ("", *trace.through))
         conditions.reads.get("", {}).pop("training", None)
-        outputs = (next(reversed(trace.graph.nodes)).args[0] for trace in found)
+        outputs = (next(iter(reversed(trace.graph.nodes))).args[0] for trace in found)
 
         def inner(path: str) -> Effect | None:
             return self._effect(module.get_submodule(path))
