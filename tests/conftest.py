@@ -12,7 +12,8 @@ def poisoned_memory(monkeypatch):
 
     def poisoned(*args, **kwargs):
         tensor = empty(*args, **kwargs)
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else 111)
+        tensor.detach().fill_(float("nan") if tensor.is_floating_point() else 111)
+        return tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
 
