@@ -295,16 +295,17 @@ def wgrad(
     config: TileConfig | None = None,
 ) -> Tensor:
     """The gradient [K, C/groups, R, S] of the weight, in `memory_format`; the order of summation is always the same."""
-    if depthwise.takes(geometry):
+    rows = isinstance(geometry, RowGeometry)
+    if not rows and depthwise.takes(geometry):
         return depthwise.wgrad(dy, x, geometry, memory_format, config)
-    if config is None and linear.takes(dy, geometry):
+    if not rows and config is None and linear.takes(dy, geometry):
         return linear.wgrad(dy, x, geometry, memory_format)
-    if by_winograd("wgrad", dy, geometry, config):
+    if not rows and by_winograd("wgrad", dy, geometry, config):
         return winograd_wgrad.wgrad(dy, x, geometry, memory_format)
     # A program sums one tap. On a CPU that takes longer where its elements do not lie side by side than to copy all.
     apart = geometry.taps > 1 and dy.device.type == "cpu"
     computed = torch.channels_last if apart or overlaps(geometry) else memory_format
-    dw, pixel, rows = empty(dy, geometry.weight, memory_format=computed), geometry.C, isinstance(geometry, RowGeometry)
+    dw, pixel = empty(dy, geometry.weight, memory_format=computed), geometry.C
     if overlaps(geometry):
         x, geometry = padded(x, geometry), overlapping(geometry)
     problem = geometry, dy.dtype, precision_of(dy), computed is torch.channels_last, config, pixel
