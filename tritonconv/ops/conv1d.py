@@ -6,6 +6,7 @@ convolution. A negative number takes away what was padded, as slicing the result
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch.nn.functional as F
@@ -83,8 +84,14 @@ def conv1d(
     alike = residual is not None and residual.dim() == x.dim()
     adds = residual is None or (alike and fits(image(residual), geometry.output, row, channels_last))
     (added, ours), left = divided(residual, activation, adds, suits(activation, geometry.K, row, x.dim() == 3))
-    y = formatted(run(row, w, b, geometry, image(added), ours, inner), geometry, channels_last)
-    return finish(y.squeeze(-2) if x.dim() == 3 else y[0, :, 0], *left)
+    y = on_rows(x, w, geometry, lambda row: run(row, w, b, geometry, image(added), ours, inner))
+    return finish(y, *left)
+
+
+def on_rows(x: Tensor, weight: Tensor, geometry: ConvGeometry, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """run(x) for x [N, C, W] or [C, W], as an image of one row, in the memory format that torch convolves into."""
+    y = formatted(run(image(x)), geometry, is_channels_last(weight.unsqueeze(-2)))
+    return y.squeeze(-2) if x.dim() == 3 else y[0, :, 0]
 
 
 def image(x: Tensor | None) -> Tensor | None:

@@ -11,14 +11,13 @@ from torch import Tensor
 from ..geometry import ConvGeometry, input_size
 from ..launch.norm import ABSENT, Norm
 from .activations import Text
-from .conv import formatted, on_images
-from .conv1d import image, of_kernels
+from .conv import on_images
+from .conv1d import of_kernels, on_rows
 from .epilogue import activated, divided, finish, is_separate, prepared, suits, with_slopes
 from .fprop import Dgrad, DgradWithNorm, weight_of
 from .library import opaque
 from .support import (
     autocast,
-    is_channels_last,
     is_empty,
     operand,
     pair,
@@ -92,8 +91,7 @@ def conv_transpose1d(input, weight, bias, stride, padding, output_padding, group
     if isinstance(geometry, str):
         return finish(F.conv_transpose1d(input, weight, bias, *options), None, activation)
     (_, ours), left = divided(None, activation, True, suits(activation, geometry.C, x, x.dim() == 3))
-    y = formatted(run(image(x), w, b, geometry, ours), geometry, is_channels_last(w.unsqueeze(-2)))
-    return finish(y.squeeze(-2) if x.dim() == 3 else y[0, :, 0], *left)
+    return finish(on_rows(x, w, geometry, lambda row: run(row, w, b, geometry, ours)), *left)
 
 
 @opaque
