@@ -1,6 +1,9 @@
 """Tiles of fully connected layers, by op: of one vector BN rows of the weight side by side, BK columns at a time; of a
 few, BM of them or, in wgrad, BM rows of the weight. dgrad reads some hundreds of rows in a split: through so many pages
 of memory a processor finds its way at once.
+
+A sum of four vectors of columns is what the CPU target keeps in registers, of more it makes a loop with a sum of its
+own: of one vector BK is that, whatever the width of a processor's vectors.
 """
 
 from __future__ import annotations
@@ -8,13 +11,12 @@ from __future__ import annotations
 import torch
 from triton import cdiv, next_power_of_2
 
+from ..cpu.target import host
 from ..geometry import ConvGeometry
 from .tile import TileConfig
 
-_TILES = {
-    "cpu": ((8, 64), (4, 64), (16, 64), (8, 32), (4, 128), (8, 128), (2, 256)),
-    "interpreter": ((256, 1024), (8, 64)),
-}
+_VECTORS = (8, 4), (4, 4), (16, 4), (8, 2), (4, 8), (8, 8), (2, 16)  # BN, and vectors of columns, on a CPU
+_INTERPRETED = (256, 1024), (8, 64)
 # (BN, BK); of dgrad (BN, rows of a split); of wgrad (BM, BN).
 _TILES_OF_FEW = {
     "linear_fprop": {"cpu": ((8, 64), (16, 64), (32, 64)), "interpreter": ((1024, 1024), (16, 64))},
@@ -27,7 +29,9 @@ def space(op: str, geometry: ConvGeometry, dtype: torch.dtype, target: str) -> t
     """`geometry`: the layer as a convolution of single pixels. It runs on CPUs only."""
     if op == "linear":
         rows, columns = map(next_power_of_2, (geometry.K, geometry.C))
-        return tuple(dict.fromkeys(TileConfig(1, min(BN, rows), min(BK, columns)) for BN, BK in _TILES[target]))
+        lanes = host().lanes(max(4, dtype.itemsize))
+        tiles = [(BN, vectors * lanes) for BN, vectors in _VECTORS] if target == "cpu" else _INTERPRETED
+        return tuple(dict.fromkeys(TileConfig(1, min(BN, rows), min(BK, columns)) for BN, BK in tiles))
     return tuple(dict.fromkeys(_fit(*tile, op, geometry) for tile in _TILES_OF_FEW[op][target]))
 
 
