@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from tritonconv import tuning
+from tritonconv.cpu.target import host
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
@@ -49,6 +50,7 @@ def provenance() -> dict[str, object]:
     return {
         "machine": {
             "processor": tuning.name_of(DEVICE),
+            "architecture": host().cpu if DEVICE.type == "cpu" else None,  # clouds give all their processors one name
             "device": DEVICE.type,
             "threads": torch.get_num_threads(),
             "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
@@ -64,10 +66,11 @@ def provenance() -> dict[str, object]:
 def about(stored: Mapping[str, object]) -> str:
     """One line on where stored figures come from."""
     machine = stored["machine"]
+    architecture = f" ({machine['architecture']})" if machine.get("architecture") else ""
     versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
     return (
-        f"{machine['processor']}, {machine['threads']} threads, {machine['memory_gib']} GiB, {machine['system']}; "
-        f"{versions}; commit {stored['commit']}, {stored['date'][:16].replace('T', ' ')} UTC"
+        f"{machine['processor']}{architecture}, {machine['threads']} threads, {machine['memory_gib']} GiB, "
+        f"{machine['system']}; {versions}; commit {stored['commit']}, {stored['date'][:16].replace('T', ' ')} UTC"
     )
 
 
