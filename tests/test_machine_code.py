@@ -13,7 +13,7 @@ import torch
 from tritonconv import configs, launch
 from tritonconv.configs import TileConfig
 from tritonconv.engines import Launch
-from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry, RowGeometry
+from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, GroupGeometry, NormGeometry, PoolGeometry, RowGeometry
 from tritonconv.targets.machine_code import MATRIX, SPILL, TARGETS, MachineCode, compile_launch, matching
 
 f16, bf16, f32, f64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -178,6 +178,22 @@ def test_batch_norm_fits_the_target(geometry, dtype, target):
         (launch.norm.prelu_backward_launch(target, geometry, dtype, "prelu"), (*(dtype,) * 4, f32)),
         (launch.norm.backward_sums_launch(*applied), (dtype,) * 3 + (f32,) * 4 + (None, f32)),
         (launch.norm.backward_launch(*applied), (dtype, None, dtype, *(f32,) * 4, dtype, f32, dtype, dtype)),
+    ):
+        check(compile_launch(made, dtypes, target), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("planar", (False, True))
+def test_group_norm_fits_the_target(planar, target):
+    geometry = GroupGeometry(64 * 64, 320, 2, planar, 32)
+    applied = target, geometry, f16, 1e-5, "silu"
+    for made, dtypes in (
+        (launch.norm.moments_launch(target, geometry, f16), (f16, f32)),
+        (launch.group_norm.finalize_launch(target, geometry, 128), (f32,) * 3),
+        (launch.norm.apply_launch(*applied), (f16, *(f32,) * 4, None, None, f16)),
+        (launch.norm.backward_sums_launch(*applied), (f16, None, f16, *(f32,) * 4, None, f32)),
+        (launch.group_norm.means_launch(target, geometry), (f32,) * 3),
+        (launch.norm.backward_launch(*applied), (f16, None, f16, *(f32,) * 4, None, f32, f16, None)),
     ):
         check(compile_launch(made, dtypes, target), target)
 

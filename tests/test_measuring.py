@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from tritonconv import measuring
 from tritonconv.configs.winograd import as_fprop
-from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry, RowGeometry
+from tritonconv.geometry import AdaptiveGeometry, ConvGeometry, GroupGeometry, NormGeometry, PoolGeometry, RowGeometry
 
 CONV = ConvGeometry(2, 3, 7, 8, 5, 3, 2, (1, 2), ((1, 1), (0, 0)))
 SQUARE = ConvGeometry(2, 3, 7, 8, 5, 3, 3, (1, 1), ((1, 1), (0, 0)))
@@ -17,6 +17,8 @@ STRIDED = ConvGeometry(2, 3, 7, 8, 5, 4, 4, (2, 2), ((1, 1), (0, 0)))
 DEPTHWISE = ConvGeometry(2, 4, 7, 8, 8, 3, 3, (2, 1), ((1, 1), (1, 1)), groups=4)
 POOL = PoolGeometry(2, 5, 7, 8, 3, 2, (2, 2), (1, 0))
 ROWS = RowGeometry(2, 6, 1, 40, 5, 1, 3, padding=((0, 0), (2, 0)))
+NORMS = [NormGeometry(33, 5), NormGeometry(33, 5, 2, planar=True)]
+GROUPS = [GroupGeometry(33, 6, 2, planar, 2) for planar in (False, True)]
 GEOMETRIES = {
     **dict.fromkeys(("fprop", "dgrad", "wgrad"), [CONV]),
     **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad", "conv1d_winograd"), [ROWS]),
@@ -29,10 +31,8 @@ GEOMETRIES = {
     "max_unpool": [AdaptiveGeometry(2, 5, 7, 8, 3, 3)],
     "linear": [ConvGeometry(1, 70, 1, 1, 9, 1, 1)],
     **dict.fromkeys(("linear_fprop", "linear_dgrad", "linear_wgrad"), [ConvGeometry(5, 70, 1, 1, 9, 1, 1)]),
-    **dict.fromkeys(
-        ("norm_moments", "norm_apply", "norm_backward_sums", "norm_backward", "prelu_backward"),
-        [NormGeometry(33, 5), NormGeometry(33, 5, 2, planar=True)],
-    ),
+    **dict.fromkeys(("norm_moments", "norm_apply", "norm_backward_sums", "norm_backward"), NORMS + GROUPS),
+    "prelu_backward": NORMS,
     "conv_finish": [NormGeometry(33, 5)],
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .ops import avg_pool, conv, conv_norm, conv_pool, conv_transpose, norm, pool1d
 from .ops import conv1d as one_dimensional
+from .ops import group_norm as groups
 from .ops import max_pool as maxima
 
 
@@ -177,6 +178,45 @@ def batch_norm(
     """
     return norm.batch_norm(
         input, running_mean, running_var, weight, bias, training, momentum, eps, residual, activation
+    )
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | Tensor | None = None,
+) -> Tensor:
+    """`torch.nn.functional.group_norm`, followed by an activation in the same pass.
+
+    input [N, C, H, W], [N, C, L] or [N, C] (other shapes are torch's business); weight, bias [C]. The result is in the
+    memory format that torch gives it: on CPUs the input's.
+    """
+    return groups.group_norm(input, num_groups, weight, bias, eps, activation)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | Tensor | None = None,
+) -> Tensor:
+    """`torch.nn.functional.instance_norm`, followed by an activation in the same pass.
+
+    input [N, C, H, W] or [N, C, L] (other shapes are torch's business); running_mean, running_var, weight, bias [C].
+    The result is in NCHW memory, as torch's.
+    """
+    return groups.instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation
     )
 
 

@@ -307,3 +307,19 @@ class NormGeometry:
     C: int
     N: int = 1
     planar: bool = False
+
+    @property
+    def group(self) -> int:
+        """How many channels of an image share statistics; 0: those of a channel are of all images."""
+        return 0
+
+
+@dataclass(frozen=True)
+class GroupGeometry(NormGeometry):
+    """A group norm of N images of M pixels, in either memory format: C channels in `groups`."""
+
+    groups: int = 1
+
+    @property
+    def group(self) -> int:
+        return self.C // self.groups

@@ -190,6 +190,20 @@ def test_loops_carry_tensors_of_a_few_vectors_in_registers(n, width):
     check(summed_up, (1,), torch.arange(128.0) % 11, torch.zeros(2 * width), n, N=width)
 
 
+@triton.jit
+def summed_one(x, out, n, N: tl.constexpr):
+    i = tl.arange(0, 1)[:, None] + tl.arange(0, 1)[None, :]
+    total = tl.zeros([1, 1], tl.float32)
+    for a in range(n):
+        total += tl.load(x + a + i)
+    tl.store(out + tl.arange(0, 1), tl.sum(total, 0))
+
+
+@pytest.mark.parametrize("n", (0, 1, 7))
+def test_loops_carry_tensors_of_one_element(n):
+    check(summed_one, (1,), torch.arange(128.0), torch.zeros(1), n, N)
+
+
 def test_grid():
     check(program_ids, (3, 4, 2), torch.zeros(N), torch.zeros(N), 0, N)
     out = torch.zeros(N)

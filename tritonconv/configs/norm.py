@@ -20,6 +20,9 @@ _TILES = {
 # On a CPU what a tile computes and leaves for each channel takes as long as some pixels: few large tiles take less, as
 # long as there are so many for each thread.
 _LARGE, _EACH = (1 << 16, 1), 8
+# There a program reads planar memory from end to end: so many pixels of one channel, or, where it sums none up, of
+# more channels where these have fewer pixels than the other.
+_STRETCH, _SHORT = 4096, 128
 # On GPUs, which take small tiles, what each leaves for another kernel to add up would be as much to read again: there
 # so many programs, all of which run at once, take several tiles each.
 _SUMS = "norm_moments", "norm_backward_sums"
@@ -31,9 +34,12 @@ def space(op: str, geometry: NormGeometry, dtype: torch.dtype, target: str) -> t
     channels = min(next_power_of_2(geometry.C), 1024 if target == "cpu" else 64)
     tiles = _TILES[kind_of(target)]
     enough = _EACH * MACHINES["cpu"].programs * _LARGE[0]
-    if target == "cpu" and not geometry.planar and geometry.M * channels >= enough:
+    if target == "cpu" and not geometry.planar and geometry.N * geometry.M * channels >= enough:
         tiles = (_LARGE, *tiles)
     fitted = dict.fromkeys(_fit(area, warps, geometry, channels) for area, warps in tiles)
+    if target == "cpu" and geometry.planar:
+        stretch = {TileConfig(min(next_power_of_2(geometry.M), _STRETCH), 1): None}
+        fitted = fitted | stretch if geometry.M < _SHORT and op not in _SUMS else stretch | fitted
     if op in _SUMS and kind_of(target) in _PARTS:
         return tuple(_in_parts(tile, geometry, _PARTS[kind_of(target)]) for tile in fitted)
     return tuple(fitted)

@@ -18,9 +18,11 @@ def width(low, loop: ir.Op) -> int:
         return 0
     (shape,) = {t.shape for t in types}
     size = max(SIZE[t.elem] for t in types)
-    if max(shape) != next(iter(types)).numel or max(shape) * max(4, size) > _VECTORS * low.target.vector_bytes:
+    elements = next(iter(types)).numel
+    one_row = 1 < max(shape) == elements  # a single element is no vector: it is read as a scalar
+    if not one_row or elements * max(4, size) > _VECTORS * low.target.vector_bytes:
         return 0
-    return max(shape) if _by_element(low, loop, max(shape)) else 0
+    return elements if _by_element(low, loop, elements) else 0
 
 
 def _by_element(low, loop: ir.Op, lanes: int) -> bool:

@@ -25,6 +25,7 @@ from ..geometry import (
     AdaptiveGeometry,
     ConvGeometry,
     FractionalGeometry,
+    GroupGeometry,
     NormGeometry,
     PoolGeometry,
     RowGeometry,
@@ -39,7 +40,7 @@ ALGORITHMS = tuple(f"{op}_algorithm" for op in ("fprop", "dgrad", "wgrad", "conv
 # What launches Winograd's algorithm, where that is not `launch.winograd`.
 _FAST = {"wgrad": launch.winograd_wgrad, **dict.fromkeys(("conv1d_fprop", "conv1d_dgrad"), launch.conv1d_winograd)}
 # The first whose fields a key has is the key's.
-_GEOMETRIES = FractionalGeometry, ConvGeometry, PoolGeometry, AdaptiveGeometry, NormGeometry
+_GEOMETRIES = FractionalGeometry, ConvGeometry, PoolGeometry, AdaptiveGeometry, GroupGeometry, NormGeometry
 
 
 def is_call(key: Mapping) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import launch
 from ..configs import TileConfig
-from ..geometry import AdaptiveGeometry, ConvGeometry, NormGeometry, PoolGeometry, RowGeometry
+from ..geometry import AdaptiveGeometry, ConvGeometry, GroupGeometry, NormGeometry, PoolGeometry, RowGeometry
 from ..launch.norm import Norm
 from .common import integers
 
@@ -119,6 +119,8 @@ def _max_unpool(op: str, g: AdaptiveGeometry, dtype: torch.dtype, device: torch.
 
 def _norm(op: str, g: NormGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
     """With ReLU, by given statistics whose standard deviation is 2; and PReLU."""
+    if isinstance(g, GroupGeometry):
+        return _group_norm(op, g, dtype, device)
     shape = (g.N, g.C, 1, g.M) if g.planar else (g.M, g.C, 1, 1)
     x, dy = (integers(device, *shape, seed=seed) for seed in (0, 1))
     mean, weight, bias = (integers(device, g.C, seed=seed) for seed in (0, 1, 2))
@@ -157,6 +159,46 @@ def _norm(op: str, g: NormGeometry, dtype: torch.dtype, device: torch.device) ->
             lambda: (dx(),),
         ),
         "prelu_backward": (lambda config: made.prelu_backward(b, a, slope, "prelu", True, config), by_slope),
+    }[op]
+    return lambda config: lambda: run(TileConfig(**config)), exact
+
+
+def _group_norm(op: str, g: GroupGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
+    """As above, of each image by itself."""
+    x, dy = (integers(device, g.N, g.C, 1, g.M, seed=seed) for seed in (0, 1))
+    weight, bias = (integers(device, g.C, seed=seed)[:, None, None] for seed in (1, 2))
+    mean = integers(device, g.N, g.groups, 1).expand(g.N, g.groups, g.group)
+    normal = (x - mean.reshape(g.N, g.C, 1, 1)) / 2
+    y = (normal * weight + bias).relu()
+    da = torch.where(y > 0, dy, 0)
+    sums = torch.stack((da, da * normal), 1).sum((3, 4))
+    grouped = (sums * weight.flatten()).view(g.N, 2, g.groups, g.group).mean(3, keepdim=True) / g.M
+    means = grouped.expand(g.N, 2, g.groups, g.group).reshape(g.N, 2, g.C, 1, 1).transpose(0, 1)
+    layout = torch.contiguous_format if g.planar else torch.channels_last
+    a, b, c = (t.to(dtype, memory_format=layout) for t in (x, dy, y))
+    vectors = (t.to(dtype).contiguous() for t in (mean, torch.full_like(mean, 3), weight.flatten(), bias.flatten()))
+    given, made = Norm(*vectors, eps=1.0), launch.norm
+    total = means.to(torch.float64 if dtype is torch.float64 else torch.float32).contiguous()
+    values = x.view(g.N, g.groups, -1)
+
+    def statistics() -> tuple[Tensor, ...]:
+        found = values.mean(2, keepdim=True), values.var(2, correction=0, keepdim=True)
+        return tuple(t.expand(g.N, g.groups, g.group) for t in found)
+
+    run, exact = {
+        "norm_moments": (
+            lambda config: launch.group_norm.finalize(made.moments(a, config, g.groups), g.N, g.groups),
+            statistics,
+        ),
+        "norm_apply": (lambda config: made.apply(a, given, None, "relu", config), lambda: (y,)),
+        "norm_backward_sums": (
+            lambda config: made.backward_sums(b, c, a, given, None, "relu", config),
+            lambda: (sums,),
+        ),
+        "norm_backward": (
+            lambda config: made.backward(b, c, a, given, None, "relu", False, total, config)[0],
+            lambda: ((da * weight - means[0] - normal * means[1]) / 2,),
+        ),
     }[op]
     return lambda config: lambda: run(TileConfig(**config)), exact
 

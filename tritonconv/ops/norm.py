@@ -1,4 +1,4 @@
-"""Batch norm with autograd, with a residual and an activation after it.
+"""Norms with autograd, with a residual and an activation after them, and batch norm.
 
 What a normalization keeps for its gradient is its input; the argument of its activation is computed again from that.
 With a residual it also keeps that, or what makes it again, or else its own result: what is kept anyway, if it can be.
@@ -6,11 +6,14 @@ With a residual it also keeps that, or what makes it again, or else its own resu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..launch import group_norm
 from ..launch import norm as launch
 from ..launch.common import accumulator_of
 from ..launch.norm import Norm
@@ -36,7 +39,8 @@ class BatchMoments(Operator):
 
 
 class Normalize(Operator):
-    """activation(norm(x) + residual). `batch`: whether the statistics are those of x, and hence have gradients."""
+    """activation(norm(x) + residual). `batch`: whether the statistics, [C] or, of each image by itself,
+    [N, groups, C / groups], are those of x, and hence have gradients."""
 
     schema = (
         "normalize(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, Tensor? residual, float eps,"
@@ -101,13 +105,17 @@ class NormalizeBackward(Operator):
         x, dy, y, residual = launch.laid(x, x, dy, y, residual)
         given = dy, y, x, norm, residual, activation
         sums = launch.backward_sums(*given) if needs_sums else None
-        gradients = *launch.backward(*given, needs_residual, sums if batch else None), sums
+        of_statistics = sums if batch else None
+        if norm.groups:
+            of_statistics = group_norm.means(sums, weight, x.shape[2] * x.shape[3], norm.groups)
+            sums = sums.sum(0) if len(sums) > 1 else sums[0]
+        gradients = *launch.backward(*given, needs_residual, of_statistics), sums
         return [gradient for gradient in gradients if gradient is not None]
 
     @staticmethod
     def fake(dy, y, x, weight, bias, residual, mean, var, eps, activation, needs_residual, needs_sums, batch):
         images = [launch.empty_result(x) for _ in range(1 + needs_residual)]
-        return images + [mean.new_empty((2, *mean.shape), dtype=accumulator_of(x))] * needs_sums
+        return images + [mean.new_empty((2, x.shape[1]), dtype=accumulator_of(x))] * needs_sums
 
 
 def _differentiable_backward(
@@ -115,12 +123,19 @@ def _differentiable_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, residual, weight and bias, in torch's functions, for derivatives of a higher order."""
     wide, axes = mean.dtype, (0, 2, 3)
+    x = x.to(wide)
+    if mean.dim() == 3:  # [N, groups, channels of a group, H, W]
+        x, over = x.unflatten(1, (mean.shape[1], -1)), (2, 3, 4)
+    else:
+        over = axes
     if batch:
-        x, count = x.to(wide), x.numel() // x.shape[1]
-        mean = x.sum(axes) / count
-        var = (x - mean[:, None, None]).square().sum(axes) / count
-    rstd = (var.to(wide) + eps).rsqrt()[:, None, None]
-    normal = (x.to(wide) - mean[:, None, None]) * rstd
+        mean = x.mean(over, keepdim=True)
+        var = (x - mean).square().mean(over, keepdim=True)
+    else:
+        mean, var = (t.to(wide)[:, None, None] for t in (mean, var))
+    rstd = (var + eps).rsqrt()
+    grouped = (x - mean) * rstd
+    normal = grouped.view(dy.shape)
     da = dy
     if activation:
         if y is None:
@@ -130,11 +145,10 @@ def _differentiable_backward(
         else:
             da = activations.activation(activation).backward(dy, y)
     dweight, dbias = (da.to(wide) * normal).sum(axes), da.to(wide).sum(axes)
-    dx = da.to(wide)
+    dx = _affine(da.to(wide), weight, None).view(grouped.shape)
     if batch:
-        dx = dx - dbias[:, None, None] / count - normal * dweight[:, None, None] / count
-    dx = _affine(dx * rstd, weight, None)
-    return dx.to(dy.dtype), da, dweight, dbias
+        dx = dx - dx.mean(over, keepdim=True) - grouped * (dx * grouped).mean(over, keepdim=True)
+    return (dx * rstd).view(dy.shape).to(dy.dtype), da, dweight, dbias
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -150,18 +164,19 @@ def unsupported(shape: tuple[int, ...], x: Tensor, training: bool, statistics, a
     if (statistics[0] is None) != (statistics[1] is None) or not (training or statistics[0] is not None):
         return True
     N, C, H, W = shape
-    # Beside a half type parameters may be float32, as under autocast.
-    dtypes = {x.dtype, torch.float32} if x.dtype.itemsize == 2 else {x.dtype}
     least = 2 if training else 1  # of one value there is no variance: torch raises
-    return (
-        least > N * H * W
-        or C == 0
-        or any(t.shape != (C,) or t.dtype not in dtypes or t.device != x.device for t in given)
-        or len({t.dtype for t in given}) > 1
-    )
+    return least > N * H * W or C == 0 or not of_channels(given, C, x)
 
 
-def _update(running_mean: Tensor | None, running_var: Tensor | None, mean, var, count: int, momentum: float) -> None:
+def of_channels(given: Sequence[Tensor], C: int, x: Tensor, mixed: bool = True) -> bool:
+    """Whether these are vectors [C] for the norm of what is like x. Beside a half type they may be float32, as under
+    autocast, if `mixed`."""
+    dtypes = {x.dtype, torch.float32} if mixed and x.dtype.itemsize == 2 else {x.dtype}
+    alike = all(t.shape == (C,) and t.dtype in dtypes and t.device == x.device for t in given)
+    return alike and len({t.dtype for t in given}) <= 1
+
+
+def update(running_mean: Tensor | None, running_var: Tensor | None, mean, var, count: int, momentum: float) -> None:
     if running_mean is None:
         return
     with torch.no_grad():
@@ -184,21 +199,21 @@ def batch_norm(
 ) -> Tensor:
     """See `tritonconv.functional.batch_norm`."""
     activation = prepared(activation, input)
-    x = _image(input)
+    x = image(input)
     if unsupported(x.shape, x, training, (running_mean, running_var), (weight, bias)):
         y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return finish(y, residual, activation)
     alike = residual is not None and residual.shape == input.shape
-    adds = residual is None or (alike and fits(_image(residual), x.shape, x, is_channels_last(x)))
+    adds = residual is None or (alike and fits(image(residual), x.shape, x, is_channels_last(x)))
     (added, ours), left = divided(residual, activation, adds, suits(activation, x.shape[1], x, True))
     norm = Norm(running_mean, running_var, weight, bias, eps)
     if training:
         norm = of_batch(norm, *BatchMoments.call(x.detach()), x.numel() // x.shape[1], momentum)
-    y = normalize(x, norm, training, None if added is None else _image(added), ours)
+    y = normalize(x, norm, training, None if added is None else image(added), ours)
     return finish(y if x is input else y.view(input.shape), *left)  # a view may have other strides where sizes are 1
 
 
-def _image(x: Tensor) -> Tensor:
+def image(x: Tensor) -> Tensor:
     """[N, C, H, W]; of [N, C] and [N, C, L] a view as such."""
     plain = type(x) in (Tensor, Parameter) or is_stand_in(x)
     if not plain or x.layout is not torch.strided or x.dim() not in (2, 3):
@@ -209,5 +224,5 @@ def _image(x: Tensor) -> Tensor:
 
 def of_batch(norm: Norm, mean: Tensor, var: Tensor, count: int, momentum: float) -> Norm:
     """`norm` by the statistics of `count` pixels; the running ones, which it had, are updated."""
-    _update(norm.mean, norm.var, mean, var, count, momentum)
+    update(norm.mean, norm.var, mean, var, count, momentum)
     return norm._replace(mean=mean, var=var)
