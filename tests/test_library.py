@@ -1,4 +1,5 @@
-"""The operators of torch.library: what torch checks of each, and what compilers make of calls and of patched models.
+"""The operators of torch.library: what torch checks of each, and what compilers, and modes that listen to operators,
+make of calls and of patched models.
 
 Calls are those of the table of operators; samples of an operator are what eager calls hand to it.
 """
@@ -12,6 +13,9 @@ import torch.nn.functional as F
 from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import tritonconv
 from benchmarks.operators import OPERATORS, Operator
@@ -109,6 +113,26 @@ def test_a_compiled_call_runs_our_operators(call):
     compiled = torch.compile(call.ours, fullgraph=True, backend=backend)
     assert_same(results(compiled, tensors_of(call)), results(call.ours, tensors_of(call)))
     assert_ours(names)
+
+
+class Listening(TorchDispatchMode):
+    """Notes the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+def test_a_mode_hears_of_our_operators(call):
+    with Listening() as mode:
+        got = results(call.ours, tensors_of(call))
+    assert_same(got, results(call.ours, tensors_of(call)))
+    assert_ours(mode.names)
 
 
 def every_kind(x, w, v, residual, mean, var):
@@ -211,6 +235,34 @@ def test_a_compiled_patched_network_trains_and_infers_as_before():
         torch.testing.assert_close(compiled(x), twin(x))
     assert_ours(names)
     assert "tritonconv.normalize.default" not in names
+
+
+def test_what_records_operators_repeats_them_for_other_inputs():
+    torch.manual_seed(0)
+    model = tritonconv.patch(Skips().double()).eval()
+    x = torch.randn(2, 3, 8, 8, dtype=F64)
+    with torch.no_grad():
+        for _ in range(4):  # the last ones are repeated
+            model(x)
+        graph = make_fx(lambda x: model(x))(x)
+        torch.testing.assert_close(graph(2 * x), model(2 * x))
+    assert_ours([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+
+
+def flops(model: nn.Module, x: torch.Tensor) -> list[int]:
+    """Those of an inference, and of a step."""
+    with FlopCounterMode(display=False) as inference, torch.no_grad():
+        model(x)
+    with FlopCounterMode(display=False) as step:
+        model(x).sum().backward()
+    return [inference.get_total_flops(), step.get_total_flops()]
+
+
+def test_flops_are_those_of_the_unpatched_network():
+    plain = nn.Sequential(Skips(), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5))
+    patched, x = tritonconv.patch(copy.deepcopy(plain)), torch.randn(2, 3, 8, 8)
+    for training in (True, False):
+        assert flops(patched.train(training), x) == flops(plain.train(training), x)
 
 
 def test_autocast_in_a_graph():

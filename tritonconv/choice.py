@@ -7,7 +7,6 @@ on: sizes, dtypes, memory formats, other arguments, autocast, and whether gradie
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +22,7 @@ from . import engines, functional
 from .geometry import Pair
 from .ops import activations, conv, conv1d
 from .ops.epilogue import overwrite
-from .ops.support import is_channels_last, unsupported_call
+from .ops.support import calls, is_channels_last, unsupported_call
 
 TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
 # The place of momentum among the arguments.
@@ -32,16 +31,10 @@ _MOMENTUM = {"batch_norm": 6} | dict.fromkeys(
 )
 
 
-class _Calls(threading.local):
-    recorded = False
-    asked = False
-
-
 class _Asked(Exception):
     """The function, arguments and options of a call that `verdict` asks for."""
 
 
-_calls = _Calls()
 _verdicts: dict[tuple, bool] = {}
 _noted: dict[str, tuple[dict, dict]] = {}  # what `note` was told, by key
 _MANY = 4096  # calls of different sizes; beyond that they start afresh
@@ -49,7 +42,7 @@ _MANY = 4096  # calls of different sizes; beyond that they start afresh
 
 def faster(op: str, input, *args, **options):
     """`functional.<op>(input, *args, **options)`, or the same by torch where that is faster for such arguments."""
-    if _calls.asked:
+    if calls.asked:
         raise _Asked(op, (input, *args), options)
     run = torchs if torch_is_faster(op, (input, *args), options) else kernels
     return run(op)(input, *args, **options)
@@ -58,7 +51,7 @@ def faster(op: str, input, *args, **options):
 def verdict(run: Callable[[], object]) -> bool | None:
     """Whether tuning found torch faster for the first call that `run` comes to, and at which it ends; None if that was
     not tuned, or there is none."""
-    _calls.asked = True
+    calls.asked = True
     try:
         run()
     except _Asked as call:
@@ -66,22 +59,22 @@ def verdict(run: Callable[[], object]) -> bool | None:
         found = _tuned(_key(op, _at_any_momentum(op, args), options))
         return None if found is None else found == TORCH
     finally:
-        _calls.asked = False
+        calls.asked = False
     return None
 
 
 def is_asked() -> bool:
-    return _calls.asked
+    return calls.asked
 
 
 @contextmanager
 def recording() -> Iterator[None]:
     """Within it calls are recorded, by this thread, to be repeated without all that comes before their kernels."""
-    _calls.recorded = True
+    calls.recorded = True
     try:
         yield
     finally:
-        _calls.recorded = False
+        calls.recorded = False
 
 
 def kernels(op: str) -> Callable:
@@ -141,7 +134,7 @@ def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
     signature = (
         engine,
         torch.is_grad_enabled(),
-        _calls.recorded,
+        calls.recorded,
         _autocast(args[0]),
         op,
         *map(_signature, args),
@@ -173,7 +166,7 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
     key = _key(op, args, options)
     found = _tuned(key)
     if found is None:
-        if _calls.recorded and is_nhwc(args[0]):
+        if calls.recorded and is_nhwc(args[0]):
             return False
         return untuned_is_slower(op, args[0].device, args[0].numel(), is_nhwc(args[0]), key["backward"])
     return found == TORCH
@@ -193,7 +186,7 @@ def _key(op: str, args: tuple, options: dict) -> dict[str, object]:
 
 
 def _tuned(key: dict) -> dict | None:
-    found = autotune.lookup(key) or _noted.get(canonical(key), (None, None))[_calls.recorded]
+    found = autotune.lookup(key) or _noted.get(canonical(key), (None, None))[calls.recorded]
     if found is None and key["backward"]:  # not tuned for training, but perhaps for inference
         arguments = list(map(_without_gradient, key["arguments"]))
         given = {name: _without_gradient(value) for name, value in key["options"].items()}

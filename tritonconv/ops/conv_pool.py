@@ -6,6 +6,8 @@ outputs themselves never go to memory. The activation may only grow with its inp
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ class FpropMaxPool(Operator):
         "fprop_max_pool(Tensor x, Tensor weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor? gamma, Tensor? beta,"
         " float eps, SymInt[] geometry, int[] window, str? activation) -> Tensor"
     )
+    flops = attrgetter("flops")
 
     @staticmethod
     def run(x, weight, bias, mean, var, gamma, beta, eps, geometry, window, activation):
@@ -47,6 +50,7 @@ class FpropMaxPoolWithTaps(Operator):
         "fprop_max_pool_with_taps(Tensor x, Tensor weight, Tensor? bias, SymInt[] geometry, int[] window,"
         " str? activation, bool keep) -> (Tensor y, Tensor taps)"
     )
+    flops = attrgetter("flops")
 
     @staticmethod
     def run(x, weight, bias, geometry, window, activation, keep):

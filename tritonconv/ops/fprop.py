@@ -6,6 +6,8 @@ every order.
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ class Fprop(Operator):
         "fprop(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, SymInt[] geometry, str? activation, bool keep)"
         " -> Tensor"
     )
+    flops = attrgetter("flops")
 
     @staticmethod
     def run(x, weight, bias, residual, geometry, activation, keep):
@@ -55,6 +58,7 @@ class FpropWithMoments(Operator):
         "fprop_with_moments(Tensor x, Tensor weight, Tensor? bias, SymInt[] geometry, bool keep)"
         " -> (Tensor y, Tensor mean, Tensor var)"
     )
+    flops = attrgetter("flops")
 
     @staticmethod
     def run(x, weight, bias, geometry, keep):
@@ -108,6 +112,7 @@ class Dgrad(Operator):
     """The gradient of x in `Fprop`; with bias and activation a transposed convolution."""
 
     schema = "dgrad(Tensor dy, Tensor weight, Tensor? bias, SymInt[] geometry, str? activation, bool keep) -> Tensor"
+    flops = attrgetter("flops")
 
     @staticmethod
     def run(dy, weight, bias, geometry, activation, keep):
@@ -144,6 +149,10 @@ class Wgrad(Operator):
     schema = "wgrad(Tensor dy, Tensor x, SymInt[] geometry, bool channels_last) -> Tensor"
 
     @staticmethod
+    def flops(geometry):
+        return geometry.groups * geometry.flops  # torch counts this derivative as if there were none
+
+    @staticmethod
     def run(dy, x, geometry, channels_last):
         return launch.wgrad(dy, x, geometry, _format(channels_last))
 
@@ -173,6 +182,7 @@ class FpropWithNorm(Operator):
         " Tensor? var, Tensor? gamma, Tensor? beta, float eps, Tensor? slope, SymInt[] geometry, str? activation)"
         " -> Tensor"
     )
+    flops = attrgetter("flops")
 
     @staticmethod
     def run(x, weight, bias, residual, mean, var, gamma, beta, eps, slope, geometry, activation):
@@ -191,6 +201,7 @@ class DgradWithNorm(Operator):
         "dgrad_with_norm(Tensor dy, Tensor weight, Tensor? bias, Tensor? mean, Tensor? var, Tensor? gamma,"
         " Tensor? beta, float eps, Tensor? slope, SymInt[] geometry, str? activation) -> Tensor"
     )
+    flops = attrgetter("flops")
 
     @staticmethod
     def run(dy, weight, bias, mean, var, gamma, beta, eps, slope, geometry, activation):

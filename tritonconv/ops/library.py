@@ -2,7 +2,8 @@
 
 An eager call runs an `autograd.Function` around a launch. A compiler, which calls with stand-ins for tensors, gets
 `torch.ops.tritonconv.<name>` into its graph: an operator that it does not look into and of which it knows the schema,
-the sizes and strides of the results, and the derivative, which is made of operators again.
+the sizes and strides of the results, and the derivative, which is made of operators again. So do modes that listen to
+torch's operators; torch's counter of FLOPs knows what each takes.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.utils.flop_counter import register_flop_formula
 
 from ..geometry import AdaptiveGeometry, ConvGeometry, PoolGeometry
 from .batched import one_by_one
 from .encoding import from_numbers, numbers
-from .support import is_stand_in, remembered
+from .support import is_listened_to, is_stand_in, remembered
 
 _library = torch.library.Library("tritonconv", "DEF")
 OPERATORS: dict[str, type[Operator]] = {}
@@ -31,6 +33,7 @@ class Operator(Function):
     fake(*inputs): empty results with the sizes and strides of those of `run`.
     save(ctx, inputs, result), backward(ctx, *gradients): what torch calls `setup_context`, and the derivative by means
         of `call` of operators. An operator without them has none.
+    flops(geometry): of a convolution, as torch counts them.
     """
 
     def __init_subclass__(cls):
@@ -44,12 +47,15 @@ class Operator(Function):
             cls.backward = staticmethod(one_by_one(cls.backward))
             setup = _setup_context(cls.save)
             torch.library.register_autograd(qualified, cls.backward, setup_context=setup, lib=_library)
-        cls.overload = getattr(torch.ops.tritonconv, name).default
+        packet = getattr(torch.ops.tritonconv, name)
+        if hasattr(cls, "flops"):
+            register_flop_formula(packet, get_raw=True)(_counting(cls.flops))
+        cls.overload = packet.default
 
     @classmethod
     def call(cls, *inputs):
         """What `run` gives, differentiable if a gradient is asked for."""
-        if is_stand_in(inputs[0]):
+        if is_stand_in(inputs[0]) or is_listened_to():
             return cls.overload(*map(_encoded, inputs))
         if torch.is_grad_enabled():
             for value in inputs:
@@ -73,6 +79,14 @@ def _setup_context(save: Callable) -> Callable:
 
 def _decoding(function: Callable) -> Callable:
     return lambda *inputs: function(*map(_decoded, inputs))
+
+
+def _counting(flops: Callable[[ConvGeometry], int]) -> Callable:
+    def count(*inputs, out_val):
+        (geometry,) = (value for value in map(_decoded, inputs) if isinstance(value, ConvGeometry))
+        return flops(geometry)
+
+    return count
 
 
 def _encoded(value: object) -> object:

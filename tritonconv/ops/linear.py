@@ -13,7 +13,7 @@ from ..launch.linear import linear as run
 from . import conv
 from .activations import Text
 from .epilogue import finish
-from .support import is_empty, needs_gradient, operand, unsupported_call, unsupported_operands
+from .support import is_empty, is_listened_to, needs_gradient, operand, unsupported_call, unsupported_operands
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Text = None) -> Tensor:
@@ -34,7 +34,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: Text 
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a kernel could take these operands."""
     given = (input, weight) if bias is None else (input, weight, bias)
-    if torch.compiler.is_compiling() or unsupported_call(*given) is not None:
+    if torch.compiler.is_compiling() or is_listened_to() or unsupported_call(*given) is not None:
         return False
     if input.device.type != "cpu" or torch.is_autocast_enabled("cpu") or input.dim() == 0 or weight.dim() != 2:
         return False

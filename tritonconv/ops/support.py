@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,22 @@ def remembered(function: Callable) -> Callable:
             return function(*args)
 
     return call
+
+
+class _Calls(threading.local):
+    """Of this thread. recorded: whether they are, to be repeated. asked: whether they are only looked at."""
+
+    recorded = False
+    asked = False
+
+
+calls = _Calls()
+
+
+def is_listened_to() -> bool:
+    """Whether a mode listens to torch's operators, which then has to hear of ours. Who records calls listens to what
+    is in these."""
+    return torch._C._len_torch_dispatch_stack() > 0 and not calls.recorded
 
 
 def unsupported_now() -> str | None:
