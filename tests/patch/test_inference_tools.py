@@ -3,10 +3,11 @@
 import copy
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
-from networks import NET_SITES, Net, sample, statuses, trained, twins
+from networks import NET_SITES, Calls, Net, sample, statuses, trained, twins
 from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 
@@ -79,6 +80,28 @@ def test_many_threads_share_a_model():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_models_run_and_are_patched_while_another_is_traced():
+    """To trace a forward, every module there is gets hooks."""
+    patched, plain = evaluated()
+    before, other, meanwhile = dict(vars(nn.Module)), copy.deepcopy(plain), []
+
+    def forward(model, x):
+        meanwhile.append(pool.submit(lambda: (patched(sample()), plain(sample()))))
+        meanwhile[-1].exception()
+        if len(meanwhile) == 1:
+            meanwhile.append(pool.submit(lambda: (tritonconv.patch(other)(sample()), plain(sample()))))
+            wait(meanwhile, timeout=0.1)
+        return model.conv(x).relu()
+
+    with ThreadPoolExecutor(2) as pool:
+        model = tritonconv.patch(Calls(forward))
+    for results in meanwhile:
+        assert_close(*results.result())
+    assert statuses(model) == {"conv": "fused conv2d+relu"}
+    assert statuses(other) == NET_SITES
+    assert dict(vars(nn.Module)) == before
 
 
 def test_inference_mode():

@@ -12,6 +12,7 @@ import dis
 import inspect
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from torch import Tensor, fx, nn
 
 from .parts import Conditions, Effect, parts_of
 from .watch import CannotTrace, NoTensors, is_constant, refuse_random_numbers, watch_attributes
+
+_tracing = threading.RLock()  # one at a time, since fx and `watch` hook nn.Module itself
 
 
 class AsksEffect(CannotTrace):
@@ -186,12 +189,22 @@ class _Tracer(fx.Tracer):
     def __init__(self, kind: type, required: Sequence[str], effects: Mapping[str, Effect | None]):
         super().__init__()
         self.effects, self.conditions = effects, Conditions()
-        self.modes = _modes()
+        self.modes, self.thread = _modes(), threading.get_ident()
         self.kind, self.kind_asked = kind, False
         self.required = required  # the inputs to trace for; all if there are none
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def call_module(self, m, forward, args, kwargs):
+        if threading.get_ident() != self.thread:  # fx hooks the calls of all
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
         if not self.required:
@@ -242,7 +255,7 @@ def _trace(module: nn.Module, tracer: _Tracer) -> Trace:
     if "forward" in vars(module):
         raise CannotTrace("the instance has a forward of its own")
     try:
-        with refuse_random_numbers(), watch_attributes(module) as reads, _answer_isinstance(), NoTensors():
+        with _tracing, refuse_random_numbers(), watch_attributes(module) as reads, _answer_isinstance(), NoTensors():
             graph, found = tracer.trace(module), tracer.conditions
     except CannotTrace:
         raise

@@ -1,6 +1,7 @@
 """What a forward does beside computing, while it is traced: what it reads is noted; what no note covers is refused."""
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, NoneType
@@ -35,15 +36,17 @@ def watch_attributes(root: nn.Module) -> Iterator[dict[str, dict[str, object]]]:
     """Yields what fills with the plain attributes that are read, of `root` and, by their paths, of the modules in it;
     refuses every other use of state. A list is read as a copy, which must stay as it is.
 
-    Like fx itself it hooks nn.Module for the duration.
+    Like fx itself it hooks nn.Module for the duration; other threads pass.
     """
-    reads, lists = {}, {}
+    reads, lists, mine = {}, {}, threading.get_ident()
     watched = {id(module): path for path, module in root.named_modules()}
     original_setattr = nn.Module.__setattr__
 
     def read(self, name):
         value = object.__getattribute__(self, name)
-        if id(self) in watched and name not in _BOOKKEEPING and name in object.__getattribute__(self, "__dict__"):
+        if id(self) not in watched or threading.get_ident() != mine:
+            return value
+        if name not in _BOOKKEEPING and name in object.__getattribute__(self, "__dict__"):
             noted = reads.setdefault(watched[id(self)], {})
             if type(value) is list and is_constant(tuple(value)):
                 noted.setdefault(name, list(value))
@@ -54,7 +57,7 @@ def watch_attributes(root: nn.Module) -> Iterator[dict[str, dict[str, object]]]:
         return value
 
     def write(self, name, value):
-        if id(self) in watched:
+        if id(self) in watched and threading.get_ident() == mine:
             raise CannotTrace(f"it sets {name!r} of {type(self).__name__}")
         original_setattr(self, name, value)
 
