@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from cases import ConvCase, integers
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tritonconv.functional import conv2d
 from tritonconv.launch import packing
@@ -62,6 +63,20 @@ def test_panels_of_a_pack_in_other_tiles(weight, BN):
     assert torch.equal(tiles, pack(weight.clone(), BN=BN))
     assert pack(weight, BN=BN) is tiles
     assert packing.in_tiles(pack(weight, keep=False), BN) is None
+
+
+def test_others_pack_while_panels_are_looked_for(weight, monkeypatch):
+    class Seen(dict):
+        def items(self):
+            others.append(weight.clone())
+            pack(others[-1])  # as another thread may, then
+            return super().items()
+
+    kept, others = WeakIdKeyDictionary(), []
+    monkeypatch.setattr(packing, "_kept", kept)
+    kept[weight] = packing.Snapshot.of(weight), Seen()
+    assert packing.in_tiles(weight, 8) is None
+    assert len(others) == 1
 
 
 def _replace(weight):

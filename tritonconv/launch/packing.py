@@ -124,7 +124,7 @@ def _pack(weight: Tensor, geometry: ConvGeometry, layout: str, BN: int) -> Tenso
 
 def in_tiles(panels: Tensor, BN: int) -> Tensor | None:
     """Panels that are kept of a weight in tiles of BN columns, which are kept, too; None where they are no weight's."""
-    for _, packs in _kept.values():
+    for _, packs in list(_kept.data.values()):  # others may pack meanwhile
         for key, pack in list(packs.items()):
             if pack is panels:
                 layout, _, groups, K = key
