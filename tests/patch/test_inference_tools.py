@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
-from networks import NET_SITES, Calls, Net, sample, statuses, trained, twins
+from networks import NET_SITES, Calls, Net, sample, statuses, trained, twins, vgg_like
 from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 
@@ -187,6 +187,19 @@ def test_tracing():
     patched, plain = evaluated()
     traced = torch.jit.trace(patched, sample())
     assert_close(traced(sample(1)), plain(sample(1)))
+
+
+@pytest.mark.parametrize("build", (Net, vgg_like))
+def test_scripting(build):
+    plain = build().double().eval()
+    patched = tritonconv.patch(copy.deepcopy(plain))
+    before = patched.state_dict(), list(map(type, patched.modules()))
+    scripted = torch.jit.freeze(torch.jit.script(patched))
+    assert_close(scripted(sample()), plain(sample()))
+    assert list(map(type, patched.modules())) == before[1]
+    torch.jit.script(patched).load_state_dict({name: 2 * value for name, value in before[0].items()})
+    plain.load_state_dict(patched.state_dict())
+    assert_close(patched(sample()), plain(sample()))
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization", "ignore:torch.quantize_per")

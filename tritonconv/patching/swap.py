@@ -132,6 +132,10 @@ class Patched:
         # Protocol 1, because in later ones pickle compares the class that is saved with the class of `self`.
         return original.__reduce_ex__(1)
 
+    def __prepare_scriptable__(self):
+        """What torch.jit.script compiles in its stead."""
+        return _as_before(self, {})
+
 
 def install(module: nn.Module, plan: Plan) -> None:
     """Makes `module` run by `plan`, in place of any plan it has."""
@@ -145,6 +149,16 @@ def remove(module: nn.Module) -> None:
     module.__dict__.pop(_PLAN, None)
     if "_original" in vars(type(module)):  # else somebody's subclass of ours is in the way: without a plan it is inert
         module.__class__ = type(module)._original
+
+
+def _as_before(module: nn.Module | None, twins: dict[nn.Module, nn.Module]) -> nn.Module | None:
+    """A twin of `module` and of all in it as they were before `install`, of the same parameters and buffers."""
+    if module is None or isinstance(module, torch.jit.ScriptModule):
+        return module
+    if module not in twins:
+        twin = twins[module] = copy.copy(module)
+        twin.__dict__["_modules"] = {name: _as_before(child, twins) for name, child in module._modules.items()}
+    return twins[module]
 
 
 def name_of(module: nn.Module) -> str:
