@@ -260,8 +260,14 @@ def test_bad_input_raises_torchs_error(name, device):
 @pytest.mark.parametrize("shape", ((0, 6, 4, 4), (2, 6, 0, 4), (2, 6, 3, 2, 4)), ids=str)
 def test_other_shapes_are_torchs(shape, device):
     x = torch.randn(shape, device=device)
-    assert torch.equal(group_norm(x, 2, activation="relu"), F.group_norm(x, 2).relu())
     assert torch.equal(instance_norm(x, activation="relu"), F.instance_norm(x).relu())
+    try:
+        want = F.group_norm(x, 2).relu()
+    except RuntimeError as error:  # of no pixels, in later versions
+        with pytest.raises(RuntimeError, match=str(error)):
+            group_norm(x, 2, activation="relu")
+    else:
+        assert torch.equal(group_norm(x, 2, activation="relu"), want)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

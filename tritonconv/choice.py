@@ -26,7 +26,7 @@ from .ops.support import calls, is_channels_last, unsupported_call
 
 TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
 # The place of momentum among the arguments.
-_MOMENTUM = {"batch_norm": 6} | dict.fromkeys(
+_MOMENTUM = {"batch_norm": 6, "instance_norm": 6} | dict.fromkeys(
     [f"{conv}{axes}d_batch_norm" for conv in ("conv", "conv_transpose") for axes in (1, 2)], 8
 )
 
@@ -168,7 +168,8 @@ def _stored(op: str, args: tuple, options: dict) -> bool:
     if found is None:
         if calls.recorded and is_nhwc(args[0]):
             return False
-        return untuned_is_slower(op, args[0].device, args[0].numel(), is_nhwc(args[0]), key["backward"])
+        pattern = op if options.get("activation") is None else f"{op}+"
+        return untuned_is_slower(pattern, args[0].device, args[0].numel(), is_nhwc(args[0]), key["backward"])
     return found == TORCH
 
 
@@ -194,12 +195,13 @@ def _tuned(key: dict) -> dict | None:
     return found
 
 
-def untuned_is_slower(op: str, device: torch.device, elements: int, nhwc: bool, backward: bool = False) -> bool:
-    """Whether, as far as is known without tuning, torch runs a pooling of so many elements faster than a kernel."""
-    engine = engines.engine_for(device)
-    if engine is None or engine.target(device) != "cpu" or op not in _ON_CPUS:
+def untuned_is_slower(pattern: str, device: torch.device, elements: int, nhwc: bool, backward: bool = False) -> bool:
+    """Whether, as far as is known without tuning, torch runs a pooling or a norm of so many elements faster than a
+    kernel. `pattern`: of the function's name, and of what comes after it, if anything does."""
+    engine, (name, plus, _) = engines.engine_for(device), pattern.partition("+")
+    if engine is None or engine.target(device) != "cpu" or name + plus not in _ON_CPUS:
         return False
-    return not _ON_CPUS[op](elements, nhwc, backward)
+    return not _ON_CPUS[name + plus](elements, nhwc, backward)
 
 
 def preference(op: str, device: torch.device) -> str:
@@ -228,9 +230,10 @@ def _many(elements: int, nhwc: bool, enough: int) -> bool:
     return elements >= (enough if nhwc else enough // 4)
 
 
-# Which poolings of which inputs (and whether with a gradient) a kernel runs faster on CPUs, as `python -m benchmarks
-# kernels` shows; what comes before the kernel takes longer than torch needs for a small one. Tuning knows better. In
-# calls that are recorded nothing comes before, and kernels are faster for all that is in channels_last memory.
+# Which poolings and norms, "+" with an activation behind them, of which inputs (and whether with a gradient) a kernel
+# runs faster on CPUs, as `python -m benchmarks kernels` shows of poolings; what comes before the kernel takes longer
+# than torch needs for a small one. Tuning knows better. In calls that are recorded nothing comes before, and kernels
+# are faster for all that is in channels_last memory.
 _ON_CPUS: dict[str, Callable[[int, bool, bool], bool]] = {
     "max_pool2d": lambda elements, nhwc, backward: _many(elements, nhwc, 1 << (18 if backward else 16)),
     "avg_pool2d": lambda elements, nhwc, backward: _many(elements, nhwc, 1 << 21) and (backward or not nhwc),
@@ -241,6 +244,12 @@ _ON_CPUS: dict[str, Callable[[int, bool, bool], bool]] = {
     "adaptive_max_pool1d": lambda elements, nhwc, backward: False,
     "adaptive_avg_pool1d": lambda elements, nhwc, backward: False,
     "lp_pool1d": lambda elements, nhwc, backward: elements >= 1 << 18,
+    "group_norm": lambda elements, nhwc, backward: False,
+    "group_norm+": lambda elements, nhwc, backward: elements >= 1 << (20 if backward else 19),
+    **dict.fromkeys(
+        ("instance_norm", "instance_norm+"),
+        lambda elements, nhwc, backward: elements >= 1 << (18 if backward else 17),
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .ops import avg_pool, conv, conv_norm, conv_pool, conv_transpose, norm, pool1d
 from .ops import conv1d as one_dimensional
-from .ops import group_norm as groups
+from .ops import group_norm as grouped
 from .ops import max_pool as maxima
 
 
@@ -195,7 +195,7 @@ def group_norm(
     input [N, C, H, W], [N, C, L] or [N, C] (other shapes are torch's business); weight, bias [C]. The result is in the
     memory format that torch gives it: on CPUs the input's.
     """
-    return groups.group_norm(input, num_groups, weight, bias, eps, activation)
+    return grouped.group_norm(input, num_groups, weight, bias, eps, activation)
 
 
 def instance_norm(
@@ -215,7 +215,7 @@ def instance_norm(
     input [N, C, H, W] or [N, C, L] (other shapes are torch's business); running_mean, running_var, weight, bias [C].
     The result is in NCHW memory, as torch's.
     """
-    return groups.instance_norm(
+    return grouped.instance_norm(
         input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation
     )
 

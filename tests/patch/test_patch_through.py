@@ -342,7 +342,7 @@ def test_the_norm_of_a_list_is_looked_through_with_its_owner():
 
 UNFUSED = {
     "max-pooling not fused: only windows side by side are, without indices, of what never falls": nn.MaxPool2d(3, 2, 1),
-    "GroupNorm not fused: no kernel computes it": nn.GroupNorm(1, 2),
+    "LayerNorm not fused: no kernel computes it": nn.LayerNorm(2),
     "Softplus not fused: no kernel computes it": nn.Softplus(),
     "batch norm not fused: it comes after the activation": nn.Sequential(nn.PReLU(), nn.BatchNorm2d(2)),
     "": nn.Upsample(scale_factor=2),

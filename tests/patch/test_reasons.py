@@ -27,7 +27,7 @@ NORM, RELU = nn.BatchNorm2d(2), nn.ReLU()
 FORMS = {
     "an activation of a sum": (lambda m, x: m.it(m.conv(x) * 2), RELU, "not fused: it follows mul"),
     "of an input": (lambda m, x: m.conv(m.it(x)), RELU, "not fused: it follows an input"),
-    "of a norm without a kernel": (lambda m, x: m.it(m.norm(x)) + m.conv(x), RELU, "not fused: it follows GroupNorm"),
+    "of a norm without a kernel": (lambda m, x: m.it(m.norm(x)) + m.conv(x), RELU, "not fused: it follows LayerNorm"),
     "of what others read": (
         lambda m, x: m.it(y := m.conv(x)) + y,
         RELU,
@@ -41,7 +41,7 @@ FORMS = {
         NORM,
         "batch norm not fused: it comes after the activation",
     ),
-    "a norm without a kernel": (lambda m, x: m.it(m.conv(x)), nn.InstanceNorm2d(2), "no kernel computes it"),
+    "a norm without a kernel": (lambda m, x: m.it(m.conv(x)), nn.LayerNorm(2), "no kernel computes it"),
     "a norm without weights": (
         lambda m, x: m.it(m.conv(x)),
         nn.LazyBatchNorm2d(),
@@ -69,13 +69,13 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_in_no_site_says_why(form):
     forward, module, reason = FORMS[form]
-    model = Calls(forward, it=module, **{"norm": nn.GroupNorm(1, 2)} if "GroupNorm" in reason else {})
+    model = Calls(forward, it=module, **{"norm": nn.LayerNorm(2)} if "LayerNorm" in reason else {})
     assert rest(tritonconv.patch(model))["it"].startswith(reason)
     assert "it" not in statuses(model)
 
 
 def test_the_rest_is_in_the_table_and_in_json_and_no_failure_under_strict():
-    model = tritonconv.patch(nn.Sequential(nn.Conv2d(2, 2, 1), nn.GroupNorm(1, 2), nn.Tanh()), strict=True)
+    model = tritonconv.patch(nn.Sequential(nn.Conv2d(2, 2, 1), nn.LayerNorm(2), nn.Tanh()), strict=True)
     report = tritonconv.report(model)
     assert "2 norms and activations by themselves" in str(report)
     assert [site["fqn"] for site in json.loads(report.to_json())["rest"]] == ["1", "2"]

@@ -94,9 +94,14 @@ def test_any_sequence_of_calls_and_changes(actions):
 
 
 def example(kind: type) -> tuple[nn.Module, torch.Tensor]:
-    convolution, rows = (3, 3, 1), (nn.Conv1d, nn.BatchNorm1d)
-    given = {nn.Conv1d: convolution, nn.Conv2d: convolution, nn.BatchNorm1d: (3,), nn.BatchNorm2d: (3,)}
-    module = kind(*given.get(kind, (5, 2) if kind is nn.Linear else ()))
+    rows = nn.Conv1d, nn.BatchNorm1d, nn.InstanceNorm1d
+    given = {
+        **dict.fromkeys((nn.Conv1d, nn.Conv2d), (3, 3, 1)),
+        **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d), (3,)),
+        nn.GroupNorm: (1, 3),
+        nn.Linear: (5, 2),
+    }
+    module = kind(*given.get(kind, ()))
     return module, torch.randn((2, 3, 5) if kind in rows else (2, 3, 5, 5))
 
 

@@ -71,7 +71,7 @@ class ConvBlock:
 
 @dataclass(frozen=True)
 class ActivatedBlock:
-    """A module of another kind, or a call of F.batch_norm, and the batch norm and the activation after it."""
+    """A module of another kind, or a call of a norm's function, and the batch norm and the activation after it."""
 
     kind: str
     module: str | None

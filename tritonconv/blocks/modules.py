@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..choice import faster
 from ..geometry import Pair
 from ..ops import activations
 from ..ops.activations import Text
 from ..ops.dropout import dropout as dropped
+from ..ops.epilogue import finish
 from ..ops.linear import linear as fully_connected
 from ..ops.support import pair
 from . import calls, repeat
@@ -90,6 +92,25 @@ def batch_norm(
     return faster("batch_norm", input, *calls.statistics(module), activation=activation)
 
 
+def group_norm(module: nn.GroupNorm, input: Tensor, *, norm: None = None, activation: Text = None) -> Tensor:
+    """`activation(module(input))` in one pass. input: (N, C, H, W), (N, C, L) or (N, C)."""
+    options = module.num_groups, module.weight, module.bias, module.eps
+    return faster("group_norm", input, *options, activation=activation)
+
+
+def instance_norm(
+    module: nn.InstanceNorm1d | nn.InstanceNorm2d, input: Tensor, *, norm: None = None, activation: Text = None
+) -> Tensor:
+    """`activation(module(input))` in one pass. input: (N, C, H, W), of 1-D ones (N, C, L); what is no batch, or has not
+    the channels that the module was made for, is torch's business."""
+    if input.dim() != module._get_no_batch_dim() + 1 or input.shape[1] != module.num_features:
+        return finish(_InstanceNorm.forward(module, input), None, activation)
+    use_input_stats = module.training or not module.track_running_stats
+    options = use_input_stats, module.momentum or 0.0, module.eps
+    running = module.running_mean, module.running_var
+    return faster("instance_norm", input, *running, module.weight, module.bias, *options, activation=activation)
+
+
 def linear(
     module: nn.Linear, input: Tensor, *, norm: None = None, activation: str | None = None
 ) -> Tensor:
@@ -144,6 +165,9 @@ ACTIVATED = {
     nn.ConvTranspose2d: conv_transpose,
     nn.BatchNorm1d: batch_norm,
     nn.BatchNorm2d: batch_norm,
+    nn.GroupNorm: group_norm,
+    nn.InstanceNorm1d: instance_norm,
+    nn.InstanceNorm2d: instance_norm,
     nn.Linear: linear,
 }
 # The poolings, by the name of the function that computes each.
@@ -162,12 +186,15 @@ POOLS = {
 }
 MAX_POOL = "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
 _AVG_POOL = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"
-# The modules that `patch` swaps wherever they are, and what they then run. A norm alone is not worth it.
+# The modules that `patch` swaps wherever they are, and what they then run. A batch norm alone is not worth it.
 LEAVES = {
     nn.Conv1d: convolution,
     nn.Conv2d: convolution,
     nn.ConvTranspose1d: conv_transpose,
     nn.ConvTranspose2d: conv_transpose,
+    nn.GroupNorm: group_norm,
+    nn.InstanceNorm1d: instance_norm,
+    nn.InstanceNorm2d: instance_norm,
     nn.Linear: linear,
     nn.Dropout: dropout,
     nn.MaxPool2d: _pooling("max_pool2d", *MAX_POOL),

@@ -81,12 +81,12 @@ def conv_call(
     return faster(function, *args, inner=first, residual=residual, activation=text, **kwargs)
 
 
-def activated_norm(statistics: tuple, activation: nn.Module | Text, input: Tensor) -> Tensor:
-    """A fused `ActivatedBlock` of F.batch_norm."""
+def activated_norm(function: str, arguments: tuple, activation: nn.Module | Text, input: Tensor) -> Tensor:
+    """An `ActivatedBlock` of F.batch_norm or its like; `arguments` are those after the input."""
     text = activation_text(activation)
     if text is UNKNOWN or (isinstance(activation, nn.Module) and intercepted(activation)):
-        return _run(activation, F.batch_norm(input, *statistics))
-    return faster("batch_norm", input, *statistics, activation=text)
+        return _run(activation, getattr(F, function)(input, *arguments))
+    return faster(function, input, *arguments, activation=text)
 
 
 def activated_block(

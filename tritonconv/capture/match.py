@@ -15,7 +15,8 @@ from .through import name_of
 @dataclass(frozen=True)
 class Match:
     """A block in a graph, and the nodes it covers, in order. One of them is the `addition` of a residual, if any. Where
-    no module of torch's normalizes, `statistics` are what F.batch_norm gets after its input, or a scale and a shift."""
+    no module of torch's normalizes, `statistics` are what the norm's function gets after its input, or a scale and a
+    shift."""
 
     block: Block
     nodes: tuple[fx.Node, ...]

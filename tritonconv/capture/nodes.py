@@ -45,7 +45,9 @@ _PURE = {
     "call_method": {"reshape", "view", "rsqrt", "sqrt", "add", "sub", "mul", "div"},
 }
 _PRELU_CALLS = {F.prelu, "prelu"}
-_BATCH_NORM = inspect.signature(F.batch_norm)
+# The functions that normalize by parameters and buffers, and how they are called.
+_NORM_CALLS = {function: inspect.signature(function) for function in (F.batch_norm, F.group_norm, F.instance_norm)}
+_CONSTANT = bool, int, float, type(None)
 _NUMBERS = {"leaky_relu": "negative_slope", "elu": "alpha"}
 
 
@@ -85,15 +87,22 @@ def slopes_of(node: fx.Node) -> str | None:
     return weight.target if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
 
 
-def batch_norm_of(node: fx.Node) -> tuple | None:
-    """What `node` hands to F.batch_norm after the input, if it calls that; all tensors are the modules' own."""
-    if node.op != "call_function" or node.target is not F.batch_norm or not node.args:
+def norm_of(node: fx.Node) -> tuple[str, tuple] | None:
+    """The name of the norm's function that `node` calls, and what it hands to that after the input, if that is numbers,
+    and tensors that are the modules' own."""
+    if node.op != "call_function" or node.target not in _NORM_CALLS or not node.args:
         return None
-    bound = _BATCH_NORM.bind(*node.args, **node.kwargs)
+    bound = _NORM_CALLS[node.target].bind(*node.args, **node.kwargs)
     bound.apply_defaults()
-    _, *tensors, training, momentum, eps = bound.args
-    own = all(value is None or (isinstance(value, fx.Node) and value.op == "get_attr") for value in tensors)
-    return (*tensors, training, momentum, eps) if own and type(training) is bool else None
+    _, *given = bound.args
+    own = all(value.op == "get_attr" if isinstance(value, fx.Node) else isinstance(value, _CONSTANT) for value in given)
+    return (node.target.__name__, tuple(given)) if own else None
+
+
+def batch_norm_of(node: fx.Node) -> tuple | None:
+    """What `node` hands to F.batch_norm after the input, if it calls that."""
+    function, arguments = norm_of(node) or (None, ())
+    return arguments if function == "batch_norm" else None
 
 
 def scale_and_shift(node: fx.Node, value: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:

@@ -26,7 +26,7 @@ from .extensions import (
     with_slice,
 )
 from .match import Match
-from .nodes import CONV_CALLS, NORMS, POOL_CALLS, batch_norm_of, convolves_with_parameter, is_max_pooling
+from .nodes import CONV_CALLS, NORMS, POOL_CALLS, convolves_with_parameter, is_max_pooling, norm_of
 
 
 def matches(
@@ -60,10 +60,11 @@ def matches(
             refusal = accept(node)
             match = Match(CallBlock(CONV_CALLS[node.target]), (node,), "left" if refusal else "swapped", refusal)
             match = match if refusal else _extend(module, after_padding(module, match), _CALLED, free)
-        elif statistics := batch_norm_of(node):
-            start = Match(ActivatedBlock("batch_norm", None), (node,), statistics=statistics)
+        elif called := norm_of(node):
+            function, arguments = called
+            start = Match(ActivatedBlock(function, None), (node,), statistics=arguments)
             match = _extend(module, start, _ACTIVATION, free)
-            if match.status == "swapped" or accept(node):
+            if (match.status == "swapped" and function == "batch_norm") or accept(node):
                 continue
         else:
             continue
@@ -108,7 +109,7 @@ def _refused(module: nn.Module, node: fx.Node, leaves: Container[nn.Module], acc
     return module.get_submodule(node.target) not in leaves if node.op == "call_module" else bool(accept(node))
 
 
-_WITHOUT_KERNEL = nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.SyncBatchNorm
+_WITHOUT_KERNEL = nn.LayerNorm, nn.SyncBatchNorm
 _ACTIVATION = {"activation": with_activation}
 _NORM = {"batch norm": with_norm, "frozen batch norm": with_frozen_norm}
 _EPILOGUE = {
@@ -132,4 +133,7 @@ KINDS = {
     nn.Linear: (partial(ActivatedBlock, "linear"), _ACTIVATION),
     nn.BatchNorm1d: (partial(ActivatedBlock, "batch_norm1d"), _ACTIVATION),
     nn.BatchNorm2d: (partial(ActivatedBlock, "batch_norm2d"), _ACTIVATION),
+    nn.GroupNorm: (partial(ActivatedBlock, "group_norm"), _ACTIVATION),
+    nn.InstanceNorm1d: (partial(ActivatedBlock, "instance_norm"), _ACTIVATION),
+    nn.InstanceNorm2d: (partial(ActivatedBlock, "instance_norm"), _ACTIVATION),
 }

@@ -67,7 +67,7 @@ def _fuse_activated(graph: fx.Graph, match: Match) -> None:
     with graph.inserting_before(match.place):
         norm, activation = _norm(graph, match), _activation(graph, block)
         if block.module is None:
-            fused = graph.call_function(activated_norm, (norm, activation, call.all_input_nodes[0]))
+            fused = graph.call_function(activated_norm, (block.kind, norm, activation, call.all_input_nodes[0]))
         else:
             modules = graph.get_attr(block.module), norm, activation
             fused = graph.call_function(activated_block, (*modules, *call.args), call.kwargs)

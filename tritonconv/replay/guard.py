@@ -30,6 +30,8 @@ _NORM = "training", "track_running_stats", "momentum", "eps"
 READ = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d), _CONVOLUTION),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _NORM),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d), (*_NORM, "num_features")),
+    nn.GroupNorm: ("num_groups", "eps"),
     **dict.fromkeys((nn.ReLU, nn.SiLU, nn.Hardswish), ("inplace",)),
     nn.ReLU6: ("min_val", "max_val", "inplace"),
     **dict.fromkeys((nn.Linear, nn.Tanh, nn.Sigmoid, nn.Identity), ()),

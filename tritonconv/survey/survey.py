@@ -20,7 +20,7 @@ from ..capture.sites import Capture, block_site, capture
 from ..capture.through import owner_of
 from ..choice import is_nhwc, untuned_is_slower
 from ..configs import Geometry
-from ..geometry import NormGeometry, PoolGeometry
+from ..geometry import GroupGeometry, NormGeometry, PoolGeometry
 from ..ops import conv, conv1d, conv_transpose, pool
 from ..ops.support import DTYPES
 from ..patching import patch, trial
@@ -256,6 +256,10 @@ def _norm(input, *_):
     return "norm_apply", NormGeometry(input.numel() // input.shape[1], input.shape[1])
 
 
+def _group_norm(input, weight, bias, N, C, pixels, groups, eps):
+    return "norm_apply", GroupGeometry(pixels, C, N, not is_nhwc(input), groups)
+
+
 # What kernels are chosen by: the operation, and its geometry or why torch runs it.
 _PROBLEMS: dict[str, Callable[..., Problem | None]] = {
     "convolution": _convolution,
@@ -264,4 +268,5 @@ _PROBLEMS: dict[str, Callable[..., Problem | None]] = {
     "native_batch_norm": _norm,
     "native_batch_norm_legit_no_training": _norm,
     "cudnn_batch_norm": _norm,
+    "native_group_norm": _group_norm,
 }
