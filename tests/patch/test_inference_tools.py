@@ -189,6 +189,19 @@ def test_tracing():
     assert_close(traced(sample(1)), plain(sample(1)))
 
 
+def test_a_profile_shows_our_operators():
+    patched, plain = evaluated()
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        for _ in range(2):  # later ones would be repeated as a whole
+            assert_close(patched(sample()), plain(sample()))
+    with torch.profiler.profile() as step:
+        patched(sample()).sum().backward()
+    inference, training = ({event.key: event.count for event in each.key_averages()} for each in (profile, step))
+    assert inference["tritonconv::fprop_with_norm"] == 4
+    assert inference["tritonconv::fprop"] == 2
+    assert training["FpropBackward"] == training["tritonconv::wgrad"] == 3
+
+
 @pytest.mark.parametrize("build", (Net, vgg_like))
 def test_scripting(build):
     plain = build().double().eval()

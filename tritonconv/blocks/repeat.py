@@ -29,7 +29,7 @@ from ..ops.conv1d import geometry_1d, image
 from ..ops.conv_pool import takes
 from ..ops.epilogue import suits, with_slopes
 from ..ops.norm import unsupported
-from ..ops.support import fits, is_channels_last, is_listened_to, nchw, unsupported_call
+from ..ops.support import fits, is_channels_last, is_listened_to, is_profiled, nchw, unsupported_call
 from . import calls
 
 _IMMUTABLE = int, float, str, tuple, type(None)
@@ -137,7 +137,9 @@ def hooks_of(module: nn.Module) -> tuple[dict, ...]:
 
 def _repeatable(x: Tensor) -> bool:
     """Whether a call with `x` may be one, or repeat one."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or choice.is_asked() or is_listened_to():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or choice.is_asked():
+        return False
+    if is_listened_to() or is_profiled():
         return False
     return unsupported_call(x) is None and not torch.is_autocast_enabled(x.device.type)
 

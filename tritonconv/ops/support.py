@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 from torch.nn import Parameter
 
 from .. import engines
@@ -74,6 +74,11 @@ def is_listened_to() -> bool:
     """Whether a mode listens to torch's operators, which then has to hear of ours. Who records calls listens to what
     is in these."""
     return torch._C._len_torch_dispatch_stack() > 0 and not calls.recorded
+
+
+def is_profiled() -> bool:
+    """Whether torch's profiler runs, which is to show our operators by their names."""
+    return profiler._is_profiler_enabled
 
 
 def unsupported_now() -> str | None:
