@@ -143,6 +143,7 @@ SITES = {
     "1-D": (lambda: nn.Conv1d(64, 64, 5), (1, 64, 300), {"conv1d_fprop", "conv1d_dgrad", "conv1d_wgrad"}),
     "1-D Winograd": (lambda: nn.Conv1d(128, 128, 3), (1, 128, 600), {"conv1d_winograd"}),
     "norm": (lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), (2, 8, 60, 60), NORMS),
+    "group norm": (lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 1)), (2, 8, 60, 60), NORMS),
     "PReLU": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PReLU(8)), (2, 3, 60, 60), {"fprop", "prelu_backward"}),
     "unpooling": (Unpooling, (2, 8, 60, 60), {"max_pool", "max_unpool"}),
     "Winograd": (lambda: nn.Conv2d(64, 64, 3, padding=1), (1, 64, 28, 28), {"winograd", "winograd_wgrad"}),

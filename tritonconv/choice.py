@@ -87,7 +87,10 @@ def torchs(op: str) -> Callable:
     function = _inner_activated(_BY_TORCH.get(convolution) or getattr(F, convolution))
     function = partial(_with_batch_norm, function) if norm else function
 
-    def run(*args, residual: Tensor | None = None, activation: activations.Text = None, max_pool=None, **options):
+    def run(
+        *args, residual: Tensor | None = None, activation: activations.Text = None, max_pool=None, keeps_format=False,
+        **options,
+    ):  # fmt: skip
         y = overwrite(function(*args, **options), residual, activations.canonical(activation))
         return y if max_pool is None else F.max_pool2d(y, max_pool)
 

@@ -189,13 +189,14 @@ def group_norm(
     eps: float = 1e-5,
     *,
     activation: str | Tensor | None = None,
+    keeps_format: bool = False,
 ) -> Tensor:
     """`torch.nn.functional.group_norm`, followed by an activation in the same pass.
 
     input [N, C, H, W], [N, C, L] or [N, C] (other shapes are torch's business); weight, bias [C]. The result is in the
-    memory format that torch gives it: on CPUs the input's.
+    memory format that torch gives it, on CPUs the input's; with `keeps_format` in the input's everywhere.
     """
-    return grouped.group_norm(input, num_groups, weight, bias, eps, activation)
+    return grouped.group_norm(input, num_groups, weight, bias, eps, activation, keeps_format)
 
 
 def instance_norm(
@@ -209,14 +210,15 @@ def instance_norm(
     eps: float = 1e-5,
     *,
     activation: str | Tensor | None = None,
+    keeps_format: bool = False,
 ) -> Tensor:
     """`torch.nn.functional.instance_norm`, followed by an activation in the same pass.
 
     input [N, C, H, W] or [N, C, L] (other shapes are torch's business); running_mean, running_var, weight, bias [C].
-    The result is in NCHW memory, as torch's.
+    The result is in NCHW memory, as torch's; with `keeps_format` in the input's memory format.
     """
     return grouped.instance_norm(
-        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation, keeps_format
     )
 
 

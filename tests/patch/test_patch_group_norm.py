@@ -167,3 +167,22 @@ def test_recorded_calls(memory_format):
         model[1].num_groups = 4
         model[4].eps = 0.5
     assert_alike(patched, plain, x)
+
+
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("weights", (torch.channels_last, torch.contiguous_format), ids=str)
+def test_images_in_channels_last_memory_stay_so_up_to_the_next_convolution(weights, training):
+    """Where torch's instance norm changes them, and only where the convolution's result does not tell."""
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4))
+    plain = plain.double().to(memory_format=weights).train(training)
+    patched = tritonconv.patch(copy.deepcopy(plain))
+    seen = []
+    patched[3].register_forward_pre_hook(lambda module, inputs: seen.append(choice.is_nhwc(*inputs)))
+    x = torch.randn(2, 2, 9, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    got, want = patched(x), plain(x)
+    assert seen == [weights is torch.channels_last]
+    torch.testing.assert_close(got, want)
+    assert got.stride() == want.stride()
+    dy = torch.randn_like(want)
+    gradients = [torch.autograd.grad(y, model[0].weight, dy) for y, model in ((got, patched), (want, plain))]
+    torch.testing.assert_close(*gradients)

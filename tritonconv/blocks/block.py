@@ -71,7 +71,10 @@ class ConvBlock:
 
 @dataclass(frozen=True)
 class ActivatedBlock:
-    """A module of another kind, or a call of a norm's function, and the batch norm and the activation after it."""
+    """A module of another kind, or a call of a norm's function, and the batch norm and the activation after it.
+
+    `readers`: if they alone read what it gives, the convolutions behind it.
+    """
 
     kind: str
     module: str | None
@@ -80,6 +83,7 @@ class ActivatedBlock:
     activation: str | None = None
     activation_module: str | None = None
     slopes: str | None = None
+    readers: tuple[str, ...] = ()
 
     @property
     def pattern(self) -> str:

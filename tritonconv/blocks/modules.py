@@ -92,23 +92,31 @@ def batch_norm(
     return faster("batch_norm", input, *calls.statistics(module), activation=activation)
 
 
-def group_norm(module: nn.GroupNorm, input: Tensor, *, norm: None = None, activation: Text = None) -> Tensor:
-    """`activation(module(input))` in one pass. input: (N, C, H, W), (N, C, L) or (N, C)."""
+def group_norm(
+    module: nn.GroupNorm, input: Tensor, *, norm: None = None, activation: Text = None, **kept: bool
+) -> Tensor:
+    """`activation(module(input))` in one pass. input: (N, C, H, W), (N, C, L) or (N, C). `kept`: `keeps_format`."""
     options = module.num_groups, module.weight, module.bias, module.eps
-    return faster("group_norm", input, *options, activation=activation)
+    return faster("group_norm", input, *options, activation=activation, **kept)
 
 
 def instance_norm(
-    module: nn.InstanceNorm1d | nn.InstanceNorm2d, input: Tensor, *, norm: None = None, activation: Text = None
+    module: nn.InstanceNorm1d | nn.InstanceNorm2d,
+    input: Tensor,
+    *,
+    norm: None = None,
+    activation: Text = None,
+    **kept: bool,
 ) -> Tensor:
     """`activation(module(input))` in one pass. input: (N, C, H, W), of 1-D ones (N, C, L); what is no batch, or has not
-    the channels that the module was made for, is torch's business."""
+    the channels that the module was made for, is torch's business. `kept`: `keeps_format`."""
     if input.dim() != module._get_no_batch_dim() + 1 or input.shape[1] != module.num_features:
         return finish(_InstanceNorm.forward(module, input), None, activation)
     use_input_stats = module.training or not module.track_running_stats
     options = use_input_stats, module.momentum or 0.0, module.eps
     running = module.running_mean, module.running_var
-    return faster("instance_norm", input, *running, module.weight, module.bias, *options, activation=activation)
+    affine = module.weight, module.bias
+    return faster("instance_norm", input, *running, *affine, *options, activation=activation, **kept)
 
 
 def linear(

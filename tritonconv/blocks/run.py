@@ -1,10 +1,12 @@
 """How a fused block runs: as kernels, or, where a call is otherwise than the block, as its modules one by one."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..choice import faster
+from ..choice import faster, is_nhwc
 from ..geometry import Pair
 from ..ops import activations
 from ..ops.activations import Text
@@ -81,25 +83,40 @@ def conv_call(
     return faster(function, *args, inner=first, residual=residual, activation=text, **kwargs)
 
 
-def activated_norm(function: str, arguments: tuple, activation: nn.Module | Text, input: Tensor) -> Tensor:
-    """An `ActivatedBlock` of F.batch_norm or its like; `arguments` are those after the input."""
+def activated_norm(
+    function: str, arguments: tuple, activation: nn.Module | Text, input: Tensor, readers: Sequence[Tensor] = ()
+) -> Tensor:
+    """An `ActivatedBlock` of F.batch_norm or its like; `arguments` are those after the input, `readers` the weights of
+    the convolutions behind it."""
     text = activation_text(activation)
     if text is UNKNOWN or (isinstance(activation, nn.Module) and intercepted(activation)):
         return _run(activation, getattr(F, function)(input, *arguments))
-    return faster(function, input, *arguments, activation=text)
+    return faster(function, input, *arguments, activation=text, **_kept_format(readers))
 
 
 def activated_block(
-    module: nn.Module, norm: nn.Module | tuple | None, activation: nn.Module | Text, *args, **kwargs
+    module: nn.Module,
+    norm: nn.Module | tuple | None,
+    activation: nn.Module | Text,
+    *args,
+    readers: Sequence[Tensor] = (),
+    **kwargs,
 ) -> Tensor:
-    """A fused `ActivatedBlock` of a rewritten forward; the arguments are those of `module`."""
+    """A fused `ActivatedBlock` of a rewritten forward; the arguments are those of `module`, `readers` the weights of
+    the convolutions behind it."""
     text = activation_text(activation)
     members = (each for each in (module, norm, activation) if isinstance(each, nn.Module))
     if text is UNKNOWN or any(map(intercepted, members)) or (norm is not None and args[0].dim() != module.weight.dim()):
         value = module(*args, **kwargs)
         return _run(activation, value if norm is None else _normalized(norm, value))
     run = next(run for cls, run in ACTIVATED.items() if isinstance(module, cls))
-    return run(module, *args, **kwargs, norm=norm, activation=text)
+    return run(module, *args, **kwargs, norm=norm, activation=text, **_kept_format(readers))
+
+
+def _kept_format(readers: Sequence[Tensor]) -> dict[str, bool]:
+    """The option by which a norm keeps the memory format of its input, where all that read it have weights in
+    channels_last memory: what these make is in that format, whatever they are given."""
+    return {"keeps_format": True} if readers and all(map(is_nhwc, readers)) else {}
 
 
 def averaged_convolution(conv: nn.Conv2d, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, input: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def matches(
         if node.op == "call_module" and (child := module.get_submodule(node.target)) in leaves:
             kind, extensions = KINDS[type(child)]
             start = after_padding(module, Match(kind(node.target), (node,)))
-            match = _extend(module, start, extensions, free)
+            match = _read_by_convolutions(module, _extend(module, start, extensions, free), leaves)
             if match.nodes[-1].target is operator.getitem:  # a slice by itself is a view, which has strides of its own
                 match = start
             if match.status == "swapped" and type(child) not in LEAVES:
@@ -63,7 +63,7 @@ def matches(
         elif called := norm_of(node):
             function, arguments = called
             start = Match(ActivatedBlock(function, None), (node,), statistics=arguments)
-            match = _extend(module, start, _ACTIVATION, free)
+            match = _read_by_convolutions(module, _extend(module, start, _ACTIVATION, free), leaves)
             if (match.status == "swapped" and function == "batch_norm") or accept(node):
                 continue
         else:
@@ -85,6 +85,17 @@ def _extend(module: nn.Module, match: Match, extensions: dict[str, Callable], fr
         match = longer[0]
     users = [user for user in match.nodes[-1].users if free(user)]
     return replace(match, reason=_unfused(module, match, users[0])) if len(users) == 1 else match
+
+
+def _read_by_convolutions(module: nn.Module, match: Match, leaves: Container[nn.Module]) -> Match:
+    """A norm of each image by itself with those that read it, if they are convolutions alone."""
+    users = match.nodes[-1].users
+    if getattr(match.block, "kind", None) not in ("group_norm", "instance_norm"):
+        return match
+    children = [module.get_submodule(user.target) if user.op == "call_module" else None for user in users]
+    if not all(type(child) is nn.Conv2d and child in leaves for child in children):
+        return match
+    return replace(match, block=replace(match.block, readers=tuple(user.target for user in users)))
 
 
 def _unfused(module: nn.Module, match: Match, user: fx.Node) -> str:

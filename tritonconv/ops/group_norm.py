@@ -42,7 +42,7 @@ def _unsupported_groups(x: Tensor, groups: int, affine: tuple[Tensor | None, ...
 
 
 @opaque
-def group_norm(input, num_groups, weight, bias, eps, activation=None) -> Tensor:
+def group_norm(input, num_groups, weight, bias, eps, activation=None, keeps_format=False) -> Tensor:
     """See `tritonconv.functional.group_norm`."""
     activation = prepared(activation, input)
     input, weight, bias = _as_torch_casts(input, weight, bias)
@@ -50,12 +50,12 @@ def group_norm(input, num_groups, weight, bias, eps, activation=None) -> Tensor:
     if _unsupported_groups(x, num_groups, (weight, bias)):
         return finish(F.group_norm(input, num_groups, weight, bias, eps), None, activation)
     norm = Norm(*GroupMoments.call(x.detach(), num_groups), weight, bias, eps)
-    return _finished(input, x, norm, True, activation, x.device.type == "cpu")
+    return _finished(input, x, norm, True, activation, keeps_format or x.device.type == "cpu")
 
 
 @opaque
 def instance_norm(
-    input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation=None
+    input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, activation=None, keeps_format=False
 ) -> Tensor:
     """See `tritonconv.functional.instance_norm`."""
     activation = prepared(activation, input)
@@ -69,7 +69,7 @@ def instance_norm(
         if running_mean is not None:
             update(*running, mean.mean((0, 2)), var.mean((0, 2)), x.shape[2] * x.shape[3], momentum)
         norm = norm._replace(mean=mean, var=var)
-    return _finished(input, x, norm, use_input_stats, activation, False)
+    return _finished(input, x, norm, use_input_stats, activation, keeps_format)
 
 
 def _is_pixel(x: Tensor, use_input_stats: bool) -> bool:

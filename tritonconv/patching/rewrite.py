@@ -66,11 +66,14 @@ def _fuse_activated(graph: fx.Graph, match: Match) -> None:
     block, (call, *_) = match.block, match.nodes
     with graph.inserting_before(match.place):
         norm, activation = _norm(graph, match), _activation(graph, block)
+        readers = [graph.get_attr(f"{reader}.weight") for reader in block.readers]
+        options = {"readers": readers} if readers else {}
         if block.module is None:
-            fused = graph.call_function(activated_norm, (block.kind, norm, activation, call.all_input_nodes[0]))
+            given = block.kind, norm, activation, call.all_input_nodes[0]
+            fused = graph.call_function(activated_norm, given, options)
         else:
             modules = graph.get_attr(block.module), norm, activation
-            fused = graph.call_function(activated_block, (*modules, *call.args), call.kwargs)
+            fused = graph.call_function(activated_block, (*modules, *call.args), call.kwargs | options)
     _replace(graph, match, fused)
 
 
