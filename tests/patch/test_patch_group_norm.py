@@ -158,9 +158,9 @@ def test_what_is_faster_on_a_cpu_runs_there(monkeypatch):
 def test_recorded_calls(memory_format):
     norms = nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True), nn.InstanceNorm2d(8, track_running_stats=True)
     parts = [part for norm in map(drawn, norms) for part in (nn.Conv2d(8, 8, 3, padding=1), norm, nn.SiLU())]
-    plain = nn.Sequential(*parts, nn.GroupNorm(4, 8)).eval()
+    plain = nn.Sequential(*parts, nn.GroupNorm(4, 8)).double().eval()
     patched = tritonconv.patch(copy.deepcopy(plain))
-    x = torch.randn(2, 8, 6, 5).contiguous(memory_format=memory_format)
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64).contiguous(memory_format=memory_format)
     assert_alike(patched, plain, x)
     assert replayed(patched)
     for model in (plain, patched):
