@@ -109,7 +109,7 @@ def test_rows_and_what_is_no_batch():
 
 
 def test_a_hook_between_sees_what_the_norm_gives():
-    model = tritonconv.patch(nn.Sequential(nn.Conv2d(2, 2, 1), drawn(nn.GroupNorm(1, 2)), nn.ReLU()))
+    model = tritonconv.patch(nn.Sequential(nn.Conv2d(2, 2, 1), nn.GroupNorm(1, 2), nn.ReLU()))
     seen = []
     model[1].register_forward_hook(lambda module, inputs, output: seen.append(output.min().item()))
     assert (model(torch.randn(SIZE)) >= 0).all() and seen[0] < 0
