@@ -22,6 +22,7 @@ from . import engines, functional
 from .geometry import Pair
 from .ops import activations, conv, conv1d
 from .ops.epilogue import overwrite
+from .ops.interior import is_inside
 from .ops.support import calls, is_channels_last, unsupported_call
 
 TORCH, KERNELS = {"algorithm": "torch"}, {"algorithm": "kernels"}
@@ -136,6 +137,7 @@ def torch_is_faster(op: str, args: tuple, options: dict) -> bool:
     engine = engines.engine_for(args[0].device)
     signature = (
         engine,
+        is_inside(),
         torch.is_grad_enabled(),
         calls.recorded,
         _autocast(args[0]),
@@ -225,7 +227,8 @@ _WHICH = {
 
 
 def is_nhwc(x: Tensor) -> bool:
-    return x.dim() == 4 and is_channels_last(x)
+    """Whether it is an image in channels_last memory; in a model's interior all are."""
+    return x.dim() == 4 and (is_inside() or is_channels_last(x))
 
 
 def _many(elements: int, nhwc: bool, enough: int) -> bool:

@@ -24,10 +24,11 @@ from ..launch.common import precision_of
 from ..launch.norm import ABSENT, Norm
 from ..launch.packing import Snapshot
 from ..ops.activations import Text, in_order
-from ..ops.conv import formatted, geometry_of
+from ..ops.conv import formatted, geometry_of, gives_channels_last
 from ..ops.conv1d import geometry_1d, image
 from ..ops.conv_pool import takes
 from ..ops.epilogue import suits, with_slopes
+from ..ops.interior import is_inside
 from ..ops.norm import unsupported
 from ..ops.support import fits, is_channels_last, is_listened_to, is_profiled, nchw, unsupported_call
 from . import calls
@@ -146,7 +147,7 @@ def _repeatable(x: Tensor) -> bool:
 
 def _operands(x: Tensor, residual: Tensor | None) -> tuple:
     """All that the choice of a kernel depends on but for the modules."""
-    operands = x.shape, x.stride(), x.dtype, x.device, engines.engine_for(x.device), precision_of(x)
+    operands = x.shape, x.stride(), x.dtype, x.device, engines.engine_for(x.device), precision_of(x), is_inside()
     if residual is None:
         return operands
     return *operands, type(residual), residual.shape, residual.stride(), residual.dtype, residual.device
@@ -186,7 +187,7 @@ def _bound(
             return None
         channels_last, x, residual = is_channels_last(weight.unsqueeze(-2)), image(x), image(residual)
     else:
-        channels_last = is_channels_last(x) or is_channels_last(weight)
+        channels_last = gives_channels_last(x, weight)
     if residual is not None and not fits(residual, geometry.output, x, channels_last):
         return None
     if not suits(activation, geometry.K, x, True):

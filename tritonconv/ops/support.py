@@ -61,10 +61,12 @@ def remembered(function: Callable) -> Callable:
 
 
 class _Calls(threading.local):
-    """Of this thread. recorded: whether they are, to be repeated. asked: whether they are only looked at."""
+    """Of this thread. recorded: whether they are, to be repeated. asked: whether they are only looked at. inside:
+    whether they are in a model's interior."""
 
     recorded = False
     asked = False
+    inside = False
 
 
 calls = _Calls()
@@ -179,5 +181,5 @@ def fits(residual: Tensor, shape: tuple[int, ...], like: Tensor, channels_last: 
         unsupported_call(residual) is None
         and residual.shape == shape
         and operand(residual)[1:] == operand(like)[1:]
-        and is_channels_last(residual) == channels_last
+        and (calls.inside or is_channels_last(residual) == channels_last)
     )

@@ -29,7 +29,7 @@ from ..blocks.modules import intercepted
 from ..capture.sites import EXCLUDED, Capture, capture
 from ..choice import preference
 from ..launch.room import results
-from . import memory, swap, training, trial
+from . import interior, memory, swap, training, trial
 from .checks import Accept, Globs, require_model, require_module
 from .reporting import Report, Site
 from .rewrite import rewrite
@@ -63,7 +63,8 @@ def patch(
         every site that has a kernel. By default "faster" with a sample, and "always" without one, on which nothing
         could be timed.
     memory_format: `torch.channels_last` converts weights that are in NCHW memory now, and the model's inputs of four
-        dimensions at every call; so the outputs have the strides that an unpatched model in this format gives.
+        dimensions at every call; so the outputs have the strides that an unpatched model in this format gives. A model
+        that stays in NCHW memory is about as fast where its forwards can be traced: between its blocks it leaves that.
     strict: raise `ValueError` with all the reasons, and leave `model` unpatched, if any site that was not excluded
         cannot be patched or there is no site at all. Otherwise a model without any patched site is warned about.
 
@@ -127,20 +128,24 @@ def _faster(model: nn.Module, found: Capture, accept: Accept, speeds: dict[str, 
 
 def _install(model: nn.Module, found: Capture, memory_format: torch.memory_format, converted: frozenset[str]) -> None:
     report = _report_of(model, found)
+    insides = interior.having_one(model, found)
+    inside = set().union(*(root.modules() for root in insides))
     rewritten = [
         module
         for module, forwards in found.forwards.items()
-        if any(match.in_caller for _, matches in forwards for match in matches)
+        if module in inside or any(match.in_caller for _, matches in forwards for match in matches)
     ]
     whole = _outermost(model, found.forwards)
     # First all classes, because a rewritten forward notes those of the children that it counts on.
-    for module in (*found.leaves, *rewritten, *whole, model):
+    for module in (*found.leaves, *rewritten, *insides, *whole, model):
         swap.install(module, swap.Plan())
     forwards = {
         module: tuple(rewrite(module, *forward) for forward in forwards) for module, forwards in found.forwards.items()
     }
     for module in rewritten:
         swap.install(module, swap.Plan(forwards[module]))
+    for module in insides:
+        swap.install(module, replace(swap.plan_of(module), interior=True))
     for module in whole:
         inner = module.named_modules(remove_duplicate=False)
         replays = replay.Replays({path: forwards[child] for path, child in inner if child in forwards})

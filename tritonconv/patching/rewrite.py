@@ -2,6 +2,7 @@
 
 from itertools import accumulate
 
+import torch
 from torch import fx, nn
 
 from .. import choice
@@ -13,6 +14,7 @@ from ..capture.nodes import PADDING, WITH_INDICES, constants_of, padding_argumen
 from ..capture.trace import Trace
 from ..geometry import Pair
 from ..ops.dropout import dropout
+from ..ops.interior import viewed
 from ..ops.support import pair
 from . import swap
 
@@ -27,6 +29,9 @@ def rewrite(module: nn.Module, trace: Trace, matches: list[Match]) -> swap.Forwa
     for match in matches:
         if match.in_caller:
             _REWRITES[type(match.block)](graph, match)
+    for node in graph.find_nodes(op="call_method", target="view"):
+        if not any(isinstance(each, torch.dtype) for each in node.args):
+            node.op, node.target = "call_function", viewed
     graph.lint()
     code = graph.python_code("self")
     namespace = dict(code.globals)

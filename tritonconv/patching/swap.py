@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..blocks.modules import LEAVES, intercepted
+from ..ops.interior import inside, is_inside, seen
 from ..replay import NOT_REPLAYED, Replays
-from . import memory
+from . import interior, memory
 from .reporting import Report
 
 _PLAN = "_tritonconv"
@@ -89,11 +90,12 @@ class Forward:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a patched instance carries: its rewritten forwards; its calls in inference, if no module that it is in could
-    be traced; if it is the model given to `patch`, the report, and the memory format that its inputs are given, where
-    the user chose one, with the names of the weights that got it."""
+    """What a patched instance carries: its rewritten forwards; whether it has an interior; its calls in inference, if
+    no module that it is in could be traced; if it is the model given to `patch`, the report, and the memory format that
+    its inputs are given, where the user chose one, with the names of the weights that got it."""
 
     forwards: tuple[Forward, ...] = ()
+    interior: bool = False
     replays: Replays | None = None
     report: Report | None = None
     memory_format: torch.memory_format = torch.preserve_format
@@ -199,16 +201,29 @@ def _leaf_forward(original: type[nn.Module]) -> Callable:
 def _planned_forward(original: type[nn.Module]) -> Callable:
     @functools.wraps(original.forward)
     def forward(self, *args, **kwargs):
-        if (plan := plan_of(self)) is not None:
-            if plan.memory_format is not torch.preserve_format:
-                args, kwargs = memory.arranged((args, kwargs), plan.memory_format)
-            if plan.replays is not None and not kwargs:
-                result = plan.replays(self, args)
-                if result is not NOT_REPLAYED:
-                    return result
-            for candidate in plan.forwards:
-                if candidate.holds(self, (*args, *kwargs.values())):
-                    return candidate.run(self, *args, **kwargs)
-        return original.forward(self, *args, **kwargs)
+        plan = plan_of(self)
+        if plan is None:
+            return original.forward(self, *args, **kwargs)
+        if plan.memory_format is not torch.preserve_format:
+            args, kwargs = memory.arranged((args, kwargs), plan.memory_format)
+        if plan.replays is not None and not kwargs:
+            result = plan.replays(self, args)
+            if result is not NOT_REPLAYED:
+                return result
+        if plan.interior and interior.opens(self, (args, kwargs)):
+            with inside():
+                result = run(self, plan, args, kwargs)
+            return seen(result)
+        return run(self, plan, args, kwargs)
+
+    def run(self, plan: Plan, args: tuple, kwargs: dict) -> object:
+        for candidate in plan.forwards:
+            if candidate.holds(self, (*args, *kwargs.values())):
+                return candidate.run(self, *args, **kwargs)
+        if not (plan.forwards and is_inside()):
+            return original.forward(self, *args, **kwargs)
+        with inside(False):  # of this forward nothing is known
+            args, kwargs = seen((args, kwargs))
+            return original.forward(self, *args, **kwargs)
 
     return forward

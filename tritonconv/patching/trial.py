@@ -27,7 +27,7 @@ from ..launch.common import precision_of
 from ..replay import NOT_REPLAYED, Replays
 from ..sample import call, copied, inference, tensors_of
 from ..timing import turns
-from . import patch, swap
+from . import interior, memory, patch, swap
 from .reporting import Site
 from .rewrite import rewrite
 
@@ -99,8 +99,11 @@ def speeds(model: nn.Module, found: Capture, sample: object) -> dict[str, float]
     device = tensors_of(sample)[0].device
     ratios, spent = {}, 0.0
     alike = defaultdict(dict)
+    nhwc = model in interior.having_one(model, found)
     with inference(model):
         for fqn, piece in pieces_of(model, found, sample).items():
+            if nhwc:  # as it will be given them
+                piece = replace(piece, inputs=memory.arranged(piece.inputs, torch.channels_last))
             inputs = tuple((x.shape, x.stride(), x.dtype) for x in piece.inputs)
             alike[piece.kind, inputs][fqn] = piece
         for pieces in shown(alike.values()):

@@ -21,6 +21,8 @@ from .. import choice
 from ..blocks.modules import LEAVES
 from ..blocks.run import activated_block, activated_norm, averaged_convolution, conv_block, conv_call
 from ..capture.trace import unpacked
+from ..ops.interior import inside, is_inside, is_seen, seen, viewed
+from ..patching.interior import opens
 from .graph import INTO, RecordedGraph
 from .recorded import views_of
 from .upsampling import MODULES, nearest
@@ -80,7 +82,12 @@ class Tape(RecordedGraph):
                 self.refusal = "inputs share memory"
             nodes.append(self.graph.placeholder(f"input_{number}"))
             self._note(nodes[-1], x)
-        return self._written_out(self.root, "", forward, nodes, inputs)
+        plan = vars(self.root).get("_tritonconv")
+        if plan is None or not plan.interior or not opens(self.root, inputs):
+            return self._written_out(self.root, "", forward, nodes, inputs)
+        with inside():
+            output, result = self._written_out(self.root, "", forward, nodes, inputs)
+        return (output, result) if is_seen(result) else self._block(lambda: seen(result))
 
     def _written_out(self, module: nn.Module, path: str, forward: Forward, nodes, values) -> tuple[object, object]:
         """The output of `forward` on these: what stands for it in the graph, and its value."""
@@ -104,23 +111,25 @@ class Tape(RecordedGraph):
         raise AssertionError("a graph ends with its output")
 
     def _step(self, module: nn.Module, path: str, node: fx.Node, stand_ins, values) -> tuple[object, object]:
-        (args, kwargs), target = values, node.target
-        if node.op == "get_attr":
+        (args, kwargs), op, target = values, node.op, node.target
+        if target is viewed:  # which asks where it is
+            op, target = "call_method", "reshape" if is_inside() else "view"
+        if op == "get_attr":
             return self._attribute(module, path, target)
-        if node.op == "call_function":
+        if op == "call_function":
             if target in _BLOCKS or (target in _SHAPING and _of_tensors(stand_ins)):
                 return self._block(lambda: target(*args, **kwargs))
             if target is F.interpolate and _of_tensors(stand_ins) and (run := nearest(*args, **kwargs)) is not None:
                 return self._block(run)
             run = functools.partial(target, *args, **kwargs)
-            return self._call(node.op, target, stand_ins, run, not is_torchs(target))
-        if node.op == "call_method":
+            return self._call(op, target, stand_ins, run, not is_torchs(target))
+        if op == "call_method":
             receiver, *others = args
             function = getattr(receiver, target)
             if isinstance(receiver, Tensor) and target in _SHAPING and _of_tensors(stand_ins):
                 return self._block(lambda: function(*others, **kwargs))
             ours = not isinstance(receiver, Tensor) or target.endswith("_")
-            return self._call(node.op, target, stand_ins, lambda: function(*others, **kwargs), ours)
+            return self._call(op, target, stand_ins, lambda: function(*others, **kwargs), ours)
         child = module.get_submodule(target)
         if _is_swapped(child) or (type(child) in _SHAPING and "forward" not in vars(child)):
             self.parts.add(child)
@@ -149,7 +158,7 @@ class Tape(RecordedGraph):
         expected = forwards if any(forward.fuses for forward in forwards) else ()
         given = () if plan is None else plan.forwards
         ours = plan is None or plan.memory_format is torch.preserve_format
-        return forwards if given == expected and ours and "forward" not in vars(child) else ()
+        return forwards if given in (expected, forwards) and ours and "forward" not in vars(child) else ()
 
     def _attribute(self, module: nn.Module, path: str, target: str) -> tuple[fx.Node, object]:
         owner, _, name = target.rpartition(".")
