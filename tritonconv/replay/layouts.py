@@ -51,20 +51,17 @@ def _movable(touching: Touching) -> Iterator[Storage]:
 
 
 def _neighbours(storage: Storage, nodes: dict[fx.Node, None]) -> list[View] | None:
-    """The views that it is copied, concatenated or added from, and those that it is into; None if its strides matter to
-    others, too, or it is not an image in NCHW memory."""
+    """The views that the storage is copied, concatenated or added from and to; None if its strides matter to more than
+    these nodes, or it is not an image in NCHW memory."""
     found: list[View] = []
     for node in nodes:
         if any(view.storage is storage and not _is_planar(view) for view in _views_at(node)):
             return None
         if node.target is torch.empty_strided:
             continue
-        out = node.args[0] if node.target is _COPY else node.kwargs.get("out") if node.target in _INTO else None
-        if not isinstance(out, fx.Node):
+        if node.target is not _COPY and not (node.target in _INTO and isinstance(node.kwargs.get("out"), fx.Node)):
             return None
-        (written,) = views_of(out)
-        given = [view for view in _views_at(node) if view != written]
-        found += given if written.storage is storage else [written]
+        found += [view for view in _views_at(node) if view.storage is not storage]
     return found
 
 
