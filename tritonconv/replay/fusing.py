@@ -20,7 +20,7 @@ from ..kernels.common import pointwise
 from ..launch import packing
 from ..launch.conv_pool import avg_launch
 from ..launch.expansion import Epilogue, expansion_launch, workspace
-from .recorded import Launched, Room, View, lasts
+from .recorded import Launched, Room, View
 from .tape import Tape
 
 # What a kernel is given for the tensors of conv_fprop and of depthwise_fprop, but x, panels and y.
@@ -55,7 +55,7 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
         return None
     allocation = between.storage.base
     private = between.storage.made and set(allocation.users) == {node, after}
-    return after if private and not any(map(lasts, (allocation, node, after))) else None
+    return after if private and not any(n.meta.get("lasting") for n in (allocation, node, after)) else None
 
 
 def _kernel(node: fx.Node) -> str | None:

@@ -8,6 +8,7 @@ comes next to it. What is left of the parts is copied there.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -15,7 +16,7 @@ import torch
 from torch import fx
 
 from ..cpu import engine
-from .recorded import Launched, Storage, View, lasts, touching_of, views_of
+from .recorded import Launched, Storage, View, views_of
 
 _aten = torch.ops.aten
 # Which constexpr says how far apart the pixels of which tensor are.
@@ -31,8 +32,13 @@ _PIXELS = {
 
 def join(graph: fx.Graph) -> None:
     """Rewrites the concatenations of a recorded graph, and the launches that write or read what is moved."""
-    touching = touching_of(graph)
-    lasting = {storage for storage, nodes in touching.items() if any(map(lasts, nodes))}
+    touching: dict[Storage, dict[fx.Node, None]] = defaultdict(dict)
+    lasting: set[Storage] = set()
+    for node in graph.nodes:
+        for view in (view for each in (node, *node.all_input_nodes) for view in views_of(each)):
+            touching[view.storage][node] = None
+            if node.meta.get("lasting"):
+                lasting.add(view.storage)
     movable = {
         storage: list(nodes)
         for storage, nodes in touching.items()

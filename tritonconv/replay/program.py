@@ -15,8 +15,7 @@ from ..cpu import crew, runtime
 from ..launch.room import lasting
 from .fusing import fuse
 from .joining import join
-from .layouts import leave_out_copies
-from .recorded import Launched, Room, Storage, View, constant_of, lasts, launched, views_of
+from .recorded import Launched, Room, Storage, View, constant_of, launched, views_of
 from .tape import Tape
 
 _ALIGNMENT = 64
@@ -60,7 +59,6 @@ class Program:
         self.segments: list[Segment] = []
         self.arguments, self.inner = bytearray(), []
         self.kernels: list[runtime.Kernel] = []
-        leave_out_copies(tape.graph)
         fuse(tape)
         join(tape.graph)
         nodes = list(tape.graph.nodes)
@@ -214,7 +212,7 @@ def _arena(nodes: list[fx.Node], cut: int) -> tuple[Places, int]:
     at the launch before, and not in another thread's."""
     lives: dict[Storage, tuple[int, int]] = {}
     rooms: list[Room] = []
-    lasting = {storage for node in nodes if lasts(node) for storage in _touched(node)}
+    lasting = {storage for node in nodes if node.meta.get("lasting") for storage in _touched(node)}
     for at, node in enumerate(nodes):
         for storage in _touched(node):
             if storage.made and storage not in lasting:

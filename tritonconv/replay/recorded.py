@@ -6,7 +6,6 @@ set where what it is given may be looked at after it has run.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -70,23 +69,6 @@ def launched(*tensors: Tensor) -> None:
 def views_of(node: fx.Node) -> list[View]:
     """The tensors in its value, as the tape knows them."""
     return node.meta.get("views", [])
-
-
-Touching = dict[Storage, dict[fx.Node, None]]
-
-
-def touching_of(graph: fx.Graph) -> Touching:
-    """The nodes that take or give tensors in each storage, in the order in which they run."""
-    touching: Touching = defaultdict(dict)
-    for node in graph.nodes:
-        for view in (view for each in (node, *node.all_input_nodes) for view in views_of(each)):
-            touching[view.storage][node] = None
-    return touching
-
-
-def lasts(node: fx.Node) -> bool:
-    """Whether what it is given may be looked at after it has run."""
-    return node.meta.get("lasting", False)
 
 
 def constant_of(number: int) -> Tensor:
