@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from replays import CALLS, programs
 from torch import nn
 
 import tritonconv
@@ -135,6 +136,19 @@ def test_nothing_is_converted_between_blocks(converted):
     x = torch.randn(X, dtype=torch.float64)
     assert all(saved(patched, x)) and not converted
     assert patched(x).is_contiguous()
+
+
+@pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode))
+def test_a_repeated_call_has_as_few_pieces_in_either_format(mode):
+    patched, plain = pair(Model)
+    patched.eval(), plain.eval()
+    with mode():
+        for memory_format in (torch.contiguous_format, CHANNELS_LAST):
+            x = torch.randn(X, dtype=torch.float64).contiguous(memory_format=memory_format)
+            for _ in range(CALLS):
+                assert_alike(patched(x), plain(x))
+    ours, theirs = (len(program.segments) for program in programs(patched))
+    assert ours == theirs
 
 
 def test_a_hook_sees_what_torch_would_show_it(converted):

@@ -27,6 +27,7 @@ _ALLOCATIONS = {
     _aten.new_empty_strided.default,
     _aten.empty_like.default,
 }
+_COPIES = {_aten.clone.default, _aten.contiguous.default}  # the latter as it is in inference mode
 _ALIASES = {_aten.detach.default, _aten.alias.default}
 # What gives new memory, and what writes the same into memory that it is given.
 INTO = {
@@ -110,7 +111,7 @@ class RecordedGraph:
             self._node_of(args[0])
             return
         args, kwargs = tree_map_only(Tensor, self._node_of, (args, kwargs))
-        if function is _aten.clone.default and self._is_new(value, (args, {})):
+        if function in _COPIES and self._is_new(value, (args, {})):
             self._note(self.graph.call_function(_aten.copy_.default, (self._allocation(value), *args)), value)
             return
         if function in INTO and self._is_new(value, (args, kwargs)):
