@@ -30,7 +30,7 @@ from ..ops.support import unsupported_now
 _MODULES = {
     *(LEAVES.keys() - {nn.Dropout}),
     *ACTIVATION_MODULES,
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm, nn.LocalResponseNorm),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.LocalResponseNorm),
     *(nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softplus, nn.Mish, nn.Hardtanh),
     *(nn.Identity, nn.Flatten, nn.Dropout2d),
     *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.PixelShuffle, nn.PixelUnshuffle),
