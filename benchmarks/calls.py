@@ -63,6 +63,7 @@ CALLS = {
         _trained(
             lambda x, w, b: functional.batch_norm(x, None, None, w, b, True, activation="relu"), NORMED, (256,), (256,)
         ),
+        _trained(lambda x, w, b: functional.group_norm(x, 32, w, b, activation="silu"), NORMED, (256,), (256,)),
         _trained(lambda x, w, s: functional.conv2d(x, w, groups=256, activation=s), NORMED, (256, 1, 1, 1), (256,)),
     ),
     "3×3, 64 → 64, 112², 2×2 / 2": (
