@@ -262,9 +262,8 @@ def test_a_call_that_torch_runs_faster_is_left_to_torch(called):
         called.clear()
         assert torch.equal(model(x), plain(x))
         assert called == []
-        model(x.to(memory_format=torch.channels_last))  # was not measured
-        model(torch.randn(2, *SIZE[1:]))
-        assert len(called) == 10
+        model(torch.randn(2, *SIZE[1:]))  # was not measured
+        assert len(called) == 5
 
 
 def test_without_a_verdict_for_training_that_for_inference_holds(called):

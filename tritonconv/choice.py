@@ -227,8 +227,8 @@ _WHICH = {
 
 
 def is_nhwc(x: Tensor) -> bool:
-    """Whether it is an image in channels_last memory; in a model's interior all are."""
-    return x.dim() == 4 and (is_inside() or is_channels_last(x))
+    """Whether it is in channels_last memory; in a model's interior all images are taken to be."""
+    return x.dim() == 4 and (is_channels_last(x) or (is_inside() and type(x) is Tensor))
 
 
 def _many(elements: int, nhwc: bool, enough: int) -> bool:

@@ -24,6 +24,7 @@ from ..capture.match import Match
 from ..capture.sites import Capture, block_site
 from ..capture.trace import Trace
 from ..launch.common import precision_of
+from ..ops.interior import inside
 from ..replay import NOT_REPLAYED, Replays
 from ..sample import call, copied, inference, tensors_of
 from ..timing import turns
@@ -99,11 +100,8 @@ def speeds(model: nn.Module, found: Capture, sample: object) -> dict[str, float]
     device = tensors_of(sample)[0].device
     ratios, spent = {}, 0.0
     alike = defaultdict(dict)
-    nhwc = model in interior.having_one(model, found)
     with inference(model):
         for fqn, piece in pieces_of(model, found, sample).items():
-            if nhwc:  # as it will be given them
-                piece = replace(piece, inputs=memory.arranged(piece.inputs, torch.channels_last))
             inputs = tuple((x.shape, x.stride(), x.dtype) for x in piece.inputs)
             alike[piece.kind, inputs][fqn] = piece
         for pieces in shown(alike.values()):
@@ -132,6 +130,7 @@ def shown(items: Collection) -> Iterator:
 def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Piece]:
     """The sites that are to be patched and that an inference of `sample` reaches."""
     pieces: dict[str, Piece] = {}
+    has_interior = model in interior.having_one(model, found)
     names = {module: fqn for fqn, module in model.named_modules()}
     covered = set()
     with ExitStack() as stack:
@@ -154,7 +153,22 @@ def pieces_of(model: nn.Module, found: Capture, sample: object) -> dict[str, Pie
             if names[leaf] not in covered and not isinstance(leaf, nn.Dropout):
                 stack.callback(leaf.register_forward_pre_hook(note).remove)
         call(model, copied(sample))
-    return pieces
+    return {fqn: _within(piece) for fqn, piece in pieces.items()} if has_interior else pieces
+
+
+def _within(piece: Piece) -> Piece:
+    """The piece as it runs in a model's interior, where images are in channels_last memory."""
+
+    def in_a_row(times: int) -> tuple[Callable, Callable]:
+        theirs, ours = piece.in_a_row(times)
+
+        def run(*inputs: Tensor) -> object:
+            with inside():
+                return ours(*inputs)
+
+        return theirs, run
+
+    return replace(piece, in_a_row=in_a_row, inputs=memory.arranged(piece.inputs, torch.channels_last))
 
 
 def _swapped(module: nn.Module) -> Callable:
