@@ -10,7 +10,6 @@ from cases import CONV_CASES, FLOATS, ConvCase, integers, normal
 from tolerance import assert_as_good_as, assert_bounded
 
 from tritonconv import engines, launch
-from tritonconv.cpu.target import host
 from tritonconv.functional import conv2d
 from tritonconv.geometry import ConvGeometry
 
@@ -141,9 +140,6 @@ def in_tf32(device):
         yield
 
 
-@pytest.mark.xfail(
-    not host().avx512, reason="with turned panels, which only GPUs get, AVX2 code reads dy past its mask", strict=False
-)
 @pytest.mark.parametrize("keep", (True, False))
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
 def test_filters_turned_for_tf32_are_exact(case, keep, device, in_tf32):

@@ -238,6 +238,28 @@ def transposed_product(dtype: str, columns: int) -> tuple:
     return linear, types | dict.fromkeys(constexprs, "constexpr"), constexprs
 
 
+@triton.jit
+def few_columns(x_ptr, y_ptr, rows, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    m, n = tl.arange(0, BM), tl.arange(0, BN)
+    mask = (m < rows)[:, None] & (n < C)[None, :]
+    x = tl.load(x_ptr + m[:, None] * C + n[None, :], mask=mask, other=0.0)
+    tl.store(y_ptr + m[:, None] * BN + n[None, :], x + 1)
+
+
+def test_avx2_reads_nothing_past_a_mask():
+    """Of the upper half of the vector no lane is there: LLVM would read that half without a mask."""
+    constexprs = {"C": 4, "BM": 8, "BN": 16}
+    types = {"x_ptr": "*fp32", "y_ptr": "*fp32", "rows": "i32"} | dict.fromkeys(constexprs, "constexpr")
+    llvm = lowered(PROCESSORS["haswell"].target("haswell"), few_columns, types, constexprs).llvm
+    assert "@llvm.x86.avx.maskload.ps.256" in llvm and "@llvm.masked.load" not in llvm
+    x, y, want = torch.full((256,), float("nan")), torch.zeros(8, 16), torch.ones(8, 16)
+    x[:20] = torch.arange(20.0)
+    want[:5, :4] += x[:20].view(5, 4)
+    kernel = runtime.Kernel(build.assemble(lowered(target.host(), few_columns, types, constexprs), target.host()))
+    kernel((1, 1, 1), [x.data_ptr(), y.data_ptr(), 5])
+    assert torch.equal(y, want)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("columns", [4, 8, 16, 64])
 @pytest.mark.parametrize("processor", ["x86-64-v2", "haswell", "znver4"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from . import avx2
 from .affine import Affine
 from .code import Code
+from .target import Target
 from .values import MEM, SIZE, Aff, Ptr, Uni, Val, is_uniform
 
 LINE = 64  # bytes of memory that are read and written at once
@@ -12,8 +14,9 @@ LINE = 64  # bytes of memory that are read and written at once
 class Access(Affine):
     """Reads and writes memory at addresses that are `Affine`."""
 
-    def __init__(self, code: Code):
+    def __init__(self, code: Code, target: Target):
         super().__init__(code)
+        self.target = target
         self.floor = 0  # vectors are read no further out than this level: their addresses may rest on an assumption
         self.held = False  # whether a plain vector was read further in than it need be, for that reason
         self.streamed = False  # whether a store was written that the caches do not see
@@ -102,8 +105,12 @@ class Access(Affine):
         if contiguous and p.off.step:
             ssa, depth = self.address(p._replace(off=p.off._replace(step=0)))
             depth = max(depth, dm, self.floor, region)
-            f = code.intrinsic(f"llvm.masked.load.{suffix}.p0", ty, ("ptr", "i32", f"<{width} x i1>", ty))
-            raw = code.op(f"call {ty} {f}(ptr {ssa}, i32 {size}, <{width} x i1> {bits}, {ty} zeroinitializer)", depth)
+            if avx2.takes(self.target, MEM[elem], width):
+                raw = avx2.masked_load(code, MEM[elem], ssa, bits, width, depth)
+            else:
+                f = code.intrinsic(f"llvm.masked.load.{suffix}.p0", ty, ("ptr", "i32", f"<{width} x i1>", ty))
+                given = f"ptr {ssa}, i32 {size}, <{width} x i1> {bits}, {ty} zeroinitializer"
+                raw = code.op(f"call {ty} {f}({given})", depth)
         else:
             ssa, depth = self.vector(p)
             depth = max(depth, dm, self.floor, region)

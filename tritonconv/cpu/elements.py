@@ -110,8 +110,7 @@ class Recorded:
 
 class Elements(Access):
     def __init__(self, code: Code, target: Target, fuse: bool):
-        super().__init__(code)
-        self.target = target
+        super().__init__(code, target)
         self.bound: dict[ir.Value, Fixed | Buffer | Moving] = {}
         self.region = 0  # memory is read no further out than this level
         self.settled: set[ir.Value] = set()  # masks known to hold wherever they are asked for
