@@ -149,18 +149,26 @@ def _norm(op: str, g: NormGeometry, dtype: torch.dtype, device: torch.device) ->
             lambda config: made.finalize(made.moments(a, config), pixels),
             lambda: (x.mean(axes), x.var(axes, correction=0)),
         ),
-        "norm_apply": (lambda config: made.apply(a, given, None, "relu", config), lambda: (y,)),
-        "norm_backward_sums": (
-            lambda config: made.backward_sums(b, c, a, given, None, "relu", config),
-            lambda: (sums,),
-        ),
-        "norm_backward": (
-            lambda config: made.backward(b, c, a, given, None, "relu", False, total, config)[0],
-            lambda: (dx(),),
-        ),
+        **_passes(a, b, c, given, total, y, sums, dx),
         "prelu_backward": (lambda config: made.prelu_backward(b, a, slope, "prelu", True, config), by_slope),
     }[op]
     return lambda config: lambda: run(TileConfig(**config)), exact
+
+
+def _passes(x, dy, y, norm: Norm, total, exact_y: Tensor, sums: Tensor, dx: Callable[[], Tensor]) -> dict:
+    """Of a norm with ReLU behind it, by op: what runs it, and what is exact. `total`: what its gradient is given."""
+    made = launch.norm
+    return {
+        "norm_apply": (lambda config: made.apply(x, norm, None, "relu", config), lambda: (exact_y,)),
+        "norm_backward_sums": (
+            lambda config: made.backward_sums(dy, y, x, norm, None, "relu", config),
+            lambda: (sums,),
+        ),
+        "norm_backward": (
+            lambda config: made.backward(dy, y, x, norm, None, "relu", False, total, config)[0],
+            lambda: (dx(),),
+        ),
+    }
 
 
 def _group_norm(op: str, g: GroupGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Run, Exact]:
@@ -190,15 +198,7 @@ def _group_norm(op: str, g: GroupGeometry, dtype: torch.dtype, device: torch.dev
             lambda config: launch.group_norm.finalize(made.moments(a, config, g.groups), g.N, g.groups),
             statistics,
         ),
-        "norm_apply": (lambda config: made.apply(a, given, None, "relu", config), lambda: (y,)),
-        "norm_backward_sums": (
-            lambda config: made.backward_sums(b, c, a, given, None, "relu", config),
-            lambda: (sums,),
-        ),
-        "norm_backward": (
-            lambda config: made.backward(b, c, a, given, None, "relu", False, total, config)[0],
-            lambda: ((da * weight - means[0] - normal * means[1]) / 2,),
-        ),
+        **_passes(a, b, c, given, total, y, sums, lambda: (da * weight - means[0] - normal * means[1]) / 2),
     }[op]
     return lambda config: lambda: run(TileConfig(**config)), exact
 
