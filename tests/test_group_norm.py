@@ -16,6 +16,7 @@ from tritonconv.configs.tile import MACHINES, TileConfig, kind_of
 from tritonconv.functional import group_norm, instance_norm
 from tritonconv.geometry import GroupGeometry
 from tritonconv.ops.activations import activation, canonical
+from tritonconv.ops.interior import inside
 
 EPS = 1e-3
 FORMATS = torch.channels_last, torch.contiguous_format
@@ -294,3 +295,12 @@ def test_engines_agree():
         with engines.use(name):
             found.append(results(groups_by(4)[0], "silu", [x, weight, bias]))
     torch.testing.assert_close(*found)
+
+
+def test_instance_norm_keeps_channels_last_memory_where_nobody_sees():
+    x = torch.randn(2, 4, 3, 5).contiguous(memory_format=torch.channels_last)
+    outside = instance_norm(x)
+    with inside():
+        within = instance_norm(x)
+    assert outside.is_contiguous() and within.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(outside, within)

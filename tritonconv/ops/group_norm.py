@@ -10,6 +10,7 @@ from torch import Tensor
 from ..launch import group_norm as launch
 from ..launch.norm import Norm, empty_statistics, moments
 from .epilogue import divided, finish, prepared, suits
+from .interior import is_inside
 from .library import Operator, opaque
 from .norm import image, normalize, of_channels, unsupported, update
 from .support import is_channels_last, nchw, operand, unsupported_call, unsupported_operands
@@ -78,10 +79,11 @@ def _is_pixel(x: Tensor, use_input_stats: bool) -> bool:
 
 
 def _finished(input: Tensor, x: Tensor, norm: Norm, batch: bool, activation, keeps_format: bool) -> Tensor:
-    """activation(norm(x)) as what `input` becomes, in its memory format or else, as torch's own, in NCHW."""
+    """activation(norm(x)) as what `input` becomes, in its memory format or else, as torch's own, in NCHW, where that
+    is seen."""
     (_, ours), (_, left) = divided(None, activation, True, suits(activation, x.shape[1], x, True))
     y = normalize(x, norm, batch, None, ours)
-    y = nchw(y) if is_channels_last(y) and not keeps_format else y
+    y = nchw(y) if is_channels_last(y) and not (keeps_format or is_inside()) else y
     return finish(y if x is input else y.view(input.shape), None, left)
 
 
