@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial, reduce
 
 from . import ahead, ir, streaming, turning
+from .access import LINE
 from .elements import PURE, Buffer, Elements, Fixed, Index, pure
 from .masks import mask_at
 from .plan import SHAPE
@@ -48,18 +49,19 @@ def read_by_element(low, value: ir.Value) -> list[ir.Op]:
     return list(dict.fromkeys(found))
 
 
-def write_store(e: Elements, op: ir.Op, idx: Index, within: Val | None = None):
-    """Writes one element or vector, of that only the lanes `within`. Where a mask holds in none of the lanes, the value
-    is not computed."""
+def write_store(e: Elements, op: ir.Op, idx: Index, within: Val | None = None, past: bool | None = None):
+    """Writes one element or vector, of that only the lanes `within`, `past` the caches or, by default, as `op` says.
+    Where a mask holds in none of the lanes, the value is not computed."""
+    past = streams(op) if past is None else past
     mask = mask_at(e, op.operands[2], idx) if len(op.operands) > 2 else TRUE
     if within is not None:
         mask = within if mask == TRUE else e.binary("and {}", mask, within)
     if is_uniform(mask):
-        return _write(e, op, idx, mask)
+        return _write(e, op, idx, mask, past)
     floor = e.floor
     with e.code.when(e.any(mask)):
         e.floor = e.code.depth
-        _write(e, op, idx, mask)
+        _write(e, op, idx, mask, past)
     e.floor = floor
 
 
@@ -77,9 +79,9 @@ def write_rows(e: Elements, op: ir.Op, rows: Sequence[Index]):
     e.floor = floor
 
 
-def _write(e: Elements, op: ir.Op, idx: Index, mask: Val):
+def _write(e: Elements, op: ir.Op, idx: Index, mask: Val, past: bool):
     p = e.pointer(e.at(op.operands[0], idx))
-    e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask, e.code.depth), streams(op))
+    e.store(p, e.at(op.operands[1], idx), e.checked(op, p, mask, e.code.depth), past)
 
 
 def streams(op: ir.Op) -> bool:
@@ -106,14 +108,18 @@ def lower_store(low, op):
     if len(stores) == 1 and streaming.aligned(low, op):
         return
 
+    alone = len(stores) == 1
+    # A processor gathers the parts of a few lines; with more, each part that is written past the caches is a line read
+    # from memory and written again.
+    whole = alone or low.target.vector_bytes >= LINE
+
     def write(idx, *more):
         if more:
             return write_rows(low.elements, op, (idx, *more))
         for store in stores:
-            write_store(low.elements, store, idx)
+            write_store(low.elements, store, idx, past=whole and streams(store))
         ahead.ask(low, op, idx)
 
-    alone = len(stores) == 1
     value = op.operands[1] if alone and op not in low.ahead else None
     loads = [load.result for store in stores for load in read_by_element(low, store.operands[1])]
     lane = turning.before(low, loads, write)

@@ -14,7 +14,7 @@ import triton.language as tl
 from .activations import activate
 from .epilogue import normed
 from .moments import store_partial
-from .winograd_tiles import count_tiles, load_output, output_at, store_input, store_products, tile_at
+from .winograd_tiles import GAP, count_tiles, load_output, output_at, store_input, store_products, tile_at
 from .winograd_transforms import column_of, transform_filter
 
 
@@ -26,7 +26,8 @@ def winograd_filter(
     BC: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """u [UP², tiles of K, points, STRIDE² · C, BN]: the transformed taps of a weight of these strides, R × R from that
-    at FIRST on, phase by phase. One of STRIDE and UP is 1. Written past the caches, as of `winograd_wgrad`.
+    at FIRST on, phase by phase, with a gap behind each point. One of STRIDE and UP is 1. Written past the caches, as of
+    `winograd_wgrad`.
 
     Grid: (tiles of C, tiles of K, phases).
     """
@@ -54,13 +55,14 @@ def winograd_filter(
         rows = rows + (transform_filter(row, OUT),)
     tile = phase * tl.num_programs(1) + tl.program_id(1) if UP > 1 else tl.program_id(1)
     depth = phase * C + c if STRIDE > 1 else c
-    p_u = u_ptr + tile.to(tl.int64) * (IN * IN * DEPTH * BN) + depth[:, None] * BN + tl.arange(0, BN)[None, :]
+    p_u = u_ptr + tile.to(tl.int64) * (IN * IN * (DEPTH * BN + GAP)) + depth[:, None] * BN + tl.arange(0, BN)[None, :]
     columns = ()
     for j in tl.static_range(IN):
         columns = columns + (transform_filter(column_of(rows, j), OUT),)
     for i in tl.static_range(IN):
         for j in tl.static_range(IN):
-            tl.store(p_u + (IN * i + j) * (DEPTH * BN), columns[j][i], mask=(c < C)[:, None], cache_modifier=".cs")
+            p_point = p_u + (IN * i + j) * (DEPTH * BN + GAP)
+            tl.store(p_point, columns[j][i], mask=(c < C)[:, None], cache_modifier=".cs")
 
 
 @triton.jit
@@ -140,8 +142,8 @@ def conv_winograd(
     Grid: (any number, any number, UP²). A program takes every num_programs(0)-th block of BM tiles of OUT × OUT
     outputs, of one of the phases that UP makes, and of the tiles of K its share of num_programs(1). It transforms a
     block's inputs once, all channels of them, then per tile of K multiplies and transforms back. What lies between,
-    [points, BM, DEPTH] and [points, BM, BN] of `workspace_ptr`, is its own, and stays in cache. `u_ptr`: transformed
-    weights, as of `winograd_filter`.
+    [points, BM, DEPTH] and [points, BM, BN] of `workspace_ptr`, with gaps, is its own, and stays in cache. `u_ptr`:
+    transformed weights, as of `winograd_filter`.
     `moments_ptr`, where it is not None, gets the partial statistics [3, blocks, K] of what is stored, without UP.
     What is stored are the maxima of POOL_H × POOL_W windows, as `conv_max_pool` has them, if there is more than one
     output in a window. POOL_H and POOL_W divide OUT; then there are no UP, dilation, residual and statistics.
@@ -163,8 +165,8 @@ def conv_winograd(
     tap_h = tl.program_id(2) // UP % UP  # the first taps of the phase that meet pixels
     tap_w = tl.program_id(2) % UP
     program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (UP * UP) + tl.program_id(2)
-    v_ptr = workspace_ptr + program.to(tl.int64) * (POINTS * BM * (DEPTH + BN))
-    m_ptr = v_ptr + POINTS * BM * DEPTH
+    v_ptr = workspace_ptr + program.to(tl.int64) * (POINTS * (BM * (DEPTH + BN) + 2 * GAP))
+    m_ptr = v_ptr + POINTS * (BM * DEPTH + GAP)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         tile = block * BM + tl.arange(0, BM)
         m_row = tile < tiles
@@ -182,7 +184,7 @@ def conv_winograd(
                 )  # fmt: skip
         tl.debug_barrier()
         pixel = ((n * P + p) * Q + q).to(tl.int64)
-        p_u = u_ptr + (tl.program_id(2) * K_TILES + first).to(tl.int64) * (POINTS * DEPTH * BN)
+        p_u = u_ptr + (tl.program_id(2) * K_TILES + first).to(tl.int64) * (POINTS * (DEPTH * BN + GAP))
         for tile_n in range(first, last):
             store_products(m_ptr, v_ptr, p_u, POINTS, DEPTH, BM, BN, BK, PRECISION)
             tl.debug_barrier()
@@ -214,4 +216,4 @@ def conv_winograd(
                     moments_ptr, block, blocks, y_ptr, o_y, p, q, P, Q, m_row, k, K, DIL_H, DIL_W, OUT, ACC
                 )
             tl.debug_barrier()
-            p_u += POINTS * DEPTH * BN
+            p_u += POINTS * (DEPTH * BN + GAP)

@@ -6,6 +6,10 @@ import triton.language as tl
 from .common import inside, product, unravel
 from .winograd_transforms import column_of, transform_input, transform_output
 
+# Elements that are left out behind what lies in memory for each point: a transform goes through all points at a time,
+# and a cache has room for few lines whose addresses are a power of two apart.
+GAP = tl.constexpr(16)
+
 
 @triton.jit
 def tile_at(tile, P, Q, DIL_H: tl.constexpr, DIL_W: tl.constexpr, OUT: tl.constexpr):
@@ -47,7 +51,8 @@ def store_input(
     C: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr, DEPTH: tl.constexpr,
     OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """v [points, BM, DEPTH]: the transforms of the (OUT + TAPS − 1)² pixels from (h, w) [BM] on, of channels c [BC]."""
+    """v [points, BM, DEPTH], with gaps: the transforms of the (OUT + TAPS − 1)² pixels from (h, w) [BM] on, of channels
+    c [BC]."""
     IN: tl.constexpr = OUT + TAPS - 1
     p_v = v_ptr + tl.arange(0, BM)[:, None] * DEPTH + c[None, :]
     pixels = load_square(x_ptr, h, w, H, W, m_row, c, C, STEP_H, STEP_W, IN, v_ptr.dtype.element_ty)
@@ -57,7 +62,7 @@ def store_input(
     for j in tl.static_range(IN):
         column = transform_input(column_of(rows, j))
         for i in tl.static_range(IN):
-            tl.store(p_v + (IN * i + j) * (BM * DEPTH), column[i], mask=(c < C)[None, :])
+            tl.store(p_v + (IN * i + j) * (BM * DEPTH + GAP), column[i], mask=(c < C)[None, :])
 
 
 @triton.jit
@@ -65,13 +70,13 @@ def store_products(
     m_ptr, v_ptr, u_ptr, POINTS: tl.constexpr,
     C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """m [POINTS, BM, BN] = v [POINTS, BM, C] × u [POINTS, C, BN]."""
+    """m [POINTS, BM, BN] = v [POINTS, BM, C] × u [POINTS, C, BN], all with gaps."""
     o_m = tl.arange(0, BM)[:, None]
     o_c = tl.arange(0, BK)
     o_n = tl.arange(0, BN)[None, :]
     for point in range(POINTS):
-        p_v = v_ptr + point * (BM * C) + o_m * C + o_c[None, :]
-        p_u = u_ptr + point * (C * BN) + o_c[:, None] * BN + o_n
+        p_v = v_ptr + point * (BM * C + GAP) + o_m * C + o_c[None, :]
+        p_u = u_ptr + point * (C * BN + GAP) + o_c[:, None] * BN + o_n
         acc = tl.zeros((BM, BN), v_ptr.dtype.element_ty)
         for c in range(0, C, BK):
             if C % BK == 0:
@@ -82,7 +87,7 @@ def store_products(
                 v = tl.load(p_v + c, mask=m_c[None, :], other=0.0)  # [BM, BK]
                 u = tl.load(p_u + c * BN, mask=m_c[:, None], other=0.0)  # [BK, BN]
             acc = product(v, u, acc, PRECISION)
-        tl.store(m_ptr + point * (BM * BN) + o_m * BN + o_n, acc)
+        tl.store(m_ptr + point * (BM * BN + GAP) + o_m * BN + o_n, acc)
 
 
 @triton.jit
@@ -94,7 +99,7 @@ def load_output(m_ptr, OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, 
     for i in tl.static_range(IN):
         row = ()
         for j in tl.static_range(IN):
-            row = row + (tl.load(p_m + (IN * i + j) * (BM * BN)),)  # [BM, BN]
+            row = row + (tl.load(p_m + (IN * i + j) * (BM * BN + GAP)),)  # [BM, BN]
         rows = rows + (transform_output(row, OUT),)
     columns = ()
     for j in tl.static_range(OUT):

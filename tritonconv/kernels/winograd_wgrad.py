@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .common import product
-from .winograd_tiles import count_tiles, load_square, tile_at
+from .winograd_tiles import GAP, count_tiles, load_square, tile_at
 from .winograd_transforms import column_of, transform_input, untransform_filter, untransform_output
 
 
@@ -24,7 +24,7 @@ def winograd_gather(
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """z [points, phases × tiles of C, count, BC]: transforms of `count` tiles from tile `first` on, zero beyond the
-    last one.
+    last one; behind each point is a gap.
 
     They are the inputs' of a convolution with P × Q outputs; or, with OUTPUTS, its H × W outputs' gradients', by the
     transpose of the outputs' transform, as at a stride of 1. Grid: (blocks of `count`, phases × tiles of C). `count`: a
@@ -47,7 +47,7 @@ def winograd_gather(
     rows = ()
     for i in tl.static_range(len(pixels)):
         rows = rows + (untransform_output(pixels[i], TAPS) if OUTPUTS else transform_input(pixels[i]),)
-    point = tl.num_programs(1) * count.to(tl.int64) * BC  # elements of a point
+    point = tl.num_programs(1) * count.to(tl.int64) * BC + GAP  # elements to the next one
     p_z = z_ptr + (tl.program_id(1) * count + row).to(tl.int64)[:, None] * BC + tl.arange(0, BC)[None, :]
     for j in tl.static_range(IN):
         column = column_of(rows, j)
@@ -66,7 +66,7 @@ def winograd_correlate(
     MORE, added.
 
     Grid: (tiles of K × phases × tiles of C, points). z: [points, tiles of K, count, BM], v: [points, phases × tiles of
-    C, count, BN].
+    C, count, BN]. In each of the three there is a gap behind each point.
     """
     ACC: tl.constexpr = u_ptr.dtype.element_ty
     K_TILES: tl.constexpr = (K + BM - 1) // BM
@@ -76,8 +76,10 @@ def winograd_correlate(
     tile_k = tl.program_id(0) // V_TILES
     tile_c = tl.program_id(0) % V_TILES
     t = tl.arange(0, BK)
-    p_z = z_ptr + (point * K_TILES + tile_k) * count * BM + tl.arange(0, BM)[:, None] + t[None, :] * BM
-    p_v = v_ptr + (point * V_TILES + tile_c) * count * BN + t[:, None] * BN + tl.arange(0, BN)[None, :]
+    p_z = z_ptr + point * (K_TILES * count * BM + GAP) + (tile_k * count + t)[None, :] * BM
+    p_v = v_ptr + point * (V_TILES * count * BN + GAP) + (tile_c * count + t)[:, None] * BN
+    p_z += tl.arange(0, BM)[:, None]
+    p_v += tl.arange(0, BN)[None, :]
     acc = tl.zeros((BM, BN), ACC)
     for start in range(0, count, BK):
         z = tl.load(p_z + start * BM)  # [BM, BK]
@@ -85,7 +87,7 @@ def winograd_correlate(
         acc = product(z, v, acc, PRECISION)
     k = tile_k * BM + tl.arange(0, BM)
     c = tile_c % C_TILES * BN + tl.arange(0, BN)
-    p_u = u_ptr + (point * K + k[:, None]) * (PHASES * C) + tile_c // C_TILES * C + c[None, :]
+    p_u = u_ptr + point * (K * PHASES * C + GAP) + k[:, None] * (PHASES * C) + tile_c // C_TILES * C + c[None, :]
     mask = (k < K)[:, None] & (c < C)[None, :]
     if MORE:
         acc += tl.load(p_u, mask=mask, other=0.0)  # [BM, BN]
@@ -114,7 +116,7 @@ def winograd_taps(
     for i in tl.static_range(IN):
         row = ()
         for j in tl.static_range(IN):
-            at = tl.cast(IN * i + j, tl.int64) * (K * DEPTH)
+            at = tl.cast(IN * i + j, tl.int64) * (K * DEPTH + GAP)
             row = row + (tl.load(p_u + at, mask=mask, other=0.0),)  # [BM, BN]
         rows = rows + (untransform_filter(row),)
     first_r = phase // STRIDE

@@ -20,6 +20,8 @@ from .common import accumulator_of, config_of, empty_nhwc, nhwc, precision_of, p
 from .norm import ABSENT, Norm, empty_moments
 from .room import lasting
 
+GAP = winograd.GAP.value
+
 
 def fprop_launch(
     target: str, geometry: ConvGeometry, dtype, precision, activation, threads: int, config=None, eps: float = 0.0,
@@ -91,13 +93,13 @@ def _filters(
     weight: Tensor, op: str, problem: ConvGeometry, OUT: int, BN: int, keep: bool
 ) -> Callable[[], Tensor]:
     """What gives the transformed taps of a weight [K, C, R, R], at the time of the launch that reads them:
-    [phases of outputs, tiles of columns, points, phases of inputs × reduced channels, BN]."""
+    [phases of outputs × tiles of columns, points, phases of inputs × reduced channels × BN and a gap]."""
     w = weight.detach()
     if not w.is_contiguous(memory_format=torch.channels_last):
         w = w.contiguous()
     launch, transform = prepare(w.device, filter_launch, op, problem, w.stride(), OUT, BN)
-    (_, tiles, count), (_, taps) = launch.grid, phases(problem)
-    shape = tiles, points(OUT, taps), count * problem.C, BN
+    panels, depth = problem.up[0] ** 2 * launch.grid[1], problem.stride[0] ** 2 * problem.C
+    shape = panels, points(OUT, phases(problem)[1]), depth * BN + GAP
 
     def into(u: Tensor) -> Tensor:
         transform(w, u)
@@ -106,9 +108,7 @@ def _filters(
     if not keep:
         return lambda: into(scratch("filters", w, math.prod(shape)))
     key = "winograd", op, OUT, BN, problem.stride, problem.up
-    u = packing.kept(
-        weight, key, keep, lambda: into(lasting(shape, accumulator_of(w), w.device))
-    )
+    u = packing.kept(weight, key, keep, lambda: into(lasting(shape, accumulator_of(w), w.device)))
     return lambda: u
 
 
@@ -121,7 +121,7 @@ def _bind(
     launch, run = prepare(x.device, fprop_launch, *made)
     OUT, BM, BN = (launch.constexprs[name] for name in ("OUT", "BM", "BN"))
     depth, (_, taps) = problem.C * problem.stride[0] ** 2, phases(problem)
-    room = math.prod(launch.grid) * points(OUT, taps) * BM * (depth + BN)
+    room = math.prod(launch.grid) * points(OUT, taps) * (BM * (depth + BN) + 2 * GAP)
     bias = None if bias is None else bias.contiguous()
     vectors = norm.vectors
     filters = _filters(weight, op, problem, OUT, BN, keep_pack)

@@ -15,6 +15,7 @@ from ..geometry import ConvGeometry
 from ..kernels import winograd_wgrad as kernels
 from .common import config_of, nhwc, precision_of, prepare, scratch
 from .room import empty
+from .winograd import GAP
 
 
 def _config(geometry: ConvGeometry, dtype: torch.dtype, target: str, config: TileConfig | None) -> TileConfig:
@@ -101,12 +102,12 @@ def wgrad(
     launch, _ = prepare(device, gather_launch, geometry, dtype, False, 0, config)
     OUT, count = launch.constexprs["OUT"], launch.sizes[-1]
     each, apart = points(OUT, phases(geometry)[1]), geometry.stride[0] ** 2
-    u = scratch("sums", dy, each * apart * geometry.K * geometry.C)
+    u = scratch("sums", dy, each * (apart * geometry.K * geometry.C + GAP))
     for first in range(0, tiles(geometry, OUT), count):
         transforms = []
         for outputs, image in ((True, dy), (False, x)):
             launch, gather = prepare(device, gather_launch, geometry, dtype, outputs, first, config)
-            room = each * count * launch.grid[1] * launch.constexprs["BC"]
+            room = each * (count * launch.grid[1] * launch.constexprs["BC"] + GAP)
             transforms.append(scratch(f"transforms {outputs}", dy, room))
             gather(image, transforms[-1])
         _, correlate = prepare(device, correlate_launch, geometry, dtype, precision_of(dy), first > 0, config)
