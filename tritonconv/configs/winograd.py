@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import torch
@@ -110,6 +111,12 @@ def channels(C: int) -> int:
     return divisor if divisor >= 16 else min(max(next_power_of_2(C) // 2, 1), 32)
 
 
+def filters(geometry: ConvGeometry, OUT: int) -> int:
+    """Elements of the transformed weight."""
+    classes = math.prod(geometry.stride) * math.prod(geometry.up)
+    return classes * points(OUT, phases(geometry)[1]) * geometry.C * geometry.K
+
+
 def tiles(geometry: ConvGeometry, OUT: int) -> int:
     """Of OUT × OUT outputs, the phases of the dilation each by itself; of one phase of a `FractionalGeometry`."""
     axes = zip(geometry.output[2:], geometry.up, geometry.dilation, strict=True)
@@ -141,7 +148,7 @@ def cpu_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> float
     compute = cdiv(blocks * split, programs) * (inputs + share)
     # Each block reads all weights of its class, or a part where it is split, from the last cache while it multiplies by
     # others. The first ones find them in memory, in a network of many layers; the GEMM, too, each core its own.
-    weights = products * depth * geometry.K * size
+    weights = filters(geometry, tile.OUT) * size / classes
     passes = cdiv(blocks, programs) / classes if classes * weights > caches().last else 1 / min(classes, programs)
     passes = max(passes, 1 / min(classes, programs))
     memory = (classes * weights / split * passes - geometry.parameters * itemsize / programs) / _MEMORY_RATE

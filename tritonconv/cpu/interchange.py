@@ -66,14 +66,19 @@ def fused_loop(low, op: ir.Op) -> bool:
     store = low.plan.epilogue(result)
     product = Product(low, product_op, None if store is None else _wanted(low, store))
     state = ForLoop(low, op, skip=(accumulator,))
-    if not _in_place(product, state):
+    # The right operand's rows have to lie side by side, as in packed weights: panels of any other matrix would walk
+    # memory in large steps, turn after turn, so it is packed first, unless it is said when it leaves the caches.
+    pitch, width = _pitch(product, state), product.n * SIZE[product.elem]
+    right = through(product_op.operands[1])
+    if pitch is None or not (0 < pitch <= width or evicted(right, "last") or evicted(right, "first")):
         return False
+    reduction = _reduction(low, op, product) if pitch == width else 0
     first = op.operands[3 + position]
     if any(r.users for r in rest):
         _replay(low, state, rest)
     if store is None:
         dest = low.destinations.get(result) or low.allocate(result.type.elem, result.type.shape)
-        _interchange(low, product, state, first, partial(dest.store, e))
+        _interchange(low, product, state, reduction, first, partial(dest.store, e))
         e.bound[result] = dest
     else:
         # What is read beside the sums, such as a residual, is mostly in memory, and at the end of a register tile there
@@ -90,7 +95,7 @@ def fused_loop(low, op: ir.Op) -> bool:
             e.bound[result] = Fixed(value)
             write_store(e, store, idx)
 
-        low.deferred[store] = lambda: _interchange(low, product, state, first, finish, begin)
+        low.deferred[store] = lambda: _interchange(low, product, state, reduction, first, finish, begin)
     return True
 
 
@@ -107,7 +112,7 @@ def _wanted(low, store: ir.Op) -> int:
     return columns
 
 
-def _interchange(low, product: Product, state, first_value: ir.Value, finish, begin=lambda: None):
+def _interchange(low, product: Product, state, reduction: int, first_value: ir.Value, finish, begin=lambda: None):
     e, code = low.elements, low.code
     ty, lower, upper, step = state.bounds()
     others = state.phis()
@@ -134,12 +139,12 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish, be
     def panel():
         alive = Alive(product)
         if not alive.rows:
-            return tile(Operands(product))
+            return tile(Operands(product, reduction=reduction))
         # Closed: only one of them runs, and what is computed behind the product need not be kept over it.
         with code.arm("whole", closed=True) as whole:
             region, e.region = e.region, whole.depth  # nothing whose mask is settled is read before the branch
             e.settled |= alive.leaves
-            tile(Operands(product))
+            tile(Operands(product, reduction=reduction))
             e.settled -= alive.leaves
             e.region = region
         with code.arm("ragged", closed=True) as ragged:
@@ -149,9 +154,9 @@ def _interchange(low, product: Product, state, first_value: ir.Value, finish, be
     product.run(panel)
 
 
-def _in_place(product: Product, state) -> bool:
-    """Whether the right operand's rows lie side by side (as in packed weights): panels of any other matrix would walk
-    memory in large steps, turn after turn, so it is packed first."""
+def _pitch(product: Product, state) -> int | None:
+    """Bytes from row to row of the right operand, whose rows are runs of memory; None where they are not, 0 where the
+    bytes change from turn to turn."""
     low, e = product.low, product.e
     outer, e.width = e.width, product.width
     with low.code.probe(1) as turn, low.code.probe(product.k) as kk:
@@ -159,14 +164,15 @@ def _in_place(product: Product, state) -> bool:
         load, idx = index_through(product.op.operands[1], (index(kk), lanes(const("index", 0))))
         p = e.pointer(e.at(load.operands[0], idx))
     e.width = outer
-    size = SIZE[load.result.type.elem]
-    if not isinstance(p.off, Aff) or p.off.step != size:
-        return False
-    if evicted(load, "last") or evicted(load, "first"):
-        return True
-    if any(depth >= kk.depth for depth, _ in p.off.terms):
-        return False
-    return 0 < dict(p.off.ivs).get(kk, 0) <= product.n * size
+    if not isinstance(p.off, Aff) or p.off.step != SIZE[load.result.type.elem]:
+        return None
+    return 0 if any(depth >= kk.depth for depth, _ in p.off.terms) else dict(p.off.ivs).get(kk, 0)
+
+
+def _reduction(low, op: ir.Op, product: Product) -> int:
+    """Over how many elements the products of a loop (scf.for) sum, if that is a constant, else 0."""
+    bounds = [low.elements.at(v) for v in op.operands[:3]]
+    return len(range(*(v.const for v in bounds))) * product.k if all(v.is_const for v in bounds) else 0
 
 
 def _replay(low, state, rest):

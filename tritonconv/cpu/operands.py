@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from . import ir
+from .access import LINE
 from .code import Iv
-from .dot import Product
+from .dot import UNROLL, Product
+from .elements import quotient
 from .masks import conjunction, conjuncts
 from .parse import constant
 from .plan import SHAPE
 from .shapes import source_index
-from .values import TRUE, Aff, Val, const, index, shift
+from .values import SIZE, TRUE, Aff, Val, const, index, shift
 
 _EVICTION = {"first": 2, "last": 3}
 _ROWS_AHEAD = 32  # that memory is asked for, of a matrix whose rows lie far apart
@@ -70,11 +72,12 @@ class Operands:
     """The two loads of an interchanged product. Masks on the reduction index alone become the inner loop's bound, if
     both factors have the same: zero times what is not finite would count.
 
-    `any`: a condition (i1) without which the panel has no row to compute.
+    `any`: a condition (i1) without which the panel has no row to compute. `reduction`: rows of a packed
+    right operand that are read before what lies behind them, 0 if that is not known.
     """
 
-    def __init__(self, product: Product, any: str | None = None):
-        self.product, self.e, self.any = product, product.e, any
+    def __init__(self, product: Product, any: str | None = None, reduction: int = 0):
+        self.product, self.e, self.any, self.reduction = product, product.e, any, reduction
         self.left, self.right = product.op.operands[:2]
         self.passes = evicted(through(self.right), "first")  # from memory, once
         self.dropped: set = set()
@@ -121,10 +124,22 @@ class Operands:
 
     def b(self, idx) -> Val:
         if self.passes:
-            kk, column = idx[-2:]
-            load, ahead = index_through(self.right, (*idx[:-2], shift(kk, _ROWS_AHEAD), column))
-            self.e.prefetch(load, ahead, cache=2)
+            self._ask(*idx)
         return self._load(self.right, idx)
+
+    def _ask(self, *idx) -> None:
+        """Asks for what is not read yet: some rows ahead, or, where all rows of the left operand take several passes,
+        in each of these for a share of what lies behind the right one and is read after it. The first pass would wait
+        for memory, and the others, which find all in the caches, would leave memory idle."""
+        e, product, (*before, kk, column) = self.e, self.product, idx
+        row, passes = shift(kk, _ROWS_AHEAD), -(-product.m // product.rows)
+        if passes > 1 and self.reduction:
+            if kk.const % min(passes, UNROLL) or column.const * SIZE[product.elem] % LINE:
+                return
+            at = e.add(e.mul(quotient(e, product.at_rows[0], product.rows), const("index", product.k)), kk)
+            row = e.add(quotient(e, at, passes), const("index", self.reduction))
+        load, ahead = index_through(self.right, (*before, row, column))
+        e.prefetch(load, ahead, cache=2)
 
     def _load(self, value: ir.Value, idx) -> Val:
         e = self.e

@@ -131,7 +131,7 @@ def conv_winograd(
     C: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, UP: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    PIXEL_Y: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr,
+    PIXEL_Y: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr, ONCE: tl.constexpr,
     OUT: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """What `conv_fprop` computes of a window of TAPS taps along an axis in each phase, without groups; with UP of an
@@ -143,7 +143,7 @@ def conv_winograd(
     outputs, of one of the phases that UP makes, and of the tiles of K its share of num_programs(1). It transforms a
     block's inputs once, all channels of them, then per tile of K multiplies and transforms back. What lies between,
     [points, BM, DEPTH] and [points, BM, BN] of `workspace_ptr`, with gaps, is its own, and stays in cache. `u_ptr`:
-    transformed weights, as of `winograd_filter`.
+    transformed weights, as of `winograd_filter`, that are to come from memory if they are read ONCE.
     `moments_ptr`, where it is not None, gets the partial statistics [3, blocks, K] of what is stored, without UP.
     What is stored are the maxima of POOL_H × POOL_W windows, as `conv_max_pool` has them, if there is more than one
     output in a window. POOL_H and POOL_W divide OUT; then there are no UP, dilation, residual and statistics.
@@ -186,7 +186,7 @@ def conv_winograd(
         pixel = ((n * P + p) * Q + q).to(tl.int64)
         p_u = u_ptr + (tl.program_id(2) * K_TILES + first).to(tl.int64) * (POINTS * (DEPTH * BN + GAP))
         for tile_n in range(first, last):
-            store_products(m_ptr, v_ptr, p_u, POINTS, DEPTH, BM, BN, BK, PRECISION)
+            store_products(m_ptr, v_ptr, p_u, POINTS, ONCE, DEPTH, BM, BN, BK, PRECISION)
             tl.debug_barrier()
             k = tile_n * BN + tl.arange(0, BN)
             o_y = pixel[:, None] * PIXEL_Y + k[None, :]

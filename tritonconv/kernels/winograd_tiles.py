@@ -67,10 +67,12 @@ def store_input(
 
 @triton.jit
 def store_products(
-    m_ptr, v_ptr, u_ptr, POINTS: tl.constexpr,
+    m_ptr, v_ptr, u_ptr, POINTS: tl.constexpr, ONCE: tl.constexpr,
     C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """m [POINTS, BM, BN] = v [POINTS, BM, C] × u [POINTS, C, BN], all with gaps."""
+    """m [POINTS, BM, BN] = v [POINTS, BM, C] × u [POINTS, C, BN], all with gaps. ONCE: whether u comes from memory, and
+    is not read again soon."""
+    EVICT: tl.constexpr = "evict_first" if ONCE else ""
     o_m = tl.arange(0, BM)[:, None]
     o_c = tl.arange(0, BK)
     o_n = tl.arange(0, BN)[None, :]
@@ -81,11 +83,11 @@ def store_products(
         for c in range(0, C, BK):
             if C % BK == 0:
                 v = tl.load(p_v + c)  # [BM, BK]
-                u = tl.load(p_u + c * BN)  # [BK, BN]
+                u = tl.load(p_u + c * BN, eviction_policy=EVICT)  # [BK, BN]
             else:
                 m_c = o_c < C - c
                 v = tl.load(p_v + c, mask=m_c[None, :], other=0.0)  # [BM, BK]
-                u = tl.load(p_u + c * BN, mask=m_c[:, None], other=0.0)  # [BK, BN]
+                u = tl.load(p_u + c * BN, mask=m_c[:, None], other=0.0, eviction_policy=EVICT)  # [BK, BN]
             acc = product(v, u, acc, PRECISION)
         tl.store(m_ptr + point * (BM * BN + GAP) + o_m * BN + o_n, acc)
 

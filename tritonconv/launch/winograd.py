@@ -11,7 +11,8 @@ from triton import cdiv, next_power_of_2
 
 from ..configs import TileConfig
 from ..configs.tile import kind_of
-from ..configs.winograd import as_fprop, phases, points, tiles
+from ..configs.winograd import as_fprop, filters, phases, points, tiles
+from ..cpu.target import caches
 from ..engines import Launch
 from ..geometry import ConvGeometry, Pair
 from ..kernels import winograd
@@ -52,6 +53,8 @@ def fprop_launch(
         "PIXEL_Y": geometry.K,
         "POOL_H": window[0],
         "POOL_W": window[1],
+        # Others of a network push so much out of the last cache.
+        "ONCE": kind_of(target) == "cpu" and filters(geometry, config.OUT) * max(dtype.itemsize, 4) > caches().last / 4,
         "OUT": config.OUT,
         "TAPS": phases(geometry)[1],
         "BM": config.BM,
@@ -124,7 +127,7 @@ def _bind(
     room = math.prod(launch.grid) * points(OUT, taps) * (BM * (depth + BN) + 2 * GAP)
     bias = None if bias is None else bias.contiguous()
     vectors = norm.vectors
-    filters = _filters(weight, op, problem, OUT, BN, keep_pack)
+    transformed = _filters(weight, op, problem, OUT, BN, keep_pack)
 
     output = problem.N, problem.K, problem.P // window[0], problem.Q // window[1]
 
@@ -132,7 +135,7 @@ def _bind(
         y = empty_nhwc(x, *output)
         residual = None if residual is None else nhwc(residual)
         workspace = scratch("workspace", x, room)
-        run(nhwc(x), filters(), bias, y, *vectors, residual, moments, taps, workspace)
+        run(nhwc(x), transformed(), bias, y, *vectors, residual, moments, taps, workspace)
         return y
 
     return launch, fprop
