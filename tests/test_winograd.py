@@ -85,6 +85,16 @@ def test_every_size_padding_and_dilation(case, OUT, device):
     assert close(dx, torch.nn.grad.conv2d_input(x.shape, weight, dy, **case.options))
 
 
+@pytest.mark.parametrize("case", (CASES[0], CASES[3], FOURS[0]), ids=str)
+def test_filters_that_come_from_memory(case, device, monkeypatch):
+    """They are asked for while others are multiplied, here in one pass over the rows of the tiles, or in several."""
+    monkeypatch.setattr(launch.winograd, "caches", lambda: Caches(first=0, second=0, last=0))
+    x, weight, bias = operands(case, torch.float64, device)
+    for BM in (16, 64):
+        y = fprop(x, weight, bias, case.geometry, config=replace(small(4), BM=BM))
+        assert close(y, conv(x, weight, bias, case))
+
+
 @pytest.mark.parametrize("OUT", OUTS)
 @pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
 @pytest.mark.parametrize("case", CASES + FOURS, ids=str)

@@ -102,12 +102,16 @@ def product_loop(lines: list[str], multiply: str) -> list[str]:
     return loop[places(loop)[0] : places(loop)[-1] + 1]
 
 
+def requested(start, *dtypes: torch.dtype | None) -> tuple:
+    request = engine.request(start, dtypes)
+    return request.kernel, request.signature, request.constexprs
+
+
 def convolution(dtype: torch.dtype, columns: int, residual: torch.dtype | None = None, K: int = 64) -> tuple:
     geometry = ConvGeometry(1, 64, 56, 56, K, 3, 3, (1, 1), ((1, 1), (1, 1)))
     config = TileConfig(BM=128, BN=columns, BK=64)
     start = launch.conv.fprop_launch("cpu", geometry, dtype, "ieee", "relu", config)
-    request = engine.request(start, (dtype,) * 4 + (None,) * 5 + (residual, None))
-    return request.kernel, request.signature, request.constexprs
+    return requested(start, *(dtype,) * 4, *(None,) * 5, residual, None)
 
 
 def convolution_1d(op: str, columns: int) -> tuple:
@@ -115,11 +119,9 @@ def convolution_1d(op: str, columns: int) -> tuple:
     config = TileConfig(BM=64, BN=columns, BK=32)
     if op == "wgrad":
         start = launch.conv1d.wgrad_launch("cpu", geometry, dtype, "ieee", True, config)
-        request = engine.request(start, (dtype,) * 3)
-    else:
-        start = launch.conv1d.fprop_launch("cpu", geometry, dtype, "ieee", "relu", config)
-        request = engine.request(start, (dtype,) * 4 + (None,) * 7)
-    return request.kernel, request.signature, request.constexprs
+        return requested(start, *(dtype,) * 3)
+    start = launch.conv1d.fprop_launch("cpu", geometry, dtype, "ieee", "relu", config)
+    return requested(start, *(dtype,) * 4, *(None,) * 7)
 
 
 def matrix_product(dtype: str, columns: int) -> tuple:
@@ -341,6 +343,26 @@ def test_a_residual_is_asked_for_before_the_product(processor, instruction):
     )
     assert any(line.startswith(instruction) for line in asks)
     assert not any(line.startswith(instruction) for line in does_not)
+
+
+@pytest.mark.parametrize(("C", "asks"), ((512, True), (64, False)))
+@pytest.mark.parametrize(("processor", "instruction"), (("znver3", "prefetcht1 "), ("neoverse-n1", "prfm pldl2keep,")))
+def test_filters_that_come_from_memory_are_asked_for(processor, instruction, C, asks, monkeypatch):
+    monkeypatch.setattr(launch.winograd, "caches", lambda: target.Caches(32 << 10, 512 << 10, 32 << 20))
+    problem, f32 = ConvGeometry(1, C, 14, 14, C, 3, 3, padding=((1, 1), (1, 1))), torch.float32
+    config = TileConfig(16, 32, C // 2, OUT=4)
+    start = launch.winograd.fprop_launch("cpu", problem, f32, "ieee", None, 2, config)
+    lines = assembly(processor, *requested(start, f32, f32, None, f32, *(None,) * 8, f32), disjoint=True)
+    assert any(line.startswith(instruction) for line in lines) == asks
+
+
+@pytest.mark.parametrize(("processor", "past"), (("znver3", False), ("znver4", True)))
+def test_parts_of_lines_are_written_to_the_caches(processor, past):
+    """Winograd's filters, of which one turn writes a vector for each of 36 points: a line, or a half of one."""
+    problem, f32 = ConvGeometry(1, 64, 14, 14, 64, 3, 3, padding=((1, 1), (1, 1))), torch.float32
+    start = launch.winograd.filter_launch("cpu", "fprop", problem, (576, 9, 3, 1), 4, 32)
+    lines = assembly(processor, *requested(start, f32, f32), disjoint=True)
+    assert any(line.startswith("vmovntps") for line in lines) == past
 
 
 def test_what_a_panel_reads_is_read_where_it_is_known_which_rows_it_has():
