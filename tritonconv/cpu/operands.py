@@ -72,8 +72,8 @@ class Operands:
     """The two loads of an interchanged product. Masks on the reduction index alone become the inner loop's bound, if
     both factors have the same: zero times what is not finite would count.
 
-    `any`: a condition (i1) without which the panel has no row to compute. `reduction`: rows of a packed
-    right operand that are read before what lies behind them, 0 if that is not known.
+    `any`: a condition (i1) without which the panel has no row to compute. `reduction`: rows of a packed right operand
+    that are read before what lies behind them, 0 if that is not known.
     """
 
     def __init__(self, product: Product, any: str | None = None, reduction: int = 0):
