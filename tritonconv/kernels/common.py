@@ -23,6 +23,16 @@ def unravel(index, D1, D2):
 
 
 @triton.jit
+def in_groups(number, M_TILES, N_TILES: tl.constexpr, GROUP_M: tl.constexpr):
+    """(tile along M, tile along N) of the program of this number: all tiles along N of GROUP_M tiles along M."""
+    m = number // N_TILES
+    n = number % N_TILES
+    if GROUP_M > 1 and N_TILES > 1:  # else before Triton 3.9 compilers do not see that the only tile along N is tile 0
+        m, n = tl.swizzle2d(m, n, M_TILES, N_TILES, GROUP_M)
+    return m, n
+
+
+@triton.jit
 def advance(i0, i1, i2, step0, step1, step2, D1, D2):
     """The coordinates i of `unravel` moved on by those of a step, with carries in place of divisions."""
     i2 += step2

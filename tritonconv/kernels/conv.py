@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .boxes import box_of_tile, boxed_gemm, tiles_of
-from .common import accumulator, inside, pointwise, product, tap_step, taps_of, unravel
+from .common import accumulator, in_groups, inside, pointwise, product, tap_step, taps_of, unravel
 from .epilogue import finish, store_rows
 
 
@@ -91,10 +91,9 @@ def conv_fprop(
     ACC: tl.constexpr = accumulator(y_ptr.dtype.element_ty)
     K_TILES: tl.constexpr = (K + BN - 1) // BN
     M = N * P * Q
-    pid = tl.program_id(0)
     group = tl.program_id(1).to(tl.int64)
     m_tiles = tiles_of(N, P, Q, BM, BOX_N, BOX_H, BOX_W)
-    tile_m, tile_n = tl.swizzle2d(pid // K_TILES, pid % K_TILES, m_tiles, K_TILES, GROUP_M)
+    tile_m, tile_n = in_groups(tl.program_id(0), m_tiles, K_TILES, GROUP_M)
     panel = group * K_TILES + tile_n
 
     if BOX_N:
@@ -170,7 +169,7 @@ def conv_dgrad(
     w0 = tl.program_id(0) % STRIDE_W
     # Of the largest class.
     m_tiles = tiles_of(N, tl.cdiv(H, STRIDE_H), tl.cdiv(W, STRIDE_W), BM, BOX_N, BOX_H, BOX_W)
-    tile_m, tile_n = tl.swizzle2d(pid // C_TILES, pid % C_TILES, m_tiles, C_TILES, GROUP_M)
+    tile_m, tile_n = in_groups(pid, m_tiles, C_TILES, GROUP_M)
     panel = group * C_TILES + tile_n
 
     if BOX_N:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .activations import activate
-from .common import accumulator, unravel
+from .common import accumulator, in_groups, unravel
 from .conv import implicit_gemm
 from .epilogue import normed, store_rows
 from .windows import tile_of
@@ -17,8 +17,7 @@ from .windows import tile_of
 def tile_of_windows(N, P, Q, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr):
     """The windows m [BM] and channels k [BN] of this program's tile, its group, and which of its tiles of K it is."""
     K_TILES: tl.constexpr = (K + BN - 1) // BN
-    pid = tl.program_id(0)
-    tile_m, tile_n = tl.swizzle2d(pid // K_TILES, pid % K_TILES, tl.cdiv(N * P * Q, BM), K_TILES, GROUP_M)
+    tile_m, tile_n = in_groups(tl.program_id(0), tl.cdiv(N * P * Q, BM), K_TILES, GROUP_M)
     return tile_m * BM + tl.arange(0, BM), tile_n * BN + tl.arange(0, BN), tl.program_id(1).to(tl.int64), tile_n
 
 
