@@ -211,7 +211,7 @@ def test_filters(OUT, R, op, memory_format, device):
     problem = configs.winograd.as_fprop(op, geometry)
     for keep in (False, True):
         got = launch.winograd._filters(weight, op, problem, OUT, 4, keep)().flatten()
-        got = got[: panels * points * (size + 16)].view(panels, points, -1)
+        got = got[: panels * points * (size + launch.winograd.GAP)].view(panels, points, -1)
         assert close(got[..., :size], want)
 
 

@@ -160,13 +160,13 @@ def wgrad_cycles(tile: TileConfig, geometry: ConvGeometry, itemsize: int) -> flo
     """As `cpu_cycles`, of the gradient of a weight."""
     programs, size = MACHINES["cpu"].programs, max(itemsize, 4)
     (phase, taps), count = phases(geometry), tiles(geometry, tile.OUT)
-    products, summed = points(tile.OUT, taps), phase**2 * geometry.C
+    products = points(tile.OUT, taps)
     panels = cdiv(geometry.K, tile.BM), phase**2 * cdiv(geometry.C, tile.BN)
     channels = panels[0] * tile.BM + panels[1] * tile.BN
     count = cdiv(count, 2 * tile.BK) * 2 * tile.BK  # as the launches take them
     gather = count * (sum(panels) * _PIXELS + channels * _TRANSFORM * products / 36 * size / 32)
     rows, vectors, across = cut(tile, size)
     product = cdiv(tile.BM, rows) * across * (TILE_STARTS + count * step(rows, vectors, host().vector_bytes))
-    sums = products * summed * geometry.K * size
+    sums = filters(geometry, tile.OUT) * size
     memory = 2 * sums / _MEMORY_RATE if sums > caches().second else 0
     return (gather + memory) / programs + cdiv(products * panels[0] * panels[1], programs) * product
