@@ -38,8 +38,9 @@ def drift(old: Mapping, new: Mapping) -> float:
     factors = [
         row.figures[peer][1] / old[key].figures[peer][1]
         for key, row in new.items()
-        for peer in row.figures.keys() & (old[key].figures.keys() if key in old else set())
-        if peer != OURS and row.unit in TIMES and old[key].figures[peer][1]
+        if key in old and row.unit in TIMES
+        for peer in row.peers
+        if peer in old[key].figures and old[key].figures[peer][1]
     ]
     return geometric_mean(factors) or 1.0
 

@@ -20,7 +20,7 @@ from tritonconv.timing import turns
 
 from .measure import DEVICE, about, provenance, reason, save, stem
 
-OURS = "ours"
+OURS, PLAIN = "ours", "ours, plain"  # with all that makes it faster; and by `patch(model)` alone
 WIDTH = 130  # of what is printed, wherever that is
 SETTLE = 0.5  # seconds at most until a peer's threads sleep
 LEAST = 0.02  # seconds of a peer's turn, once to warm up and once to be timed
@@ -31,7 +31,7 @@ Figure = tuple[float, float, float]  # lower quartile, median, upper quartile
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of ours and its peers for one thing, in `unit`; less is better.
+    """Figures of ours and its peers for one thing, in `unit`; less is better. PLAIN is no peer of OURS.
 
     group, name: tell it from the other rows of its benchmark.
     left_out: the other peers, and why. facts: what else is known of it.
@@ -47,17 +47,21 @@ class Row:
     @property
     def best(self) -> str | None:
         """The best other peer."""
-        return min((peer for peer in self.figures if peer != OURS), key=lambda p: self.figures[p][1], default=None)
+        return min(self.peers, key=lambda peer: self.figures[peer][1], default=None)
+
+    @property
+    def peers(self) -> list[str]:
+        return [peer for peer in self.figures if peer not in (OURS, PLAIN)]
 
     @property
     def ratio(self) -> float | None:
         """The best other peer's median over ours: above 1 ours is better."""
-        return self.over(self.figures)
+        return self.over(self.peers)
 
-    def over(self, peers: Iterable[str]) -> float | None:
+    def over(self, peers: Iterable[str], ours: str = OURS) -> float | None:
         """The best median of these peers over ours."""
-        medians = [self.figures[peer][1] for peer in peers if peer in self.figures and peer != OURS]
-        return min(medians) / self.figures[OURS][1] if OURS in self.figures and medians else None
+        medians = [self.figures[peer][1] for peer in peers if peer in self.peers]
+        return min(medians) / self.figures[ours][1] if ours in self.figures and medians else None
 
     @property
     def slower(self) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import tritonconv
 
+from .comparison import OURS, PLAIN
 from .measure import DEVICE
 
 Run = Callable[[], Tensor]
@@ -37,6 +38,12 @@ def ours(model: nn.Module, x: Tensor, directory: Path) -> Run:
     model, x = channels_last(model, x)
     run = patched(model, x)
     return lambda: run(x)
+
+
+def plain(model: nn.Module, x: Tensor, directory: Path) -> Run:
+    """Patched in one line and called as before: in NCHW memory, and kernels everywhere."""
+    model = tritonconv.patch(copy.deepcopy(model))
+    return lambda: model(x)
 
 
 def eager(model: nn.Module, x: Tensor, directory: Path) -> Run:
@@ -111,7 +118,8 @@ ON_CPUS: dict[str, Make] = {
     "OpenVINO": openvino,
 }
 PEERS: dict[str, Make] = {
-    "ours": ours,
+    OURS: ours,
+    PLAIN: plain,
     "torch NCHW": eager,
     "torch channels_last": eager_channels_last,
     "torch.compile": compiled,

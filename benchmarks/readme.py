@@ -16,16 +16,16 @@ _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTAL
 
 MORE = {
     "loading": lambda: kernel_loading(load(RESULTS / "startup.json")),
-    "minutes": lambda: minutes(map(load, sorted(RESULTS.glob("*.json")))).markdown(),
+    "minutes": lambda: minutes({path.stem: load(path) for path in RESULTS.glob("*.json")}).markdown(),
 }
 
 
 def figures(name: str) -> str:
-    """The tables of a benchmark, and where they come from; or what `MORE` has. Raises KeyError for another name."""
+    """The tables of a stored result, and where it comes from; or what `MORE` has. KeyError: it has no tables."""
     if name in MORE:
         return MORE[name]()
     stored = load(RESULTS / f"{name}.json")
-    tables = "\n\n".join(table.markdown() for table in TABLES[name](stored))
+    tables = "\n\n".join(table.markdown() for table in TABLES[stored["benchmark"]](stored))
     return f"{tables}\n\n<sub>{about(stored)}</sub>"
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.quality import percentile
 
-from .comparison import OURS, Row, geometric_mean, rows_of
+from .comparison import OURS, PLAIN, Row, geometric_mean, rows_of
 from .kernels import share
 from .measure import markdown
 
@@ -72,14 +72,16 @@ def speedups(stored: dict) -> list[Table]:
     tables = []
     for group, rows in _grouped(stored).items():
         bars = {label: peers for label, peers in BARS.items() if any(row.over(peers) for row in rows)}
+        ours = {"the best of them": OURS} | ({"plain": PLAIN} if any(PLAIN in row.figures for row in rows) else {})
         lines = []
         for row in rows:
             timed = (number(row.figures[OURS][1]), f"{row.spread:.0%}") if OURS in row.figures else ("left out", "")
-            head = row.name, *timed
-            lines.append((*head, *(ratio(row.over(peers)) for peers in bars.values()), ratio(row.ratio)))
+            best = (ratio(row.over(row.peers, each)) for each in ours.values())
+            lines.append((row.name, *timed, *(ratio(row.over(peers)) for peers in bars.values()), *best))
         means = (ratio(geometric_mean(row.over(peers) for row in rows)) for peers in bars.values())
-        lines.append((MEAN, "", "", *means, ratio(geometric_mean(row.ratio for row in rows))))
-        headings = group, "ours, ms", "spread", *bars, "the best of them"
+        best = (ratio(geometric_mean(row.over(row.peers, each) for row in rows)) for each in ours.values())
+        lines.append((MEAN, "", "", *means, *best))
+        headings = group, "ours, ms", "spread", *bars, *ours
         tables.append(Table("", headings, tuple(lines), _slower(rows)))
     return tables
 
@@ -157,11 +159,11 @@ def kernel_loading(stored: dict) -> str:
     )
 
 
-def minutes(stored: Iterable[dict]) -> Table:
-    """What each benchmark took, and when."""
+def minutes(stored: Mapping[str, dict]) -> Table:
+    """What each benchmark took, and when, by the name that it is stored under."""
     lines = [
-        (f"`{one['benchmark']}`", number(one["seconds"] / 60), one["commit"], one["date"][:10])
-        for one in sorted(stored, key=lambda one: one["benchmark"])
+        (f"`{name}`", number(one["seconds"] / 60), one["commit"], one["date"][:10])
+        for name, one in sorted(stored.items())
     ]
     return Table("", ("as stored", "minutes", "commit", "date"), tuple(lines))
 

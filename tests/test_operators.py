@@ -1,4 +1,4 @@
-"""The cells of docs/operators.md, on every engine, and gradients in batches."""
+"""The cells of docs/operators.md, and gradients in batches."""
 
 from dataclasses import replace
 
@@ -10,10 +10,13 @@ from benchmarks.compiled import compiled
 from tritonconv import launch
 from tritonconv.geometry import ConvGeometry
 
+# Of the interpreter, which is slow: float32 and float16 are what float64 is to it.
+CELLS = [c for c in operators.cells() if c.engine.name != "interpreter" or c.dtype in (torch.bfloat16, torch.float64)]
+
 
 @pytest.mark.parametrize("operator", operators.OPERATORS, ids=lambda operator: operator.name)
 def test_an_operator_in_every_dtype_and_order_of_derivative(operator):
-    for cell in operators.cells():
+    for cell in CELLS:
         if cell.operator is operator:
             operators.run(cell)
 

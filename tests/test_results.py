@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import ceilings, compare, measure, pictures, readme, report
-from benchmarks.comparison import OURS, Row, figure, geometric_mean, rows_of
+from benchmarks.comparison import OURS, PLAIN, Row, figure, geometric_mean, rows_of
 from benchmarks.kernels import COLUMNS
 from benchmarks.tables import TABLES
 
@@ -67,6 +67,14 @@ def test_documents_have_the_figures_of_a_gpu_group_by_group(results, monkeypatch
     assert text.count("| slow | 20 | 0% | 0.50 | 0.50 |") == 4 == text.count("| geometric mean |  |  | 1.00 | 1.00 |")
 
 
+def test_a_plain_patch_has_a_column_of_its_own(results):
+    figures = {OURS: (5,) * 3, PLAIN: (20,) * 3, "torch NCHW": (10,) * 3}
+    (results / "networks.json").write_text(json.dumps(stored(Row("batch 1", "net", "ms", figures))))
+    text = readme.rendered("<!-- figures: networks -->\n<!-- end -->")
+    assert "| batch 1 | ours, ms | spread | torch | the best of them | plain |" in text
+    assert "| net | 5 | 0% | 2.00 | 2.00 | 0.50 |" in text and "| geometric mean |  |  | 2.00 | 2.00 | 0.50 |" in text
+
+
 def test_documents_tell_what_each_benchmark_took(results):
     text = readme.rendered("<!-- figures: minutes -->\n<!-- end -->")
     assert [line.split(" | ")[0] for line in text.splitlines()[3:-1]] == ["| `kernels`", "| `networks`", "| `scaling`"]
@@ -94,6 +102,8 @@ def test_what_is_stored_has_its_origin(tmp_path):
 def test_ratios_are_to_the_best_peer():
     one = Row("", "", "ms", {OURS: (1, 2, 3), "a": (3, 8, 9), "b": (4, 4, 4)})
     assert one.best == "b" and one.ratio == 2 and one.over(["a"]) == 4 and one.spread == 1 and not one.slower
+    plain = Row("", "", "ms", {OURS: (4, 4, 4), PLAIN: (2, 2, 2), "a": (8, 8, 8)})
+    assert plain.best == "a" and plain.ratio == 2 and plain.over(plain.peers, PLAIN) == 4
     assert Row("", "", "ms", {"a": (1, 1, 1)}).ratio is None and Row("", "", "ms", {OURS: (1, 1, 1)}).ratio is None
     assert geometric_mean([2, None, 8]) == pytest.approx(4) and geometric_mean([None]) is None
     assert figure([3]) == (3, 3, 3) and figure([1, 2, 3, 4, 5]) == (2, 3, 4)
