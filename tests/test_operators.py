@@ -10,14 +10,13 @@ from benchmarks.compiled import compiled
 from tritonconv import launch
 from tritonconv.geometry import ConvGeometry
 
-# Of the interpreter, which is slow: float32 and float16 are what float64 is to it.
-CELLS = [c for c in operators.cells() if c.engine.name != "interpreter" or c.dtype in (torch.bfloat16, torch.float64)]
-
 
 @pytest.mark.parametrize("operator", operators.OPERATORS, ids=lambda operator: operator.name)
-def test_an_operator_in_every_dtype_and_order_of_derivative(operator):
-    for cell in CELLS:
-        if cell.operator is operator:
+def test_an_operator_in_every_order_of_derivative(operator):
+    """In float64, where a slip shows most, and in another dtype, which is the next operator's next one."""
+    dtypes = torch.float64, operators.DTYPES[operators.OPERATORS.index(operator) % 3]
+    for cell in operators.cells():
+        if cell.operator is operator and cell.dtype in dtypes:
             operators.run(cell)
 
 

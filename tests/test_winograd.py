@@ -43,6 +43,7 @@ FOURS = (
 )
 LEAST = 16 if "triton" in engines.available() else 2  # of a product on a GPU
 OUTS = 4, 2  # outputs of a tile along an axis
+TILED = [*((case, 4) for case in CASES + FOURS), *((case, 2) for case in (CASES[0], CASES[5], FOURS[0], FOURS[-1]))]
 FILTERS = (4, 3), (2, 3), (2, 5), (4, 2), (2, 2)  # and taps
 PHASES = {2: 2}  # along an axis, of a window whose phases have so many taps; of other windows one
 
@@ -73,9 +74,7 @@ def fprop(x, *problem, residual=None, **options):
     return launch.winograd.bind_fprop(x, *problem, **options)(x, residual)
 
 
-@pytest.mark.parametrize(
-    ("case", "OUT"), [*itertools.product(CASES + FOURS, OUTS), *((case, 2) for case in FIVES)], ids=str
-)
+@pytest.mark.parametrize(("case", "OUT"), [*TILED, *((case, 2) for case in FIVES)], ids=str)
 def test_every_size_padding_and_dilation(case, OUT, device):
     x, weight, bias = operands(case, torch.float64, device)
     y = fprop(x, weight, bias, case.geometry, config=small(OUT))
@@ -98,7 +97,7 @@ def test_filters_that_come_from_memory(case, device, monkeypatch):
 @pytest.mark.parametrize(
     ("case", "OUT", "memory_format"),
     [
-        *itertools.product(CASES + FOURS, OUTS, (torch.channels_last,)),
+        *((*tiled, torch.channels_last) for tiled in TILED),
         *itertools.product((CASES[0], FOURS[0]), OUTS, (torch.contiguous_format,)),
     ],
     ids=str,
