@@ -27,8 +27,8 @@ def device(request):
 
 @pytest.fixture(params=[name for name in engines.available() if name != "interpreter"])
 def fast_device(request):
-    """As `device`, without the interpreter: for derivatives by differences, which call kernels hundreds of times. That
-    the interpreter computes the same derivatives is seen in `test_operators`."""
+    """As `device`, without the interpreter: for derivatives by differences, which call kernels hundreds of times, and
+    for rounding, which is numpy's there. That the interpreter computes the same derivatives `test_operators` sees."""
     with engines.use(request.param):
         yield torch.device("cuda" if request.param == "triton" else "cpu")
 

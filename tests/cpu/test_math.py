@@ -143,7 +143,9 @@ def test_exact(name, dtype):
     x = arguments(DTYPES[dtype])
     out = torch.empty_like(x)
     unary[(1,)](x, out, EXACT[name], N)
-    assert_close(out, torch.from_numpy(getattr(numpy, name.replace("round", "rint"))(x.numpy())))
+    with numpy.errstate(invalid="ignore"):
+        want = getattr(numpy, name.replace("round", "rint"))(x.numpy())
+    assert_close(out, torch.from_numpy(want))
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
