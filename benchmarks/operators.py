@@ -1,6 +1,6 @@
 """Every operator × engine × dtype: forward, backward and double backward against torch in float64; and × GPU: compiled.
 
-`python -m benchmarks operators` runs them all and writes docs/operators.md; the tests run most of the same cells.
+`python -m benchmarks operators` runs them all and writes docs/operators.md; the tests run half of the cells.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     DOCUMENT.write_text(
         "# Operators\n\n"
         "f: forward, b: backward, d: double backward agree with torch in float64 to a few roundings of the dtype;\n"
-        "–: they do not. Written by `python -m benchmarks operators`; the tests run most of these cells.\n\n"
+        "–: they do not. Written by `python -m benchmarks operators`; the tests run half of these cells.\n\n"
         f"{_table(here)}\n\n"
         "## GPUs\n\n"
         "f, b, d: all that forward, backward or double backward launches there compiles for it, with Triton's own\n"

@@ -35,7 +35,7 @@ SECTIONS = (
         "networks",
         "Inference of whole networks",
         "The model is patched in one line. Each figure is their median time ÷ ours: above 1 ours is faster. torch is "
-        "the better of NCHW and channels_last, torch.compile the better of plain and frozen.",
+        "the better of NCHW and channels_last, torch.compile the better of unfrozen and frozen.",
         ("speedup",),
     ),
     Section(
@@ -79,7 +79,7 @@ def headlines() -> Iterator[tuple[str, str]]:
             members = [row for row in rows if row.group == group]
             for against, peers in {
                 "eager torch": ("torch NCHW", "torch channels_last"),
-                "the best peer of each network": tuple(dict.fromkeys(peer for row in members for peer in row.figures)),
+                "the best peer of each network": tuple(dict.fromkeys(peer for row in members for peer in row.peers)),
             }.items():
                 if mean := geometric_mean(row.over(peers) for row in members):
                     faster = sum((row.over(peers) or 0) >= 1 for row in members)

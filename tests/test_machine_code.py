@@ -94,7 +94,9 @@ ALTERNATIVES = [
     for config in configs.space(op, GEOMETRIES["3x3"], dtype, target)[1:]
 ]
 
-# Of kernels in which next to nothing depends on both; `python -m benchmarks compile` compiles the others, too.
+# Of kernels with matrix products: all that halves become; and float, with matrix instructions and without.
+PRODUCTS = *((target, f16) for target in TARGETS), ("sm_90", f32), ("gfx942", f32)
+# Of kernels without, in which little depends on both.
 ONE_DTYPE_EACH = tuple(zip(TARGETS, (f32, f16, f32, f16), strict=True))
 
 
@@ -203,7 +205,7 @@ def test_group_norm_fits_the_target(planar, target):
         check(compile_launch(made, dtypes, target), target)
 
 
-@pytest.mark.parametrize(("target", "dtype"), ONE_DTYPE_EACH, ids=str)
+@pytest.mark.parametrize(("target", "dtype"), PRODUCTS, ids=str)
 def test_a_convolution_that_pools_fits_the_target_and_has_the_same_loop(dtype, target):
     geometry, window, taps = GEOMETRIES["3x3"], (2, 2), torch.uint8
     problem = geometry.firsts(window), dtype, "ieee", "relu"
@@ -221,7 +223,7 @@ def test_a_convolution_that_pools_fits_the_target_and_has_the_same_loop(dtype, t
     check(compile_launch(way_back, (dtype, taps, dtype), target), target)
 
 
-@pytest.mark.parametrize(("target", "dtype"), ONE_DTYPE_EACH, ids=str)
+@pytest.mark.parametrize(("target", "dtype"), PRODUCTS, ids=str)
 def test_an_epilogue_leaves_the_convolutions_loop_as_it_is(dtype, target):
     problem = target, GEOMETRIES["3x3"], dtype, "ieee"
     plain = compile_launch(launch.conv.fprop_launch(*problem, None), (dtype,) * 2 + (None, dtype) + (None,) * 7, target)
@@ -253,7 +255,7 @@ def test_depthwise_kernels_fit_the_target_and_read_wide(dtype, target):
         assert matching(code.code, r"LDG.*\.(64|128)|(buffer|global)_load_(dwordx[24]|b64|b128)")
 
 
-@pytest.mark.parametrize(("target", "dtype"), ONE_DTYPE_EACH, ids=str)
+@pytest.mark.parametrize(("target", "dtype"), PRODUCTS, ids=str)
 def test_winograds_algorithm_fits_the_target(dtype, target):
     """Where the library does not choose it yet."""
     geometry = GEOMETRIES["first 3x3"]
@@ -282,7 +284,7 @@ def test_winograds_algorithm_fits_the_target(dtype, target):
             check(compile_launch(made, dtypes, target), target)
 
 
-@pytest.mark.parametrize(("target", "dtype"), ONE_DTYPE_EACH, ids=str)
+@pytest.mark.parametrize(("target", "dtype"), PRODUCTS, ids=str)
 @pytest.mark.parametrize("stride", (1, 4))
 def test_1d_convolution_fits_the_target(stride, dtype, target):
     problem = target, RowGeometry(32, 512, 1, 1024, 512, 1, 3, (1, stride), dilation=(1, 2)), dtype, "ieee"
